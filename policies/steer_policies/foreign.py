@@ -1,0 +1,53 @@
+"""Reading JSON that somebody else wrote: every function is total and its result bounded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+
+MAX_LABEL: Final = 256
+"""Longest name (a model's, say) taken from foreign input, in characters."""
+
+_MAX_COUNT: Final = 2**53
+_CODE: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
+_NOTHING: Final[Mapping[str, Any]] = {}
+
+
+def load(data: bytes) -> Any:
+    """The JSON value, or None when there is none."""
+    try:
+        return orjson.loads(data)
+    except ValueError:
+        return None
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else _NOTHING
+
+
+def items(value: Any) -> list[Any]:
+    """The value if it is a JSON array, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def label(value: Any) -> str | None:
+    """A short printable name, else None."""
+    if isinstance(value, str) and 0 < len(value) <= MAX_LABEL and value.isprintable():
+        return value
+    return None
+
+
+def code(value: Any) -> str | None:
+    """A machine-readable reason of at most 64 safe characters, else None."""
+    return value if isinstance(value, str) and _CODE.fullmatch(value) else None
+
+
+def count(value: Any) -> int | None:
+    """A whole number from 0 to 2^53, else None."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT:
+        return value
+    return None

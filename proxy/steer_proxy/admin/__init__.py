@@ -1,0 +1,1 @@
+"""The admin plane: never on the data port."""

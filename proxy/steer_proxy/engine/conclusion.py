@@ -1,0 +1,159 @@
+"""How a call's exchange ends: with a committed answer, the best failing one, or our own word."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+from steer_policies.config import UpstreamPolicy
+from steer_policies.outcome import Failure
+from steer_policies.plan import Candidate
+
+from steer_proxy.engine.attempt import Answer, AttemptRecord, Problem
+from steer_proxy.engine.hold import Hold
+
+A = TypeVar("A", bound=Answer)
+
+
+@dataclass(slots=True)
+class Settled(Generic[A]):
+    """How a call's exchange ended.
+
+    With a committed answer `hold` is set. With a failing one, `answer` is the best there was, to be
+    passed on untouched but for `retry_after` (seconds, when known) and `sdk_retry` (what
+    `x-should-retry` should say; None leaves the SDK to its own rules). With none, `problem` says
+    what to tell. `remaining` are the candidates not yet asked, for a stream that breaks later.
+    """
+
+    attempts: list[AttemptRecord]
+    answer: A | None = None
+    candidate: Candidate | None = None
+    hold: Hold | None = None
+    problem: Problem | None = None
+    remaining: tuple[Candidate, ...] = ()
+    retry_after: float | None = None
+    sdk_retry: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A candidate that was not asked: for how many seconds it will not be, and why."""
+
+    upstream: str
+    seconds: float
+    why: str
+
+
+#: Failures that are the provider's word on the caller's own request: nothing else fits it better.
+_ABOUT_THE_REQUEST: Final = frozenset(
+    {Failure.REJECTED, Failure.CONTEXT_LENGTH, Failure.CONTENT_POLICY}
+)
+#: Failures that speak of a credential.
+_ABOUT_THE_CREDENTIAL: Final = frozenset({Failure.CREDENTIAL, Failure.QUOTA})
+#: Failures after which the SDK's own rules are right: it does not retry these statuses.
+_NOT_RETRIED_BY_SDKS: Final = _ABOUT_THE_REQUEST | {Failure.CREDENTIAL}
+
+
+def _rank(failure: Failure | None, policy: UpstreamPolicy, index: int) -> int:
+    """How fit a failing answer is to be shown to the caller; 0 means never."""
+    if failure in _ABOUT_THE_REQUEST:
+        return 4
+    if index == 0:
+        return 3
+    if failure in _ABOUT_THE_CREDENTIAL and policy.own_credential:
+        # The caller neither knows nor can mend the credential of another candidate.
+        return 0 if failure is Failure.CREDENTIAL else 1
+    return 2
+
+
+@dataclass(slots=True)
+class Best(Generic[A]):
+    """The best failing answer so far, and what the last decision said about trying again."""
+
+    answer: A | None = None
+    candidate: Candidate | None = None
+    retry_at: float | None = None
+    uncertain: bool = False
+    _rank: int = field(default=0)
+
+    async def offer(
+        self, answer: A, candidate: Candidate, policy: UpstreamPolicy, index: int, now: float
+    ) -> None:
+        """Keep an answer if it is at least as good as the one held; discard the other."""
+        verdict = answer.verdict
+        rank = 0 if answer.status is None else _rank(verdict.failure, policy, index)
+        if rank == 0 or rank < self._rank:
+            await answer.discard()
+            return
+        await self.discard()
+        self.answer, self.candidate, self._rank = answer, candidate, rank
+        self.retry_at = None if verdict.hint is None else now + verdict.hint.seconds
+
+    async def discard(self) -> None:
+        """Let go of the answer held, if any."""
+        answer, self.answer = self.answer, None
+        if answer is not None:
+            await answer.discard()
+
+
+def conclude(
+    best: Best[A],
+    records: list[AttemptRecord],
+    refusals: Sequence[Refusal],
+    now: float,
+) -> Settled[A]:
+    """The end of an exchange in which no attempt succeeded."""
+    if best.answer is not None:
+        failure = best.answer.verdict.failure
+        return Settled(
+            records,
+            answer=best.answer,
+            candidate=best.candidate,
+            retry_after=None if best.retry_at is None else max(0.0, best.retry_at - now),
+            sdk_retry=None if failure in _NOT_RETRIED_BY_SDKS else False,
+        )
+    return Settled(records, problem=_problem(best.uncertain, records, refusals))
+
+
+def _problem(
+    uncertain: bool, records: Sequence[AttemptRecord], refusals: Sequence[Refusal]
+) -> Problem:
+    if not records:
+        waits = [refusal.seconds for refusal in refusals if refusal.seconds > 0]
+        told = "; ".join(f"{refusal.upstream}: {refusal.why}" for refusal in refusals)
+        return Problem(
+            503,
+            "steer_unavailable",
+            f"No upstream can take this call now ({told or 'none is configured'}).",
+            retry_after=min(waits, default=None),
+        )
+    last = records[-1]
+    tale = "; ".join(
+        f"attempt {record.number} at {record.upstream}: {_words(record)}" for record in records
+    )
+    if uncertain:
+        return Problem(
+            504,
+            "steer_outcome_uncertain",
+            f"The call may have been executed and is not repeated ({tale}).",
+            sdk_retry=False,
+        )
+    failure = last.verdict.failure
+    if failure is Failure.DEADLINE:
+        return Problem(504, "steer_deadline", f"The call's time is up ({tale}).", sdk_retry=False)
+    if failure in (Failure.FIRST_BYTE_TIMEOUT, Failure.FIRST_TOKEN_TIMEOUT, Failure.IDLE_TIMEOUT):
+        return Problem(504, "steer_upstream_timeout", f"No answer in time ({tale}).", sdk_retry=False)
+    code = "steer_upstream_unreachable" if failure is Failure.CONNECT else "steer_upstream_broken"
+    return Problem(502, code, f"No upstream answered ({tale}).", sdk_retry=False)
+
+
+def _words(record: AttemptRecord) -> str:
+    failure = str(record.verdict.failure or "ok").replace("_", " ")
+    return failure if record.status is None else f"{failure} ({record.status})"
+
+
+def whole_seconds(seconds: float) -> int:
+    """Seconds rounded up, as `Retry-After` wants them: never earlier than asked."""
+    return math.ceil(max(0.0, seconds))

@@ -1,0 +1,392 @@
+"""All attempts of one call: the loop over candidates, and over attempts at each of them.
+
+For one candidate the loop is aiohttp-retry's, driven by the decisions of `steer_policies.retry`;
+what it calls is a session-like object whose `request` is one whole attempt. Its callback waits out
+the delay itself, because only here is it known what the delay is for and how much is left; the
+library is told to sleep zero seconds and to allow one attempt more than we do, so that it asks us
+about every one of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Generic, TypeVar
+
+from aiohttp_retry import RetryClient, RetryOptionsBase
+from steer_policies.breaker import Rejected
+from steer_policies.config import RetryPolicy, UpstreamPolicy, WhenAllOpen
+from steer_policies.outcome import TRAITS, Elsewhere, Failure, Verdict, failed
+from steer_policies.plan import Candidate, Plan
+from steer_policies.retry import Decision, GiveUp, Hop, RetryIn, Standing, WaitSource, decide
+from steer_policies.throttle import Wait
+
+from steer_proxy.engine.attempt import Answer, AttemptRecord, Sender, Terms
+from steer_proxy.engine.clock import Clock
+from steer_proxy.engine.conclusion import Best, Refusal, Settled, conclude
+from steer_proxy.engine.hold import Hold
+from steer_proxy.engine.registry import Registry, UpstreamState
+from steer_proxy.engine.slots import QueueFull, QueueTimeout
+
+LOGGER: Final = logging.getLogger("steer.exchange")
+
+#: An attempt with less time than this left is not worth its bytes, in seconds.
+LEAST_TIME: Final = 0.05
+
+#: aiohttp-retry asks which methods may be retried; ours are all this one: the policy decides.
+_METHOD: Final = "CALL"
+
+A = TypeVar("A", bound=Answer)
+
+
+@dataclass(slots=True)
+class _Course:
+    """How far a call has come with one candidate."""
+
+    index: int
+    candidate: Candidate
+    policy: UpstreamPolicy
+    state: UpstreamState
+    credential: int
+    attempts: int = 0
+    available_at: float = 0.0
+
+
+@dataclass(slots=True)
+class _Tried(Generic[A]):
+    """One turn at a candidate, in the shape aiohttp-retry expects of a response.
+
+    `answer` None means that no attempt was made: the breaker or the gate refused for
+    `refused_for` seconds, or no slot was free.
+    """
+
+    verdict: Verdict | None
+    answer: A | None = None
+    hold: Hold | None = None
+    refused_for: float | None = None
+    why: str = ""
+    method: str = _METHOD
+    status: int = 0
+    closed: bool = True
+
+
+class _Decisions(RetryOptionsBase):
+    """Hands every result to the exchange, the last one included, and adds no delay of its own."""
+
+    def __init__(self, attempts: int, callback: Any) -> None:
+        super().__init__(
+            attempts=attempts + 1,
+            statuses=(),
+            exceptions=(),
+            methods=(_METHOD,),
+            retry_all_server_errors=False,
+            evaluate_response_callback=callback,
+        )
+
+    def get_timeout(self, attempt: int, response: Any = None) -> float:
+        """Seconds to sleep: none, the callback has already waited."""
+        return 0.0
+
+
+class _Session(Generic[A]):
+    """What aiohttp-retry takes for a client session: `request` is one whole attempt."""
+
+    def __init__(self, exchange: Exchange[A], course: _Course) -> None:
+        self._exchange = exchange
+        self._course = course
+        self.waited = 0.0
+        self.source = WaitSource.NONE
+
+    async def request(self, _method: str, _url: str, **_ignored: Any) -> _Tried[A]:
+        return await self._exchange.attempt(self._course, self)
+
+
+class Exchange(Generic[A]):
+    """Runs one call's attempts to their end. Use once."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        terms: Terms,
+        policy: RetryPolicy,
+        *,
+        upstreams: Mapping[str, UpstreamPolicy],
+        credentials: Mapping[str, int],
+        registry: Registry,
+        clock: Clock,
+        sender: Sender[A],
+    ) -> None:
+        self._terms = terms
+        self._policy = policy
+        self._clock = clock
+        self._sender = sender
+        self._waited = 0.0
+        self._forced = False
+        self._best: Best[A] = Best()
+        self._refusals: list[Refusal] = []
+        self._settled: Settled[A] | None = None
+        self._deferred: list[_Course] = []
+        self.records: list[AttemptRecord] = []
+        self._pending = deque(
+            _Course(
+                index,
+                candidate,
+                upstreams[candidate.upstream],
+                registry.state(upstreams[candidate.upstream]),
+                credentials.get(candidate.upstream, 0),
+            )
+            for index, candidate in enumerate(plan.candidates)
+        )
+
+    async def run(self) -> Settled[A]:
+        """Try until an answer is committed, or until nothing more can be tried.
+
+        Cancellation gives back every slot and permit and discards what answers are held.
+        """
+        first = self._pending[0]
+        try:
+            while (course := await self._next()) is not None:
+                await self._follow(course)
+                if self._settled is not None:
+                    await self._best.discard()
+                    return self._settled
+            if self._may_force(first):
+                # Every breaker refused and the policy prefers a try to a refusal.
+                self._forced = True
+                await self._follow(first)
+                if self._settled is not None:
+                    return self._settled
+            return conclude(self._best, self.records, self._refusals, self._clock.now())
+        except BaseException:
+            await self._best.discard()
+            raise
+
+    async def _next(self) -> _Course | None:
+        """The next candidate; when all had their turn, the one that asked for the least patience."""
+        if self._pending:
+            return self._pending.popleft()
+        if not self._deferred or len(self.records) >= self._policy.max_total_attempts:
+            return None
+        course = min(self._deferred, key=lambda deferred: deferred.available_at)
+        self._deferred.remove(course)
+        delay = max(0.0, course.available_at - self._clock.now())
+        if not self._fits(delay):
+            return None
+        await self._wait(delay)
+        return course
+
+    async def _follow(self, course: _Course) -> None:
+        """Try one candidate until an answer is committed, or it is time to look elsewhere."""
+        now = self._clock.now()
+        if (
+            course.policy.own_credential
+            and course.state.credential_marked(now)
+            and (self._others(Elsewhere.ANY, course) or self.records)
+        ):
+            self._refusals.append(
+                Refusal(course.candidate.upstream, 0.0, "its credential was refused")
+            )
+            return
+        session = _Session(self, course)
+
+        async def done(tried: _Tried[A]) -> bool:
+            return await self._judge(course, session, tried)
+
+        options = _Decisions(self._policy.max_attempts, done)
+        client = RetryClient(
+            client_session=session,  # type: ignore[arg-type]
+            logger=LOGGER,
+            retry_options=options,
+        )
+        await client.request(_METHOD, "")
+
+    async def attempt(self, course: _Course, session: _Session[A]) -> _Tried[A]:
+        """One whole attempt: gate, slot, permits, then the request up to its commit point."""
+        state, model = course.state, course.candidate.model
+        clock = self._clock
+        now = clock.now()
+        if not self._forced and (wait := state.open_for(model, now)) > 0:
+            return _Tried(None, refused_for=wait, why="its circuit is open")
+        gate = state.gate(model, course.credential)
+        while isinstance(admission := gate.admit(now, clock.jitter()), Wait):
+            delay = admission.seconds
+            patient = delay <= self._policy.hop_after or not self._others(Elsewhere.ANY, course)
+            if not patient or not self._fits(delay):
+                course.available_at = now + delay
+                return _Tried(None, refused_for=delay, why="its provider asked for patience")
+            await self._wait(delay)
+            session.waited += delay
+            session.source = WaitSource.GATE
+            now = clock.now()
+        slot = False
+        try:
+            if not (slot := state.slots.try_acquire()):
+                await state.slots.acquire(max(0.0, self._terms.deadline - now - LEAST_TIME))
+                slot = True
+                session.source = WaitSource.QUEUE
+                session.waited += clock.now() - now
+                now = clock.now()
+            permits = None if self._forced else state.acquire(model, now)
+            if isinstance(permits, Rejected):
+                return _Tried(None, refused_for=permits.retry_in, why="its circuit is open")
+            hold = Hold(state, model, permits, now)
+            slot = False
+        except (QueueFull, QueueTimeout) as error:
+            why = "its queue is full" if isinstance(error, QueueFull) else "no slot became free"
+            return _Tried(failed(Failure.QUEUE), refused_for=1.0, why=why)
+        finally:
+            if slot:
+                state.slots.release()
+        try:
+            if course.attempts == 0:
+                state.budget(self._policy).on_call(now)
+            course.attempts += 1
+            number = len(self.records) + 1
+            answer = await self._sender.attempt(course.candidate, number, self._terms.deadline)
+        except BaseException:
+            gate.settle(admission, None, clock.now())
+            hold.release()
+            raise
+        self._learn(course, answer.verdict)
+        throttled = answer.verdict.failure is Failure.THROTTLED
+        gate.settle(admission, throttled, clock.now())
+        self._record(course, session, now, answer)
+        return _Tried(answer.verdict, answer=answer, hold=hold, closed=False)
+
+    def _record(
+        self, course: _Course, session: _Session[A], started: float, answer: A
+    ) -> None:
+        self.records.append(
+            AttemptRecord(
+                number=len(self.records) + 1,
+                upstream=course.candidate.upstream,
+                model=course.candidate.model,
+                started=started,
+                seconds=self._clock.now() - started,
+                waited=session.waited,
+                wait_source=session.source,
+                status=answer.status,
+                verdict=answer.verdict,
+            )
+        )
+        session.waited = 0.0
+        session.source = WaitSource.NONE
+
+    async def _judge(self, course: _Course, session: _Session[A], tried: _Tried[A]) -> bool:
+        """Whether this candidate is done with; waits before it says no."""
+        answer, hold, verdict = tried.answer, tried.hold, tried.verdict
+        if answer is None or hold is None or verdict is None:
+            self._refuse(course, tried)
+            return True
+        now = self._clock.now()
+        if verdict.ok:
+            hold.commit(now)
+            self._settled = Settled(
+                self.records,
+                answer=answer,
+                candidate=course.candidate,
+                hold=hold,
+                remaining=tuple(other.candidate for other in self._pending),
+            )
+            return True
+        failure = verdict.failure or Failure.REJECTED
+        hold.settle(verdict)
+        hold.release()
+        decision = self._decide(course, verdict)
+        await self._best.offer(answer, course.candidate, course.policy, course.index, now)
+        match decision:
+            case RetryIn(delay=delay, source=source):
+                await self._wait(delay)
+                session.waited, session.source = delay, source
+                return False
+            case Hop():
+                self._hop(course, verdict)
+            case GiveUp(uncertain=uncertain):
+                self._best.uncertain = uncertain
+                self._pending.clear()
+                if uncertain or TRAITS[failure].elsewhere is Elsewhere.NEVER:
+                    self._deferred.clear()
+        return True
+
+    def _decide(self, course: _Course, verdict: Verdict) -> Decision:
+        now = self._clock.now()
+        failure = verdict.failure or Failure.REJECTED
+        standing = Standing(
+            attempts_here=course.attempts,
+            attempts_total=len(self.records),
+            waited=self._waited,
+            time_left=self._terms.deadline - now,
+            others=self._others(TRAITS[failure].elsewhere, course),
+            ambiguous=self._terms.ambiguous,
+            unsent_only=self._terms.unsent_only,
+            idempotent_upstream=course.policy.forwards_idempotency_key,
+            retry_allowed=True,
+            jitter=self._clock.jitter(),
+        )
+        decision = decide(self._policy, verdict, standing)
+        if isinstance(decision, RetryIn) and not course.state.budget(self._policy).take(now):
+            decision = decide(self._policy, verdict, replace(standing, retry_allowed=False))
+        return decision
+
+    def _learn(self, course: _Course, verdict: Verdict) -> None:
+        """What later calls should know: how long the provider asked for, a refused credential."""
+        if verdict.failure is Failure.THROTTLED and verdict.hint is not None:
+            course.state.close_gate(
+                course.candidate.model, course.credential, verdict.hint.seconds
+            )
+        elif (
+            verdict.failure in (Failure.CREDENTIAL, Failure.QUOTA) and course.policy.own_credential
+        ):
+            course.state.mark_credential(verdict.code or str(verdict.failure))
+
+    def _refuse(self, course: _Course, tried: _Tried[A]) -> None:
+        self._refusals.append(
+            Refusal(course.candidate.upstream, tried.refused_for or 0.0, tried.why)
+        )
+        if course.available_at:
+            self._deferred.append(course)
+
+    def _hop(self, course: _Course, verdict: Verdict) -> None:
+        """Go on to the candidates this failure allows; come back when the provider only asked to wait."""
+        elsewhere = TRAITS[verdict.failure or Failure.REJECTED].elsewhere
+        self._pending = deque(
+            other for other in self._pending if self._allowed(elsewhere, course, other)
+        )
+        if verdict.hint is not None and course.attempts < self._policy.max_attempts:
+            course.available_at = self._clock.now() + verdict.hint.seconds
+            self._deferred.append(course)
+
+    def _allowed(self, elsewhere: Elsewhere, course: _Course, other: _Course) -> bool:
+        match elsewhere:
+            case Elsewhere.ANY:
+                return True
+            case Elsewhere.NEVER:
+                return False
+            case Elsewhere.IF_ROUTE_ASKS:
+                return self._terms.fallback_on_refusal
+            case Elsewhere.LARGER_CONTEXT:
+                theirs = other.candidate.context_tokens
+                return theirs is not None and theirs > (course.candidate.context_tokens or 0)
+
+    def _others(self, elsewhere: Elsewhere, course: _Course) -> bool:
+        """Whether another candidate could take the call now."""
+        now = self._clock.now()
+        return any(
+            self._allowed(elsewhere, course, other)
+            and other.state.open_for(other.candidate.model, now) <= 0
+            and not (other.policy.own_credential and other.state.credential_marked(now))
+            for other in self._pending
+        )
+
+    def _may_force(self, first: _Course) -> bool:
+        return not self.records and first.policy.breaker.when_all_open is WhenAllOpen.TRY
+
+    def _fits(self, delay: float) -> bool:
+        left = self._terms.deadline - self._clock.now()
+        return delay + LEAST_TIME <= left and self._waited + delay <= self._policy.max_total_delay
+
+    async def _wait(self, delay: float) -> None:
+        self._waited += delay
+        await self._clock.sleep(delay)

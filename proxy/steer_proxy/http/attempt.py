@@ -1,0 +1,232 @@
+"""One whole attempt at a candidate: send, read up to the commit point, say what it means."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final
+
+from steer_policies.config import CommitPoint
+from steer_policies.dialects.base import Progress, StreamReader
+from steer_policies.outcome import SUCCESS, Failure
+from steer_policies.plan import Candidate, Plan
+
+from steer_proxy.engine.clock import Clock
+from steer_proxy.engine.secret import SecretUnavailable
+from steer_proxy.http.answer import HELD_COMPLETE, HELD_PLAIN, HELD_PRELUDE, HttpAnswer
+from steer_proxy.http.call import Call
+from steer_proxy.http.outbound import Outbound
+from steer_proxy.http.wire import UpstreamError, UpstreamResponse, Wire
+
+#: How much of a failing answer is looked at to classify it, in bytes, after decoding.
+LOOKED_AT: Final = 64 * 1024
+
+_HELD: Final = {
+    CommitPoint.HEADERS: 0,
+    CommitPoint.FIRST_TOKEN: HELD_PRELUDE,
+    CommitPoint.COMPLETE: HELD_COMPLETE,
+}
+
+
+class HttpSender:
+    """Carries a call's attempts over HTTP; the engine's `Sender`."""
+
+    def __init__(
+        self, call: Call, plan: Plan, outbound: Outbound, wire: Wire, clock: Clock
+    ) -> None:
+        self._call = call
+        self._plan = plan
+        self._outbound = outbound
+        self._wire = wire
+        self._clock = clock
+        self._keep_text = plan.on_break == "resume" and call.facts.resumable
+
+    async def attempt(self, candidate: Candidate, number: int, deadline: float) -> HttpAnswer:
+        """Send the call to a candidate; failures of the upstream come back as failing answers."""
+        call = self._call
+        started = self._clock.now()
+        try:
+            request = await self._outbound.request(candidate)
+        except SecretUnavailable:
+            # Named in the log by whoever looks; the caller can do nothing about it.
+            return HttpAnswer.without_head(Failure.CREDENTIAL, "secret_unavailable")
+        timeouts = request.upstream.policy.timeouts
+        patience = timeouts.first_byte if call.facts.stream else timeouts.answer
+        head_by, silence = _sooner(started + patience, Failure.FIRST_BYTE_TIMEOUT, deadline)
+        response: UpstreamResponse | None = None
+        try:
+            response = await self._wire.send(
+                request.address,
+                call.method,
+                request.target,
+                request.headers,
+                request.body,
+                connect=min(timeouts.connect, max(0.001, deadline - started)),
+                head_by=head_by,
+                silence=silence,
+            )
+            if response.status == 101:
+                return self._switched(response)
+            idle = timeouts.idle if call.silence is None else min(timeouts.idle, call.silence)
+            response.limit_silence(idle)
+            if response.status >= 400:
+                response.arm(deadline, Failure.DEADLINE)
+                return await self._failing(response)
+            content_type = response.headers.get("Content-Type", "")
+            reader = self._reader(response, content_type)
+            if reader is not None:
+                when, why = _sooner(
+                    started + timeouts.first_token, Failure.FIRST_TOKEN_TIMEOUT, deadline
+                )
+                response.arm(when, why)
+                return await self._stream(response, reader, content_type)
+            response.arm(deadline, Failure.DEADLINE)
+            return await self._plain(response, content_type)
+        except UpstreamError as error:
+            if response is not None:
+                response.close()
+            return HttpAnswer.without_head(error.failure)
+        except BaseException:
+            if response is not None:
+                response.close()
+            raise
+
+    def _switched(self, response: UpstreamResponse) -> HttpAnswer:
+        """101: the answer to a WebSocket handshake, and a fault after anything else."""
+        if not self._call.upgrade:
+            response.close()
+            return HttpAnswer.without_head(Failure.PROTOCOL)
+        response.disarm()
+        return HttpAnswer(SUCCESS, response, whole=False)
+
+    def _reader(self, response: UpstreamResponse, content_type: str) -> StreamReader | None:
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            return None
+        return self._call.dialect.read_stream(
+            self._call.facts, content_type, keep_text=self._keep_text
+        )
+
+    async def _failing(self, response: UpstreamResponse) -> HttpAnswer:
+        held = await _read_up_to(response, HELD_PLAIN)
+        seen = _decoded(held, response.headers.get("Content-Encoding", ""))
+        verdict = self._call.dialect.classify(
+            self._call.facts, response.status, response.headers, seen, self._clock.wall()
+        )
+        return HttpAnswer(verdict, response, held=held, whole=response.exhausted)
+
+    async def _plain(self, response: UpstreamResponse, content_type: str) -> HttpAnswer:
+        """An answer whose end only its framing tells: held whole while that is cheap."""
+        limit = HELD_PLAIN
+        if self._plan.commit is CommitPoint.HEADERS or _is_live(response, content_type):
+            limit = 0
+        held = await _read_up_to(response, limit)
+        whole = response.exhausted
+        answer = HttpAnswer(
+            SUCCESS, response, held=held, whole=whole, content_type=content_type
+        )
+        if whole and response.headers.get("Content-Encoding") is None:
+            answer.model, answer.usage = self._call.dialect.read_answer(self._call.facts, held)
+        return answer
+
+    async def _stream(
+        self, response: UpstreamResponse, reader: StreamReader, content_type: str
+    ) -> HttpAnswer:
+        """A stream the dialect understands: held until it has something to say."""
+        commit = self._plan.commit
+        enough = Progress.COMPLETE if commit is CommitPoint.COMPLETE else Progress.CONTENT
+        limit = _HELD[commit]
+        held: list[bytes] = []
+        size = 0
+        whole = False
+        while reader.error is None and reader.progress < enough:
+            if size + reader.held > limit or (limit == 0 and size):
+                break
+            if not (chunk := await read_event_bytes(response, reader)):
+                whole = True
+                held.append(reader.finish())
+                break
+            released = reader.feed(chunk)
+            size += len(released)
+            held.append(released)
+        if whole and reader.progress < Progress.FINISHED and reader.error is None:
+            raise UpstreamError(Failure.TRUNCATED)
+        hidden = reader.progress < Progress.CONTENT or commit is CommitPoint.COMPLETE
+        if reader.error is not None and hidden:
+            # Nothing of this answer has reached the caller: all of it is this error.
+            held.append(reader.error_event)
+            response.close()
+            verdict, whole = reader.error, True
+        else:
+            verdict = SUCCESS
+            response.disarm()
+        return HttpAnswer(
+            verdict,
+            response,
+            held=b"".join(held),
+            whole=whole,
+            reader=reader,
+            content_type=content_type,
+        )
+
+
+#: How long a stream that has said everything is waited on for its terminal marker, in seconds.
+TERMINAL_GRACE: Final = 2.0
+
+
+async def read_event_bytes(response: UpstreamResponse, reader: StreamReader) -> bytes:
+    """The next bytes of a stream; b"" at its end.
+
+    A stream that has said everything but keeps its connection open without a terminal marker ends
+    after a short grace.
+
+    Raises:
+        UpstreamError: when the stream broke before it was finished.
+    """
+    if reader.progress < Progress.FINISHED:
+        return await response.read()
+    if response.ended:
+        return response.read_ready()
+    response.limit_silence(TERMINAL_GRACE)
+    try:
+        return await response.read()
+    except UpstreamError:
+        response.close()
+        return b""
+
+
+def _sooner(when: float, failure: Failure, deadline: float) -> tuple[float, Failure]:
+    """The earlier of a phase's limit and the call's deadline, with the name of what then failed."""
+    return (when, failure) if when < deadline else (deadline, Failure.DEADLINE)
+
+
+def _is_live(response: UpstreamResponse, content_type: str) -> bool:
+    """Whether the caller wants the bytes as they come: event streams, and media of unknown length."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "text/event-stream":
+        return True
+    return "Content-Length" not in response.headers and not (
+        kind.endswith("json") or kind.startswith("text/") or kind == ""
+    )
+
+
+async def _read_up_to(response: UpstreamResponse, limit: int) -> bytes:
+    """The body, or as much of it as came before more than `limit` bytes were held."""
+    chunk = response.read_ready()
+    if response.ended or limit == 0:
+        return chunk
+    chunks = [chunk]
+    size = len(chunk)
+    while size <= limit and (chunk := await response.read()):
+        chunks.append(chunk)
+        size += len(chunk)
+    return b"".join(chunks)
+
+
+def _decoded(body: bytes, encoding: str) -> bytes:
+    """The beginning of a body without its content coding, as far as that is known and cheap."""
+    if encoding.lower() not in {"gzip", "x-gzip", "deflate"}:
+        return body[:LOOKED_AT]
+    decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+    try:
+        return decoder.decompress(body, LOOKED_AT)
+    except zlib.error:
+        return b""

@@ -1,0 +1,49 @@
+"""One accepted call: everything known of it before the first decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from multidict import CIMultiDictProxy
+from steer_policies.dialects.base import Dialect, RequestFacts
+from steer_policies.steering import Steering
+from steer_policies.trace_context import TraceContext
+
+from steer_proxy.engine.config import Config, Route
+from steer_proxy.http.body import ReplayBody
+
+
+@dataclass(slots=True)
+class Call:
+    """A request as it was admitted, bound to the configuration revision it began with.
+
+    `path` is relative to the route and begins with a slash; `query` has no question mark. `json` is
+    the parsed body, the plain fields of a form, or None. `accepted_at` is on the loop's clock;
+    `silence` bounds each silence towards the caller, in seconds, None for no bound. `credentials`
+    maps an upstream to a number that stands for the credential used there. `token_is_key` says
+    that what looks like the caller's API key is this port's own token, `upgrade` that the caller
+    asks to switch to WebSocket. `pseudonym` is how this process names itself in `Via`.
+    """
+
+    config: Config
+    route: Route
+    dialect: Dialect
+    facts: RequestFacts
+    method: str
+    path: str
+    query: str
+    headers: CIMultiDictProxy[str]
+    content_type: str
+    body: ReplayBody
+    json: Any
+    steering: Steering
+    request_id: str
+    trace: TraceContext
+    pseudonym: str
+    accepted_at: float
+    silence: float | None = None
+    credentials: Mapping[str, int] = field(default_factory=dict)
+    token_is_key: bool = False
+    upgrade: bool = False

@@ -1,0 +1,82 @@
+"""The caller's side of a call: its response, exactly as given, with back-pressure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import hdrs
+from aiohttp.http import HttpVersion10, HttpVersion11
+from aiohttp.web import StreamResponse
+from aiohttp.web_request import BaseRequest
+from multidict import CIMultiDict
+
+#: Statuses and methods whose answers have no body (RFC 9110 §6.4.1).
+_BODILESS: Final = frozenset({204, 304})
+
+
+class CallerResponse(StreamResponse):
+    """A response whose head is written as given.
+
+    aiohttp's own adds `Server`, `Date` and a default `Content-Type`; a proxy has no business doing
+    so. What remains here is framing: the length when it is known, chunks when it is not, and the
+    connection's end for HTTP/1.0 callers.
+    """
+
+    def __init__(
+        self, status: int, reason: str | None, headers: CIMultiDict[str], body: bytes = b""
+    ) -> None:
+        """A response with these headers, and no others; `body` is written when it ends."""
+        super().__init__(status=status, reason=reason)
+        self._headers = headers
+        self._rest = body
+        self._length_known = hdrs.CONTENT_LENGTH in headers
+        self._closing = False
+
+    def close_connection(self) -> None:
+        """Ask for the connection to be closed after this response."""
+        self._closing = True
+        self.force_close()
+
+    async def _prepare_headers(self) -> None:
+        request, writer = self._req, self._payload_writer
+        if request is None or writer is None:
+            raise RuntimeError("the response has not been started")
+        headers = self._headers
+        if self.status == 101:
+            return
+        version = request.version
+        keep_alive = request.keep_alive and not self._closing
+        if request.method == hdrs.METH_HEAD or self.status in _BODILESS:
+            writer.length = 0
+        elif self._length_known:
+            writer.length = int(headers[hdrs.CONTENT_LENGTH])
+        elif version >= HttpVersion11:
+            writer.enable_chunking()
+            headers[hdrs.TRANSFER_ENCODING] = "chunked"
+        else:
+            keep_alive = False
+        self._keep_alive = keep_alive
+        if not keep_alive:
+            headers[hdrs.CONNECTION] = "close"
+        elif version == HttpVersion10:
+            headers[hdrs.CONNECTION] = "keep-alive"
+
+
+    def send_head(self) -> None:
+        """Write the head now, without waiting for a first part of the body."""
+        if self._payload_writer is not None:
+            self._payload_writer.send_headers()
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """End the response properly."""
+        await super().write_eof(data or self._rest)
+        self._rest = b""
+
+
+def abandon(request: BaseRequest) -> None:
+    """End a response in the middle: what was written is flushed, no proper end follows.
+
+    A caller that counts bytes or chunks sees that the answer is cut.
+    """
+    if request.transport is not None:
+        request.transport.close()

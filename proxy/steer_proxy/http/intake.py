@@ -1,0 +1,241 @@
+"""From a request on the wire to a `Call`: every refusal that needs no upstream happens here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import orjson
+from aiohttp.web_request import BaseRequest
+from multidict import CIMultiDictProxy
+from steer_policies.config import DialectName
+from steer_policies.deadline import sdk_silence_limit
+from steer_policies.dialects import dialect
+from steer_policies.dialects.base import Dialect
+from steer_policies.dialects.multipart import form_fields
+from steer_policies.headers import is_loop
+from steer_policies.paths import BadTarget, admit, after_route, collapse_slashes, match_route
+from steer_policies.steering import SteeringError, read_steering
+from steer_policies.trace_context import (
+    TraceContext,
+    read_trace_context,
+    safe_request_id,
+    trace_id_from,
+)
+
+from steer_proxy.engine.clock import Clock, new_id
+from steer_proxy.engine.config import Config, Route
+from steer_proxy.http.body import (
+    EMPTY,
+    BodyTooLarge,
+    BodyTooSlow,
+    MemoryBudget,
+    ReplayBody,
+    read_body,
+)
+from steer_proxy.http.call import Call
+from steer_proxy.http.problems import refuse
+from steer_proxy.http.websocket import wants_websocket
+
+#: A body larger than this is parsed in a thread, in bytes: orjson needs about 2 ms for it.
+PARSE_IN_THREAD: Final = 1024 * 1024
+
+#: Content types read as JSON; an absent one is how some clients send it.
+_JSON_TYPES: Final = frozenset({"application/json", "text/json", ""})
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """A route that owns a request, and what follows its prefix."""
+
+    route: Route
+    dialect: Dialect
+    path: str
+    query: str
+
+
+class Intake:
+    """Admits requests under one configuration revision."""
+
+    def __init__(
+        self, config: Config, budget: MemoryBudget, clock: Clock, pseudonym: str
+    ) -> None:
+        self._config = config
+        self._pseudonym = pseudonym
+        self._budget = budget
+        self._clock = clock
+        self._routes = {route.path: (route, dialect(route.policy.dialect)) for route in config.routes}
+        self._aliases = {
+            alias.prefix: alias.means for route in config.routes for alias in route.aliases
+        }
+        self._prefixes = self._routes.keys() | self._aliases.keys()
+
+    def route(self, request: BaseRequest) -> Matched:
+        """Find the route of a request.
+
+        Raises:
+            Refusal: 400 for a target that is not taken, 404 naming the routes, 508 for a loop.
+        """
+        target = admit(request.method, request.raw_path)
+        if isinstance(target, BadTarget):
+            raise refuse(400, "steer_bad_target", f"The request is refused: {target.reason}.")
+        path = target.path
+        prefix = match_route(self._prefixes, path)
+        if prefix is not None and (means := self._aliases.get(prefix)) is not None:
+            path = means + after_route(prefix, path)
+            prefix = match_route(self._routes, path)
+        if prefix is None:
+            known = ", ".join(sorted(self._routes))
+            raise refuse(
+                404,
+                "steer_no_route",
+                f"No route owns the path {path[:128]!r}; the routes are {known}.",
+            )
+        route, speaks = self._routes[prefix]
+        rest = after_route(prefix, path)
+        if speaks.name is not DialectName.HTTP:
+            rest = collapse_slashes(rest)
+        return Matched(route, speaks, rest, target.query)
+
+    async def accept(self, request: BaseRequest, matched: Matched, *, token_is_key: bool) -> Call:
+        """Read a request whole and describe it.
+
+        Raises:
+            Refusal: 400 for steering that cannot be obeyed, 408, 413.
+        """
+        headers = request.headers
+        now = self._clock.now()
+        if "Via" in headers and is_loop(headers.items(), self._pseudonym):
+            raise refuse(508, "steer_loop", "This call has been here before: upstreams form a loop.")
+        request_id, trace = self._identify(headers)
+        try:
+            steering = read_steering(headers)
+        except SteeringError as error:
+            raise refuse(400, "steer_bad_header", str(error)) from None
+        body = await read_call_body(request, self._config, self._budget)
+        try:
+            content_type = headers.get("Content-Type", "")
+            parsed = await _parsed(body, content_type)
+            facts = matched.dialect.describe(
+                request.method, matched.path, matched.query, content_type, parsed
+            )
+            return Call(
+                config=self._config,
+                route=matched.route,
+                dialect=matched.dialect,
+                facts=facts,
+                method=request.method,
+                path=matched.path,
+                query=matched.query,
+                headers=headers,
+                content_type=content_type,
+                body=body,
+                json=parsed,
+                steering=steering,
+                request_id=request_id,
+                trace=trace,
+                pseudonym=self._pseudonym,
+                accepted_at=now,
+                silence=sdk_silence_limit(headers),
+                credentials={matched.route.home: credential_number(headers, matched.query)},
+                token_is_key=token_is_key,
+                upgrade=wants_websocket(request),
+            )
+        except BaseException:
+            body.close()
+            raise
+
+    def _identify(self, headers: CIMultiDictProxy[str]) -> tuple[str, TraceContext]:
+        presented = headers.get("X-Request-ID")
+        request_id = None if presented is None else safe_request_id(presented)
+        if request_id is None:
+            request_id = new_id(self._clock.wall())
+        parent = headers.get("traceparent")
+        if parent is not None:
+            states = headers.getall("tracestate", ())
+            if (context := read_trace_context(parent, states)) is not None:
+                return request_id, context
+        named = headers.get("X-Trace-ID")
+        safe = None if named is None else safe_request_id(named)
+        return request_id, TraceContext(trace_id_from(safe or request_id))
+
+
+def credential_number(headers: Mapping[str, str], query: str) -> int:
+    """A number that stands for the credential a caller presented, in this process only.
+
+    Python salts the hashes of text anew in each process, so it neither reveals the credential nor
+    means anything elsewhere.
+    """
+    return hash(
+        (
+            headers.get("Authorization"),
+            headers.get("X-Api-Key"),
+            headers.get("Api-Key"),
+            headers.get("X-Goog-Api-Key"),
+            query if "key=" in query else None,
+        )
+    )
+
+
+async def _parsed(body: ReplayBody, content_type: str) -> Any:
+    """The JSON value of a body, the plain fields of a form, or None when it is neither."""
+    if body.size == 0:
+        return None
+    kind = content_type.partition(";")[0].strip().lower()
+    form = kind == "multipart/form-data"
+    if not form and kind not in _JSON_TYPES and not kind.endswith("+json"):
+        return None
+    raw = await body.read()
+    parse = partial(form_fields, content_type) if form else _json
+    return parse(raw) if body.size <= PARSE_IN_THREAD else await asyncio.to_thread(parse, raw)
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+
+
+async def read_call_body(
+    request: BaseRequest, config: Config, budget: MemoryBudget
+) -> ReplayBody:
+    """The request's whole body; asks for it with 100 Continue where the caller waits for that.
+
+    Raises:
+        Refusal: 408 or 413.
+    """
+    if not request.body_exists:
+        return EMPTY
+    limits = config.limits
+    declared = request.content_length
+    if declared is not None and declared > limits.max_body:
+        raise _too_large(limits.max_body)
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        # RFC 9110 §10.1.1: only now, when nothing speaks against the request any more.
+        transport = request.transport
+        if transport is not None:
+            transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    try:
+        return await read_body(request.content, declared, limits, budget)
+    except BodyTooLarge:
+        raise _too_large(limits.max_body) from None
+    except BodyTooSlow:
+        raise refuse(
+            408,
+            "steer_body_timeout",
+            f"The body stopped coming for {limits.body_timeout:g} s.",
+            close=True,
+        ) from None
+
+
+def _too_large(limit: int) -> Exception:
+    return refuse(
+        413,
+        "steer_body_too_large",
+        f"The body is larger than limits.max_body, {limit} bytes.",
+        close=True,
+    )

@@ -1,0 +1,140 @@
+"""A call as it goes to one candidate: address, target, headers and body."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from multidict import CIMultiDict
+from steer_policies.config import DialectName
+from steer_policies.headers import (
+    accept_encoding,
+    request_headers,
+    strip_query_credentials,
+    strip_subprotocol_credentials,
+    via,
+)
+from steer_policies.plan import Candidate
+
+from steer_proxy.engine.clock import new_span_id
+from steer_proxy.engine.config import Upstream
+from steer_proxy.http.addresses import Addresses
+from steer_proxy.http.body import ReplayBody
+from steer_proxy.http.call import Call
+from steer_proxy.http.wire import Address
+
+#: A body larger than this is rewritten in a thread, in bytes.
+REWRITE_IN_THREAD: Final = 1024 * 1024
+
+#: Methods whose requests have a body, if an empty one (RFC 9110 §8.6).
+_BODY_METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
+
+_HANDSHAKE: Final = ("Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Extensions")
+
+
+@dataclass(slots=True)
+class OutboundRequest:
+    """One request, ready to be written."""
+
+    upstream: Upstream
+    address: Address
+    target: str
+    headers: CIMultiDict[str]
+    body: ReplayBody
+
+
+class Outbound:
+    """Makes the requests of one call; what a candidate's options change is worked out once."""
+
+    def __init__(self, call: Call, addresses: Addresses) -> None:
+        self._call = call
+        self._addresses = addresses
+        self._rewritten: dict[int, tuple[str, str, ReplayBody]] = {}
+
+    async def request(self, candidate: Candidate) -> OutboundRequest:
+        """The request for a candidate, with a span id and credential of its own.
+
+        Raises:
+            SecretUnavailable: when the upstream's credential cannot be read now.
+        """
+        call = self._call
+        upstream = call.config.upstreams[candidate.upstream]
+        address = self._addresses[candidate.upstream]
+        path, query, body = await self._effective(candidate)
+        strip = not upstream.passthrough or call.token_is_key
+        if strip and query:
+            query = strip_query_credentials(query)
+        headers = self._headers(upstream, address, body, strip=strip)
+        target = f"{address.proxied_origin}{address.base_path}{path}" or "/"
+        if query:
+            target = f"{target}?{query}"
+        return OutboundRequest(upstream, address, target, headers, body)
+
+    async def _effective(self, candidate: Candidate) -> tuple[str, str, ReplayBody]:
+        """Path, query and body with the candidate's options applied."""
+        call = self._call
+        if not candidate.options:
+            return call.path, call.query, call.body
+        key = id(candidate)
+        if (made := self._rewritten.get(key)) is None:
+            raw = await call.body.read()
+            arguments = (call.facts, call.path, call.query, call.content_type, raw, call.json)
+            if len(raw) > REWRITE_IN_THREAD:
+                changed = await asyncio.to_thread(
+                    call.dialect.rewrite, *arguments, candidate.options
+                )
+            else:
+                changed = call.dialect.rewrite(*arguments, candidate.options)
+            body = call.body
+            if changed.body is not None:
+                body = ReplayBody(changed.body, len(changed.body))
+            made = self._rewritten[key] = (changed.path, changed.query, body)
+        return made
+
+    def _headers(
+        self, upstream: Upstream, address: Address, body: ReplayBody, *, strip: bool
+    ) -> CIMultiDict[str]:
+        call = self._call
+        added = [
+            ("Host", address.host_header),
+            ("X-Request-ID", call.request_id),
+            *call.trace.headers(new_span_id()),
+            via(pseudonym=call.pseudonym),
+        ]
+        if body.size or call.method in _BODY_METHODS:
+            added.append(("Content-Length", str(body.size)))
+        if call.upgrade:
+            added += self._handshake(strip=strip)
+        elif call.dialect.name is not DialectName.HTTP:
+            asked = call.headers.get("Accept-Encoding")
+            added.append(("Accept-Encoding", accept_encoding(asked, identity=call.facts.stream)))
+        added += upstream.headers.items()
+        credential = upstream.credential
+        if credential is not None:
+            added.append((credential.header, credential.value()))
+        return CIMultiDict(
+            request_headers(
+                tuple(call.headers.items()),
+                strip_credentials=strip,
+                forward_idempotency_key=upstream.policy.forwards_idempotency_key,
+                added=added,
+            )
+        )
+
+    def _handshake(self, *, strip: bool) -> list[tuple[str, str]]:
+        """The caller's WebSocket handshake: the tunnel is end to end, so its key and extensions are."""
+        headers = self._call.headers
+        lines = [("Connection", "Upgrade"), ("Upgrade", "websocket")]
+        for name in _HANDSHAKE:
+            lines += [(name, value) for value in headers.getall(name, ())]
+        protocols = [
+            protocol.strip()
+            for value in headers.getall("Sec-WebSocket-Protocol", ())
+            for protocol in value.split(",")
+        ]
+        if strip:
+            protocols = strip_subprotocol_credentials(protocols)
+        if protocols:
+            lines.append(("Sec-WebSocket-Protocol", ", ".join(protocols)))
+        return lines

@@ -1,0 +1,95 @@
+"""What Steer adds to an answer, and what it tells the log about a call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from multidict import CIMultiDict
+from steer_policies.headers import response_headers
+from steer_policies.outcome import Verdict
+from steer_policies.plan import Plan
+
+from steer_proxy.engine.conclusion import Settled
+from steer_proxy.http.answer import HttpAnswer
+from steer_proxy.http.call import Call
+from steer_proxy.http.problems import advise
+
+LOGGER: Final = logging.getLogger("steer.call")
+
+_ACCEPTED: Final = ("Sec-WebSocket-Accept", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions")
+
+
+def own_headers(call: Call, made: Plan, settled: Settled[HttpAnswer]) -> CIMultiDict[str]:
+    """The headers that say what Steer did."""
+    headers: CIMultiDict[str] = CIMultiDict()
+    _add_own(headers, call, made, settled)
+    return headers
+
+
+def _add_own(
+    headers: CIMultiDict[str], call: Call, made: Plan, settled: Settled[HttpAnswer]
+) -> None:
+    headers["X-Steer-Request-ID"] = call.request_id
+    headers["X-Steer-Trace-ID"] = call.trace.trace_id
+    candidate = settled.candidate
+    if candidate is not None:
+        headers["X-Steer-Upstream"] = candidate.upstream
+        if candidate.model is not None and candidate.model != call.facts.model:
+            headers["X-Steer-Model"] = candidate.model
+    if made.rule is not None:
+        headers["X-Steer-Rule"] = made.rule
+    headers["X-Steer-Attempts"] = str(len(settled.attempts))
+
+
+def answer_headers(
+    call: Call, made: Plan, settled: Settled[HttpAnswer], answer: HttpAnswer
+) -> CIMultiDict[str]:
+    """The provider's own headers less what belongs to its connection, and ours."""
+    theirs = answer.headers or CIMultiDict()
+    headers = CIMultiDict(response_headers(tuple(theirs.items())))
+    if answer.status == 101:
+        headers.update(_switching(theirs))
+    elif answer.reader is None and "Content-Length" in theirs:
+        # For a stream the length is left out: an error event may have to follow what was promised.
+        headers["Content-Length"] = theirs["Content-Length"]
+    _add_own(headers, call, made, settled)
+    if settled.hold is None:
+        advise(headers, settled.retry_after, settled.sdk_retry)
+    return headers
+
+
+def _switching(theirs: Mapping[str, str]) -> dict[str, str]:
+    """The provider's side of a WebSocket handshake; the tunnel is end to end, so it passes whole."""
+    lines = {"Connection": "Upgrade", "Upgrade": "websocket"}
+    lines.update({name: theirs[name] for name in _ACCEPTED if name in theirs})
+    return lines
+
+
+def tell(
+    call: Call, made: Plan, settled: Settled[HttpAnswer], verdict: Verdict | None, now: float
+) -> None:
+    """Log a call that was not plain sailing, in one line; the healthy ones are left in peace."""
+    failure = verdict.failure if verdict is not None else None
+    problem = settled.problem
+    if len(settled.attempts) <= 1 and failure is None and problem is None:
+        return
+    tale = ", ".join(
+        f"{record.upstream} {record.verdict.failure or 'ok'}"
+        f"{'' if record.status is None else f' {record.status}'}"
+        f"{f' after {record.waited:.1f} s of {record.wait_source}' if record.waited else ''}"
+        for record in settled.attempts
+    )
+    end = problem.code if problem is not None else str(failure or "answered")
+    LOGGER.log(
+        logging.INFO if problem is None and failure is None else logging.WARNING,
+        "%s %s%s: %s in %.2f s [%s]%s",
+        call.request_id,
+        call.route.path,
+        call.path,
+        end,
+        now - call.accepted_at,
+        tale,
+        f" rule {made.rule}" if made.rule else "",
+    )

@@ -1,0 +1,380 @@
+"""One request to one upstream over aiohttp's connector, phase by phase.
+
+aiohttp's `ClientSession` is left out on purpose: it hides in which phase a request failed, resends
+some methods by itself, follows redirects and keeps cookies, and costs about a third of a call's
+processor time. The connector (pool, TLS, name resolution, proxies), the writer and the C parser
+below it are aiohttp's own. What this leans on beyond aiohttp's public interface is all in this
+module.
+
+Errors leave here as `UpstreamError`, named by the phase that failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import ClientRequest, ClientTimeout, TCPConnector
+from aiohttp.client_exceptions import (
+    ClientConnectionError,
+    ClientConnectorError,
+    ClientError,
+    ClientPayloadError,
+    ConnectionTimeoutError,
+    SocketTimeoutError,
+)
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_writer import StreamWriter
+from aiohttp.streams import StreamReader
+from multidict import CIMultiDict, CIMultiDictProxy
+from steer_policies.outcome import Failure
+from yarl import URL
+
+from steer_proxy.http.body import ReplayBody
+from steer_proxy.http.resolver import StaleResolver
+
+#: Longest answer head line and field accepted from an upstream, in bytes. Providers send long
+#: security policies; aiohttp's 8,190 is too small for some.
+MAX_FIELD: Final = 64 * 1024
+
+#: A connection older than this is not used again, in seconds, so that a provider's address change
+#: or a load balancer's draining is followed.
+MAX_AGE: Final = 300.0
+
+#: How long an unused connection is kept, in seconds: below the 60 s after which common load
+#: balancers close, since a request lost on a dying connection may have been executed.
+KEEP_ALIVE: Final = 30.0
+
+#: How much of an answer is read ahead of the caller, in bytes.
+READ_AHEAD: Final = 64 * 1024
+
+#: How long the end of an answer is waited for when all of its content is there, in seconds.
+RETIRE_TIME: Final = 1.0
+
+_INTERIM: Final = range(100, 200)
+
+
+class UpstreamError(Exception):
+    """An exchange with an upstream failed; `failure` names the phase."""
+
+    def __init__(self, failure: Failure, detail: str = "") -> None:
+        super().__init__(detail or str(failure))
+        self.failure = failure
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an upstream is: its origin, and the path its base URL begins with."""
+
+    template: ClientRequest
+    host_header: str
+    base_path: str
+    proxied_origin: str = ""
+    """Set when a plain-HTTP proxy wants absolute-form targets (RFC 9112 §3.2.2)."""
+
+
+class UpstreamResponse:
+    """An answer whose head has arrived; its body is read with `read`."""
+
+    __slots__ = (
+        "_connection",
+        "_content",
+        "_protocol",
+        "_timer",
+        "_upload",
+        "headers",
+        "raw_headers",
+        "reason",
+        "status",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        protocol: ResponseHandler,
+        upload: asyncio.Task[None] | None,
+    ) -> None:
+        self._connection: Connection | None = connection
+        self._protocol = protocol
+        self._upload = upload
+        self._timer: asyncio.TimerHandle | None = None
+        self._content: StreamReader
+        self.status: int
+        self.reason: str
+        self.headers: CIMultiDictProxy[str]
+        self.raw_headers: tuple[tuple[bytes, bytes], ...]
+
+    async def _start(self) -> None:
+        while True:
+            message, content = await self._protocol.read()
+            if message.code not in _INTERIM or message.code == 101:
+                break
+        self.disarm()
+        self.status = message.code
+        self.reason = message.reason
+        self.headers = message.headers
+        self.raw_headers = message.raw_headers
+        self._content = content
+        if message.code != 101:
+            content.on_eof(self._ended)
+
+    def arm(self, when: float, failure: Failure) -> None:
+        """Fail whatever waits for the upstream at `when` (loop time) with `failure`."""
+        self.disarm()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_at(when, self.fail, failure)
+
+    def disarm(self) -> None:
+        """Take back `arm`."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def fail(self, failure: Failure) -> None:
+        """Make the pending or next read fail with `failure`."""
+        self._timer = None
+        error = UpstreamError(failure)
+        self._protocol.set_exception(error)
+        content = getattr(self, "_content", None)
+        if content is not None and not content.is_eof():
+            content.set_exception(error)
+
+    def limit_silence(self, seconds: float) -> None:
+        """Fail a read when no byte came for `seconds`; time in which we do not read is free."""
+        self._protocol.read_timeout = seconds
+        if not self.ended:
+            self._protocol.start_timeout()
+
+    @property
+    def protocol(self) -> ResponseHandler:
+        """The connection's protocol, for who takes it over after 101."""
+        return self._protocol
+
+    @property
+    def ended(self) -> bool:
+        """Whether the whole body has arrived, read or not."""
+        return self._content.is_eof()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the whole body has arrived and was read."""
+        return self._content.at_eof()
+
+    async def read(self) -> bytes:
+        """The next bytes of the body as they came; b"" at its proper end.
+
+        Raises:
+            UpstreamError: TRUNCATED, IDLE_TIMEOUT, RESET, or what `arm` set.
+        """
+        try:
+            return await self._content.readany()
+        except UpstreamError:
+            raise
+        except SocketTimeoutError:
+            raise UpstreamError(Failure.IDLE_TIMEOUT) from None
+        except (ClientPayloadError, HttpProcessingError, ClientConnectionError, OSError) as error:
+            raise UpstreamError(Failure.TRUNCATED, _brief(error)) from error
+
+    def read_ready(self) -> bytes:
+        """What has arrived and was not read yet, without waiting."""
+        if self._content.exception() is not None:
+            return b""
+        return self._content.read_nowait(-1)
+
+    def _ended(self) -> None:
+        """The body has arrived whole: let another request have the connection."""
+        self.disarm()
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        age = asyncio.get_running_loop().time() - getattr(self._protocol, "steer_born", 0.0)
+        if self._upload is not None and not self._upload.done():
+            # Answered before the request was read: what is left of it must not follow.
+            self._upload.cancel()
+            connection.close()
+        elif age > MAX_AGE:
+            connection.close()
+        else:
+            connection.release()
+
+    def close(self) -> None:
+        """Let go of the answer; an unfinished one closes its connection at once. Idempotent."""
+        self.disarm()
+        if self._upload is not None and not self._upload.done():
+            self._upload.cancel()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+class Wire:
+    """The pool of connections to all upstreams."""
+
+    def __init__(self) -> None:
+        # No limit here: each upstream has its own, with a bounded queue, in the engine.
+        self._connector = TCPConnector(
+            limit=0,
+            keepalive_timeout=KEEP_ALIVE,
+            ttl_dns_cache=60,
+            resolver=StaleResolver(),
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def connector(self) -> TCPConnector:
+        """The pool itself, for WebSocket sessions."""
+        return self._connector
+
+    async def close(self) -> None:
+        """Close every connection and wait for what still runs."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+        await self._connector.close()
+
+    def address(self, base_url: str, proxy: URL | None = None) -> Address:
+        """Prepare an upstream's base URL; `proxy` is the HTTP proxy to reach it by."""
+        url = URL(base_url, encoded=True)
+        origin = url.origin()
+        template = ClientRequest(
+            "GET", origin, loop=asyncio.get_running_loop(), proxy=proxy, ssl=True
+        )
+        host = url.host_port_subcomponent or ""
+        return Address(
+            template=template,
+            host_header=host,
+            base_path=url.raw_path.rstrip("/"),
+            proxied_origin=str(origin) if proxy is not None and url.scheme == "http" else "",
+        )
+
+    async def send(
+        self,
+        address: Address,
+        method: str,
+        target: str,
+        headers: CIMultiDict[str],
+        body: ReplayBody,
+        *,
+        connect: float,
+        head_by: float,
+        silence: Failure,
+    ) -> UpstreamResponse:
+        """Send a request and wait for the head of its answer.
+
+        `connect` bounds the phase in which nothing was sent, in seconds; `head_by` is the loop time
+        at which the wait for the head fails with `silence`.
+
+        Raises:
+            UpstreamError: CONNECT when provably nothing was sent; RESET, PROTOCOL or `silence` when
+                the upstream may have seen the request.
+        """
+        loop = asyncio.get_running_loop()
+        connection = await self._connect(address, connect)
+        protocol = connection.protocol
+        if protocol is None:
+            raise UpstreamError(Failure.CONNECT, "the connection was closed at once")
+        if not hasattr(protocol, "steer_born"):
+            protocol.steer_born = loop.time()  # type: ignore[attr-defined]
+        protocol.set_response_params(
+            skip_payload=method == "HEAD",
+            read_until_eof=True,
+            auto_decompress=False,
+            read_bufsize=READ_AHEAD,
+            max_line_size=MAX_FIELD,
+            max_field_size=MAX_FIELD,
+        )
+        response = UpstreamResponse(connection, protocol, None)
+        try:
+            response.arm(head_by, silence)
+            writer = StreamWriter(protocol, loop)
+            await writer.write_headers(f"{method} {target} HTTP/1.1", headers)
+            if body.memory is None:
+                response._upload = self._start_upload(writer, body, protocol)
+            else:
+                if body.memory:
+                    await writer.write(body.memory, drain=False)
+                writer.set_eof()
+            await response._start()
+        except BaseException as error:
+            response.close()
+            if (translated := _translated(error)) is None:
+                raise
+            raise translated from error
+        return response
+
+    async def _connect(self, address: Address, connect: float) -> Connection:
+        timeout = ClientTimeout(total=None, connect=connect, sock_connect=connect)
+        try:
+            return await self._connector.connect(address.template, traces=[], timeout=timeout)
+        except (ClientConnectorError, ConnectionTimeoutError, TimeoutError, OSError) as error:
+            raise UpstreamError(Failure.CONNECT, _brief(error)) from error
+        except ClientError as error:
+            # A proxy that refused the tunnel, say: the upstream has seen nothing.
+            raise UpstreamError(Failure.CONNECT, _brief(error)) from error
+
+    def _start_upload(
+        self, writer: StreamWriter, body: ReplayBody, protocol: ResponseHandler
+    ) -> asyncio.Task[None]:
+        """Send a spooled body while the answer is awaited: a provider may answer before its end."""
+        return self._own(_upload(writer, body, protocol))
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def retire(self, response: UpstreamResponse) -> None:
+        """Read on to the end of an answer that nobody needs any more, so that its connection can
+        serve again; after a short while or a few bytes it is closed instead."""
+        if response.ended:
+            response.close()
+        else:
+            self._own(_retire(response))
+
+
+async def _upload(writer: StreamWriter, body: ReplayBody, protocol: ResponseHandler) -> None:
+    try:
+        async for piece in body.pieces():
+            await writer.write(piece)
+        await writer.write_eof()
+    except (OSError, ClientError) as error:
+        # The reader of the answer learns of it, unless an answer is already there.
+        if protocol.exception() is None:
+            protocol.set_exception(error)
+
+
+async def _retire(response: UpstreamResponse) -> None:
+    response.arm(asyncio.get_running_loop().time() + RETIRE_TIME, Failure.IDLE_TIMEOUT)
+    size = 0
+    try:
+        while size < READ_AHEAD and (chunk := await response.read()):
+            size += len(chunk)
+    except UpstreamError:
+        pass  # Nobody is waiting: closing is all that is left to do.
+    finally:
+        response.close()
+
+
+def _translated(error: BaseException) -> UpstreamError | None:
+    """The phase error for what the head's wait raised; None for what is not the upstream's doing."""
+    match error:
+        case UpstreamError():
+            return UpstreamError(error.failure, str(error))
+        case HttpProcessingError():
+            return UpstreamError(Failure.PROTOCOL, _brief(error))
+        case ClientError() | OSError():
+            return UpstreamError(Failure.RESET, _brief(error))
+        case _:
+            return None
+
+
+def _brief(error: BaseException) -> str:
+    """An error in one short line: it goes into messages for people."""
+    text = str(error) or type(error).__name__
+    return " ".join(text.split())[:200]

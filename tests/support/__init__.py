@@ -1,0 +1,1 @@
+"""What tests share: a loop with virtual time, leak checks, a running Steer."""
