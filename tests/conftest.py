@@ -43,6 +43,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 def run(main, *, real_time: bool = False) -> None:  # noqa: ANN001
     """Run a coroutine function to its end; fail for tasks, descriptors or errors left behind."""
+    # What is there already cannot be this test's litter; collecting it again takes 0.1 s each time.
+    gc.freeze()
     before = _sockets()
     problems: list[str] = []
     factory = asyncio.SelectorEventLoop if real_time else VirtualTimeLoop

@@ -108,7 +108,7 @@ def compile_path(path: str) -> Callable[[object], object]:
         return lambda value: value
     dotted = _BRACKETS.sub(r".\1", path)
     steps: list[tuple[str, int | None]] = []
-    for key in dotted.removeprefix(".").split("."):
+    for key in (dotted[1:] if path.startswith("[") else dotted).split("."):
         if not key:
             raise ValueError(f"path {path!r} has an empty step")
         steps.append((key, int(key) if _INDEX.fullmatch(key) else None))

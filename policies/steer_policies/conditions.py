@@ -149,8 +149,8 @@ def compile_when(
             return lambda scope: not inner(scope)
         case AllOf(parts):
             return _every(_compile_parts(parts, attribute, f"{place}.all"))
-        case AnyOf(parts):
-            return _some(_compile_parts(parts, attribute, f"{place}.any"))
+        case _:
+            return _some(_compile_parts(when.parts, attribute, f"{place}.any"))
 
 
 def conditions_in(when: When, place: str = "") -> Iterator[tuple[str, Condition]]:
@@ -163,8 +163,8 @@ def conditions_in(when: When, place: str = "") -> Iterator[tuple[str, Condition]
         case AllOf(parts):
             for index, part in enumerate(parts):
                 yield from conditions_in(part, f"{place}.all[{index}]")
-        case AnyOf(parts):
-            for index, part in enumerate(parts):
+        case _:
+            for index, part in enumerate(when.parts):
                 yield from conditions_in(part, f"{place}.any[{index}]")
 
 

@@ -277,7 +277,8 @@ def test_a_lost_probe_holds_its_place_for_a_bounded_time(open_duration: float, l
     since = open_duration
     permit(breaker, since)
     assert rejected(breaker, since + life - 0.25) == pytest.approx(0.25)
-    assert call(breaker, OK, since + life) is not None
+    permit(breaker, since + life)
+    assert rejected(breaker, since + life) == PROBE_POLL
 
 
 def test_a_probe_that_outlived_its_place_still_votes() -> None:
@@ -371,12 +372,13 @@ def test_polly_216_late_results_of_an_older_generation_do_not_count() -> None:
 
 def test_probes_of_an_older_half_open_time_do_not_count() -> None:
     """The second probe of a time that ended with a relapse comes too late."""
-    breaker = tripped(BreakerPolicy(probes=2))
-    first, second = permit(breaker, 30.0), permit(breaker, 30.0)
-    breaker.settle(first, BAD, 31.0, MIDDLE)
-    permit(breaker, 91.0)
-    assert breaker.settle(second, OK, 92.0, MIDDLE) is None
-    assert breaker.state(92.0) is State.HALF_OPEN
+    breaker = tripped(BreakerPolicy(probes=2, open_duration=10.0))
+    first, second = permit(breaker, 10.0), permit(breaker, 10.0)
+    breaker.settle(first, BAD, 11.0, MIDDLE)
+    for _ in range(2):  # nor do they hold a place
+        permit(breaker, 31.0)
+    assert breaker.settle(second, OK, 32.0, MIDDLE) is None
+    assert rejected(breaker, 32.0) == PROBE_POLL
 
 
 def test_a_failure_while_open_does_not_extend_the_timer() -> None:

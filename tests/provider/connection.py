@@ -135,6 +135,11 @@ class Connection(asyncio.Protocol):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.transport.abort()
 
+    def ignore(self) -> None:
+        """Never read what comes, nor answer it."""
+        self._ending = True
+        self.transport.pause_reading()
+
     def stop(self) -> asyncio.Task[None] | None:
         """Drop the connection at the provider's end; returns the task still to be awaited."""
         self._ending = True

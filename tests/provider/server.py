@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Literal, Self
 
-from tests.provider.answers import empty_answer
-from tests.provider.anthropic import anthropic_answer
 from tests.provider.attempt import Attempt
 from tests.provider.choosing import (
     Behaviour,
@@ -19,20 +17,11 @@ from tests.provider.choosing import (
     is_generation,
 )
 from tests.provider.connection import Connection
-from tests.provider.dialects import endpoint_of
-from tests.provider.errors import error_answer, error_shape
 from tests.provider.faults import overloaded
-from tests.provider.framing import immediate
-from tests.provider.gemini import gemini_answer
-from tests.provider.openai import openai_answer
-from tests.provider.plain import plain_answer
+from tests.provider.healthy import HealthyAnswers
 from tests.provider.steps import Answer
 from tests.provider.wire import RequestHead
 from tests.provider.world import World
-
-CACHE_SIZE = 256
-REMEMBERED = frozenset({"chat_completions", "embeddings", "messages", "model_action"})
-"""Endpoints whose answers depend on the bytes of the request alone, and change nothing."""
 
 
 class Provider(World):
@@ -61,7 +50,7 @@ class Provider(World):
         self._script = Script()
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._changes: list[asyncio.Future[None]] = []
-        self._cache: dict[tuple[Any, ...], tuple[Answer, bytes | None, str]] = {}
+        self._answers = HealthyAnswers(self)
         self._server: asyncio.Server | None = None
 
     # --- life
@@ -182,6 +171,11 @@ class Provider(World):
         self._script.outages.append(Outage(down, fault))
         return self
 
+    @property
+    def queued(self) -> int:
+        """How many behaviours of `then` have met no request yet."""
+        return len(self._script.queue)
+
     def healthy(self) -> Self:
         """Forget every behaviour: answer healthily from now on."""
         self._script.clear()
@@ -200,7 +194,7 @@ class Provider(World):
             case "close":
                 connection.close()
             case "ignore":
-                connection.transport.pause_reading()
+                connection.ignore()
             case "serve":
                 return True
         return False
@@ -242,7 +236,7 @@ class Provider(World):
 
     def answer(self, attempt: Attempt, chosen: Fault | None) -> tuple[Answer, bytes | None]:
         fault = chosen or self._script.at_body(attempt)
-        healthy, wire = self._healthy(attempt)
+        healthy, wire = self._answers.of(attempt)
         if fault is None:
             return healthy, wire
         attempt.behaviour = fault.name
@@ -250,42 +244,3 @@ class Provider(World):
 
     def failed(self, error: Exception) -> None:
         self.errors.append(error)
-
-    # --- healthy answers
-
-    def _healthy(self, attempt: Attempt) -> tuple[Answer, bytes | None]:
-        """The healthy answer, remembered: the same bytes asked again are answered at once."""
-        settings = (self.name, self.text, self.refusal, self.pace, self.tokens, self.date)
-        key = (attempt.method, attempt.target, attempt.body, settings)
-        repeatable = not self.distinct and self.date is not None
-        found = self._cache.get(key) if repeatable else None
-        if found is not None:
-            answer, wire, attempt.text = found
-            return answer, wire
-        answer = self._build(attempt)
-        wire = immediate(answer)
-        if repeatable and attempt.method == "POST" and endpoint_of(attempt).name in REMEMBERED:
-            if len(self._cache) >= CACHE_SIZE:
-                self._cache.clear()
-            self._cache[key] = (answer, wire, attempt.text)
-        return answer, wire
-
-    def _build(self, attempt: Attempt) -> Answer:
-        endpoint = endpoint_of(attempt)
-        date = ("Date", self.http_date())
-        if attempt.method == "OPTIONS":
-            methods = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-            return empty_answer(204, (date, ("Allow", methods)))
-        answer: Answer | None
-        match endpoint.dialect:
-            case "openai":
-                answer = openai_answer(attempt, endpoint, self)
-            case "anthropic":
-                answer = anthropic_answer(attempt, endpoint, self)
-            case "gemini":
-                answer = gemini_answer(attempt, endpoint, self)
-            case "http":
-                return plain_answer(attempt, self)
-        if answer is None:
-            return error_answer(attempt, error_shape(endpoint.dialect, "not_found"), (date,))
-        return answer

@@ -188,7 +188,3 @@ class Answer:
     def with_head(self, head: Head) -> Answer:
         """This answer under another head."""
         return Answer(tuple(head if isinstance(step, Head) else step for step in self.steps))
-
-    def with_content_type(self, content_type: str) -> Answer:
-        """This answer with its content said to be of another type."""
-        return self.with_head(self.head.with_headers(("Content-Type", content_type)))

@@ -47,6 +47,7 @@ class World:
     second run."""
     files: dict[str, StoredFile] = field(default_factory=dict)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    message_batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     responses: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def words(self, model: str = "") -> list[str]:

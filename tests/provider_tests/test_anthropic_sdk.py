@@ -101,6 +101,8 @@ async def test_batches_and_models() -> None:
         results = [item async for item in await client.messages.batches.results(batch.id)]
         assert [item.custom_id for item in results] == ["one", "two"]
         assert {item.result.type for item in results} == {"succeeded"}
+        assert [item.id async for item in client.messages.batches.list()] == [batch.id]
+        assert (await client.messages.batches.cancel(batch.id)).processing_status == "canceling"
         models = [model.id async for model in client.models.list()]
         assert (await client.models.retrieve(models[0])).id == models[0]
 

@@ -30,8 +30,10 @@ async def test_a_queue_is_for_generation_only() -> None:
         provider.then(faults.status(500), faults.healthy(), faults.status(502))
         provider.then(faults.status(503), to=lambda attempt: attempt.path == "/v1/files")
         models, files = request("/v1/models", method="GET"), request("/v1/files", method="GET")
+        assert provider.queued == 4
         asked = [models, request(), request(MESSAGES), files, request(GENERATE), request()]
         assert await statuses(client, *asked) == [200, 500, 200, 503, 502, 200]
+        assert provider.queued == 0
         names = [attempt.behaviour for attempt in provider.attempts]
         assert names == ["healthy", "status 500", "healthy", "status 503", "status 502", "healthy"]
 

@@ -154,13 +154,11 @@ def _choices(operation: str, fields: Mapping[str, Any]) -> int:
     value = fields.get("n")
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 4:
         value = int(value)
-    choices = count(value) or 1
-    if operation == "completions":
-        prompts = items(fields.get("prompt"))
-        if prompts and isinstance(prompts[0], (str, list)):
-            choices *= len(prompts)
-        return choices
-    return min(choices, _MAX_CHOICES)
+    choices = min(count(value) or 1, _MAX_CHOICES)
+    prompts = items(fields.get("prompt")) if operation == "completions" else []
+    if prompts and isinstance(prompts[0], (str, list)):
+        choices *= len(prompts)
+    return choices
 
 
 def _is_plain_text(fields: Mapping[str, Any]) -> bool:

@@ -85,9 +85,11 @@ class ChoicesReader(_OpenAIReader):
                 self._add_text(value if name == "content" else None)
         if choice.get("text"):
             self._reach(Progress.CONTENT)
+            self._add_text(None)
         if choice.get("finish_reason"):
             index = choice.get("index", 0)
-            self._finished.add(index if isinstance(index, int) else 0)
+            if len(self._finished) < self._choices:
+                self._finished.add(index if isinstance(index, int) else 0)
             finished = len(self._finished) >= self._choices
             self._reach(Progress.FINISHED if finished else Progress.CONTENT)
 

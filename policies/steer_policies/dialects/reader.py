@@ -117,8 +117,7 @@ class EventReader:
         raise NotImplementedError
 
     def _reach(self, progress: Progress) -> None:
-        if progress > self.progress:
-            self.progress = progress
+        self.progress = max(self.progress, progress)
 
     def _add_text(self, text: Any) -> None:
         """Keep text for a resume; anything but text ends that."""

@@ -11,7 +11,7 @@ def main() -> None:
     """Run the command the arguments name, and exit with its code: 0, 1 (failed), 2 (misused)."""
     from steer_proxy.cli.app import build
 
-    build()()
+    build()(prog_name="steer")
 
 
 __all__ = ["main"]

@@ -31,13 +31,13 @@ class Answer(Protocol):
         """Let go of everything it holds. Idempotent."""
 
 
-A = TypeVar("A", bound=Answer, covariant=True)
+A_co = TypeVar("A_co", bound=Answer, covariant=True)
 
 
-class Sender(Protocol[A]):
+class Sender(Protocol[A_co]):
     """Carries out one whole attempt."""
 
-    async def attempt(self, candidate: Candidate, number: int, deadline: float) -> A:
+    async def attempt(self, candidate: Candidate, number: int, deadline: float) -> A_co:
         """Send the request to a candidate and read its answer up to the commit point.
 
         `number` counts the call's attempts from 1; `deadline` is absolute on the loop's clock.
@@ -63,15 +63,17 @@ class AttemptRecord:
 class Terms:
     """What a call allows the exchange to do.
 
-    `deadline` is absolute on the loop's clock. `unsent_only` is for pinned, non-idempotent requests:
-    only a provably unsent one may be repeated. `fallback_on_refusal` lets a content-policy refusal
-    go on to other candidates.
+    `deadline` is absolute on the loop's clock. `unsent_only` is for pinned, non-idempotent
+    requests: only a provably unsent one may be repeated. `fallback_on_refusal` lets a
+    content-policy refusal go on to other candidates; `keyed` says that the call has an idempotency
+    key.
     """
 
     deadline: float
     ambiguous: Ambiguous
     unsent_only: bool = False
     fallback_on_refusal: bool = False
+    keyed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

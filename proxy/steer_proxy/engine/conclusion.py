@@ -10,7 +10,6 @@ from typing import Final, Generic, TypeVar
 from steer_policies.config import UpstreamPolicy
 from steer_policies.outcome import Failure
 from steer_policies.plan import Candidate
-
 from steer_proxy.engine.attempt import Answer, AttemptRecord, Problem
 from steer_proxy.engine.hold import Hold
 
@@ -52,6 +51,10 @@ _ABOUT_THE_REQUEST: Final = frozenset(
 )
 #: Failures that speak of a credential.
 _ABOUT_THE_CREDENTIAL: Final = frozenset({Failure.CREDENTIAL, Failure.QUOTA})
+#: Failures that are silence.
+_SILENCE: Final = frozenset(
+    {Failure.FIRST_BYTE_TIMEOUT, Failure.FIRST_TOKEN_TIMEOUT, Failure.IDLE_TIMEOUT}
+)
 #: Failures after which the SDK's own rules are right: it does not retry these statuses.
 _NOT_RETRIED_BY_SDKS: Final = _ABOUT_THE_REQUEST | {Failure.CREDENTIAL}
 
@@ -114,11 +117,11 @@ def conclude(
             retry_after=None if best.retry_at is None else max(0.0, best.retry_at - now),
             sdk_retry=None if failure in _NOT_RETRIED_BY_SDKS else False,
         )
-    return Settled(records, problem=_problem(best.uncertain, records, refusals))
+    return Settled(records, problem=_problem(records, refusals, uncertain=best.uncertain))
 
 
 def _problem(
-    uncertain: bool, records: Sequence[AttemptRecord], refusals: Sequence[Refusal]
+    records: Sequence[AttemptRecord], refusals: Sequence[Refusal], *, uncertain: bool
 ) -> Problem:
     if not records:
         waits = [refusal.seconds for refusal in refusals if refusal.seconds > 0]
@@ -143,8 +146,9 @@ def _problem(
     failure = last.verdict.failure
     if failure is Failure.DEADLINE:
         return Problem(504, "steer_deadline", f"The call's time is up ({tale}).", sdk_retry=False)
-    if failure in (Failure.FIRST_BYTE_TIMEOUT, Failure.FIRST_TOKEN_TIMEOUT, Failure.IDLE_TIMEOUT):
-        return Problem(504, "steer_upstream_timeout", f"No answer in time ({tale}).", sdk_retry=False)
+    if failure in _SILENCE:
+        told = f"No answer in time ({tale})."
+        return Problem(504, "steer_upstream_timeout", told, sdk_retry=False)
     code = "steer_upstream_unreachable" if failure is Failure.CONNECT else "steer_upstream_broken"
     return Problem(502, code, f"No upstream answered ({tale}).", sdk_retry=False)
 

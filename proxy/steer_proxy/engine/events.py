@@ -31,7 +31,7 @@ EventSink = Callable[[HealthEvent], None]
 
 
 def log_event(event: HealthEvent) -> None:
-    """Write an event to the log: losing an upstream is a warning, getting it back is information."""
+    """Write an event to the log: losing an upstream is a warning, getting it back is not."""
     level = logging.INFO if event.after in {"closed", "half_open"} else logging.WARNING
     LOGGER.log(
         level,

@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar
 
 from aiohttp_retry import RetryClient, RetryOptionsBase
+
 from steer_policies.breaker import Rejected
 from steer_policies.config import RetryPolicy, UpstreamPolicy, WhenAllOpen
-from steer_policies.outcome import TRAITS, Elsewhere, Failure, Verdict, failed
+from steer_policies.outcome import TRAITS, Elsewhere, Executed, Failure, Outcome, Verdict
 from steer_policies.plan import Candidate, Plan
 from steer_policies.retry import Decision, GiveUp, Hop, RetryIn, Standing, WaitSource, decide
-from steer_policies.throttle import Wait
-
+from steer_policies.throttle import Gate, Pass
 from steer_proxy.engine.attempt import Answer, AttemptRecord, Sender, Terms
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.conclusion import Best, Refusal, Settled, conclude
@@ -72,6 +72,30 @@ class _Tried(Generic[A]):
     closed: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What an attempt had to get before it could be made."""
+
+    gate: Gate
+    admission: Pass
+    hold: Hold
+
+
+def _throttled(verdict: Verdict) -> bool | None:
+    """What a throttle gate learns: None when no provider said anything."""
+    if verdict.failure is None or verdict.failure not in _UNHEARD:
+        return verdict.failure is Failure.THROTTLED
+    return None
+
+
+#: Failures that bring no word of the provider's, and so none on whether it still throttles.
+_UNHEARD: Final = frozenset(
+    failure
+    for failure, traits in TRAITS.items()
+    if traits.outcome in (Outcome.NETWORK, Outcome.TIMEOUT, Outcome.CANCELLED)
+)
+
+
 class _Decisions(RetryOptionsBase):
     """Hands every result to the exchange, the last one included, and adds no delay of its own."""
 
@@ -85,7 +109,7 @@ class _Decisions(RetryOptionsBase):
             evaluate_response_callback=callback,
         )
 
-    def get_timeout(self, attempt: int, response: Any = None) -> float:
+    def get_timeout(self, attempt: int, response: Any = None) -> float:  # noqa: ARG002
         """Seconds to sleep: none, the callback has already waited."""
         return 0.0
 
@@ -164,7 +188,7 @@ class Exchange(Generic[A]):
             raise
 
     async def _next(self) -> _Course | None:
-        """The next candidate; when all had their turn, the one that asked for the least patience."""
+        """The next candidate; after all of them, the one that asked for the least patience."""
         if self._pending:
             return self._pending.popleft()
         if not self._deferred or len(self.records) >= self._policy.max_total_attempts:
@@ -172,6 +196,7 @@ class Exchange(Generic[A]):
         course = min(self._deferred, key=lambda deferred: deferred.available_at)
         self._deferred.remove(course)
         delay = max(0.0, course.available_at - self._clock.now())
+        course.available_at = 0.0
         if not self._fits(delay):
             return None
         await self._wait(delay)
@@ -203,42 +228,11 @@ class Exchange(Generic[A]):
         await client.request(_METHOD, "")
 
     async def attempt(self, course: _Course, session: _Session[A]) -> _Tried[A]:
-        """One whole attempt: gate, slot, permits, then the request up to its commit point."""
-        state, model = course.state, course.candidate.model
-        clock = self._clock
-        now = clock.now()
-        if not self._forced and (wait := state.open_for(model, now)) > 0:
-            return _Tried(None, refused_for=wait, why="its circuit is open")
-        gate = state.gate(model, course.credential)
-        while isinstance(admission := gate.admit(now, clock.jitter()), Wait):
-            delay = admission.seconds
-            patient = delay <= self._policy.hop_after or not self._others(Elsewhere.ANY, course)
-            if not patient or not self._fits(delay):
-                course.available_at = now + delay
-                return _Tried(None, refused_for=delay, why="its provider asked for patience")
-            await self._wait(delay)
-            session.waited += delay
-            session.source = WaitSource.GATE
-            now = clock.now()
-        slot = False
-        try:
-            if not (slot := state.slots.try_acquire()):
-                await state.slots.acquire(max(0.0, self._terms.deadline - now - LEAST_TIME))
-                slot = True
-                session.source = WaitSource.QUEUE
-                session.waited += clock.now() - now
-                now = clock.now()
-            permits = None if self._forced else state.acquire(model, now)
-            if isinstance(permits, Rejected):
-                return _Tried(None, refused_for=permits.retry_in, why="its circuit is open")
-            hold = Hold(state, model, permits, now)
-            slot = False
-        except (QueueFull, QueueTimeout) as error:
-            why = "its queue is full" if isinstance(error, QueueFull) else "no slot became free"
-            return _Tried(failed(Failure.QUEUE), refused_for=1.0, why=why)
-        finally:
-            if slot:
-                state.slots.release()
+        """One whole attempt: what has to be had first, then the request up to its commit point."""
+        entry = await self._enter(course, session)
+        if isinstance(entry, _Tried):
+            return entry
+        state, now = course.state, self._clock.now()
         try:
             if course.attempts == 0:
                 state.budget(self._policy).on_call(now)
@@ -246,18 +240,70 @@ class Exchange(Generic[A]):
             number = len(self.records) + 1
             answer = await self._sender.attempt(course.candidate, number, self._terms.deadline)
         except BaseException:
-            gate.settle(admission, None, clock.now())
-            hold.release()
+            entry.gate.settle(entry.admission, None, self._clock.now())
+            entry.hold.release()
             raise
         self._learn(course, answer.verdict)
-        throttled = answer.verdict.failure is Failure.THROTTLED
-        gate.settle(admission, throttled, clock.now())
+        entry.gate.settle(entry.admission, _throttled(answer.verdict), self._clock.now())
         self._record(course, session, now, answer)
-        return _Tried(answer.verdict, answer=answer, hold=hold, closed=False)
+        return _Tried(answer.verdict, answer=answer, hold=entry.hold, closed=False)
 
-    def _record(
-        self, course: _Course, session: _Session[A], started: float, answer: A
-    ) -> None:
+    async def _enter(self, course: _Course, session: _Session[A]) -> _Entry | _Tried[A]:
+        """Pass the gate, get a slot, and permits last, so that no probe waits in line."""
+        state, model = course.state, course.candidate.model
+        if not self._forced and (wait := state.open_for(model, self._clock.now())) > 0:
+            return _Tried(None, refused_for=wait, why="its circuit is open")
+        gate = state.gate(model, course.credential)
+        admission = await self._pass_gate(gate, course, session)
+        if not isinstance(admission, Pass):
+            course.available_at = self._clock.now() + admission
+            return _Tried(None, refused_for=admission, why="its provider asked for patience")
+        slot = entered = False
+        try:
+            if not (slot := state.slots.try_acquire()):
+                began = self._clock.now()
+                await state.slots.acquire(max(0.0, self._terms.deadline - began - LEAST_TIME))
+                slot = True
+                session.source = WaitSource.QUEUE
+                session.waited += self._clock.now() - began
+            now = self._clock.now()
+            permits = None if self._forced else state.acquire(model, now)
+            if isinstance(permits, Rejected):
+                return _Tried(None, refused_for=permits.retry_in, why="its circuit is open")
+            entered = True
+            return _Entry(gate, admission, Hold(state, model, permits, now))
+        except QueueFull:
+            return _Tried(None, refused_for=1.0, why="its queue is full")
+        except QueueTimeout:
+            return _Tried(None, refused_for=1.0, why="no slot became free")
+        finally:
+            if not entered:
+                gate.settle(admission, None, self._clock.now())
+                if slot:
+                    state.slots.release()
+
+    async def _pass_gate(self, gate: Gate, course: _Course, session: _Session[A]) -> Pass | float:
+        """Wait at the throttle gate if that is worth while; else for how long it stays shut."""
+        while True:
+            now = self._clock.now()
+            shut = gate.closed_for(now)
+            # Asked before `admit`, which counts a turn for everyone it tells to wait.
+            if shut > 0 and not self._worth_waiting(shut, course):
+                return shut
+            admission = gate.admit(now, self._clock.jitter())
+            if isinstance(admission, Pass):
+                return admission
+            if not self._worth_waiting(admission.seconds, course):
+                return admission.seconds
+            await self._wait(admission.seconds)
+            session.waited += admission.seconds
+            session.source = WaitSource.GATE
+
+    def _worth_waiting(self, delay: float, course: _Course) -> bool:
+        patient = delay <= self._policy.hop_after or not self._others(Elsewhere.ANY, course)
+        return patient and self._fits(delay)
+
+    def _record(self, course: _Course, session: _Session[A], started: float, answer: A) -> None:
         self.records.append(
             AttemptRecord(
                 number=len(self.records) + 1,
@@ -321,9 +367,12 @@ class Exchange(Generic[A]):
             others=self._others(TRAITS[failure].elsewhere, course),
             ambiguous=self._terms.ambiguous,
             unsent_only=self._terms.unsent_only,
-            idempotent_upstream=course.policy.forwards_idempotency_key,
+            idempotent_upstream=self._terms.keyed and course.policy.forwards_idempotency_key,
             retry_allowed=True,
             jitter=self._clock.jitter(),
+            executed_before=any(
+                record.verdict.executed is not Executed.NO for record in self.records[:-1]
+            ),
         )
         decision = decide(self._policy, verdict, standing)
         if isinstance(decision, RetryIn) and not course.state.budget(self._policy).take(now):
@@ -333,9 +382,7 @@ class Exchange(Generic[A]):
     def _learn(self, course: _Course, verdict: Verdict) -> None:
         """What later calls should know: how long the provider asked for, a refused credential."""
         if verdict.failure is Failure.THROTTLED and verdict.hint is not None:
-            course.state.close_gate(
-                course.candidate.model, course.credential, verdict.hint.seconds
-            )
+            course.state.close_gate(course.candidate.model, course.credential, verdict.hint.seconds)
         elif (
             verdict.failure in (Failure.CREDENTIAL, Failure.QUOTA) and course.policy.own_credential
         ):
@@ -349,7 +396,7 @@ class Exchange(Generic[A]):
             self._deferred.append(course)
 
     def _hop(self, course: _Course, verdict: Verdict) -> None:
-        """Go on to the candidates this failure allows; come back when the provider only asked to wait."""
+        """Go on to the candidates this failure allows, or come back after the time asked for."""
         elsewhere = TRAITS[verdict.failure or Failure.REJECTED].elsewhere
         self._pending = deque(
             other for other in self._pending if self._allowed(elsewhere, course, other)

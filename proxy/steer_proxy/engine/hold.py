@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from steer_policies.breaker import PermitPair
 from steer_policies.outcome import SUCCESS, Verdict
-
 from steer_proxy.engine.registry import UpstreamState
 
 

@@ -7,16 +7,22 @@ input, so everything keyed by them is bounded and forgets the least recently use
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from steer_policies.breaker import Breaker, PermitPair, Rejected, Transition, acquire_both, settle_both
+from steer_policies.breaker import (
+    Breaker,
+    PermitPair,
+    Rejected,
+    Transition,
+    acquire_both,
+    settle_both,
+)
 from steer_policies.config import RetryPolicy, UpstreamPolicy
 from steer_policies.outcome import TRAITS, Verdict, Vote
 from steer_policies.retry_budget import RetryBudget
 from steer_policies.throttle import Gate
-
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.events import EventSink, HealthEvent, log_event
 from steer_proxy.engine.slots import Slots
@@ -141,7 +147,12 @@ class UpstreamState:
         if self._marked_until <= now:
             self._sink(
                 HealthEvent(
-                    "credential", self.policy.name, None, "good", "refused", reason,
+                    "credential",
+                    self.policy.name,
+                    None,
+                    "good",
+                    "refused",
+                    reason,
                     now + CREDENTIAL_MARK,
                 )
             )
@@ -210,8 +221,8 @@ class LiveView:
 
     registry: Registry
     clock: Clock
-    policies: dict[str, UpstreamPolicy]
-    credentials: dict[str, int]
+    policies: Mapping[str, UpstreamPolicy]
+    credentials: Mapping[str, int]
 
     def _state(self, upstream: str) -> UpstreamState | None:
         policy = self.policies.get(upstream)
@@ -239,5 +250,3 @@ class LiveView:
         """Smoothed time to commit of successful calls, in milliseconds; None before the first."""
         state = self._state(upstream)
         return None if state is None else state.latency_ms
-
-

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from multidict import CIMultiDictProxy
+
 from steer_policies.dialects.base import Progress, StreamReader, Usage
 from steer_policies.outcome import Failure, Verdict, failed
-
 from steer_proxy.http.wire import UpstreamResponse
 
 #: How much of an answer is held back before it is committed, in bytes: whole plain answers, and

@@ -9,7 +9,6 @@ from steer_policies.config import CommitPoint
 from steer_policies.dialects.base import Progress, StreamReader
 from steer_policies.outcome import SUCCESS, Failure
 from steer_policies.plan import Candidate, Plan
-
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.secret import SecretUnavailable
 from steer_proxy.http.answer import HELD_COMPLETE, HELD_PLAIN, HELD_PRELUDE, HttpAnswer
@@ -120,9 +119,7 @@ class HttpSender:
             limit = 0
         held = await _read_up_to(response, limit)
         whole = response.exhausted
-        answer = HttpAnswer(
-            SUCCESS, response, held=held, whole=whole, content_type=content_type
-        )
+        answer = HttpAnswer(SUCCESS, response, held=held, whole=whole, content_type=content_type)
         if whole and response.headers.get("Content-Encoding") is None:
             answer.model, answer.usage = self._call.dialect.read_answer(self._call.facts, held)
         return answer

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import IO, Final
 
 from aiohttp import StreamReader
+
 from steer_proxy.engine.config import Limits
 
 #: Bytes read from or written to a spool file at once.

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from multidict import CIMultiDictProxy
+
 from steer_policies.dialects.base import Dialect, RequestFacts
 from steer_policies.steering import Steering
 from steer_policies.trace_context import TraceContext
-
 from steer_proxy.engine.config import Config, Route
 from steer_proxy.http.body import ReplayBody
 

@@ -61,6 +61,15 @@ class CallerResponse(StreamResponse):
         elif version == HttpVersion10:
             headers[hdrs.CONNECTION] = "keep-alive"
 
+    @property
+    def empty(self) -> bool:
+        """Whether no body was given with the response."""
+        return not self._rest
+
+    @property
+    def ended(self) -> bool:
+        """Whether the response has ended properly."""
+        return self._eof_sent
 
     def send_head(self) -> None:
         """Write the head now, without waiting for a first part of the body."""

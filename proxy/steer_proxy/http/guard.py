@@ -52,7 +52,9 @@ class Guard:
         origin = headers.get("Origin")
         if origin is not None and not self._known_origin(origin):
             raise refuse(
-                403, "steer_foreign_origin", f"Requests from the origin {origin[:128]!r} are refused."
+                403,
+                "steer_foreign_origin",
+                f"Requests from the origin {origin[:128]!r} are refused.",
             )
         site = headers.get("Sec-Fetch-Site")
         if site is not None and site.lower() not in _SAME_SITE:

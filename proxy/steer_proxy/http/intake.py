@@ -11,13 +11,13 @@ from typing import Any, Final
 import orjson
 from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDictProxy
-from steer_policies.config import DialectName
+
 from steer_policies.deadline import sdk_silence_limit
 from steer_policies.dialects import dialect
 from steer_policies.dialects.base import Dialect
 from steer_policies.dialects.multipart import form_fields
 from steer_policies.headers import is_loop
-from steer_policies.paths import BadTarget, admit, after_route, collapse_slashes, match_route
+from steer_policies.paths import BadTarget, admit, after_route, match_route
 from steer_policies.steering import SteeringError, read_steering
 from steer_policies.trace_context import (
     TraceContext,
@@ -25,7 +25,6 @@ from steer_policies.trace_context import (
     safe_request_id,
     trace_id_from,
 )
-
 from steer_proxy.engine.clock import Clock, new_id
 from steer_proxy.engine.config import Config, Route
 from steer_proxy.http.body import (
@@ -60,14 +59,14 @@ class Matched:
 class Intake:
     """Admits requests under one configuration revision."""
 
-    def __init__(
-        self, config: Config, budget: MemoryBudget, clock: Clock, pseudonym: str
-    ) -> None:
+    def __init__(self, config: Config, budget: MemoryBudget, clock: Clock, pseudonym: str) -> None:
         self._config = config
         self._pseudonym = pseudonym
         self._budget = budget
         self._clock = clock
-        self._routes = {route.path: (route, dialect(route.policy.dialect)) for route in config.routes}
+        self._routes = {
+            route.path: (route, dialect(route.policy.dialect)) for route in config.routes
+        }
         self._aliases = {
             alias.prefix: alias.means for route in config.routes for alias in route.aliases
         }
@@ -95,9 +94,7 @@ class Intake:
                 f"No route owns the path {path[:128]!r}; the routes are {known}.",
             )
         route, speaks = self._routes[prefix]
-        rest = after_route(prefix, path)
-        if speaks.name is not DialectName.HTTP:
-            rest = collapse_slashes(rest)
+        rest = speaks.canonical_path(after_route(prefix, path))
         return Matched(route, speaks, rest, target.query)
 
     async def accept(self, request: BaseRequest, matched: Matched, *, token_is_key: bool) -> Call:
@@ -109,7 +106,9 @@ class Intake:
         headers = request.headers
         now = self._clock.now()
         if "Via" in headers and is_loop(headers.items(), self._pseudonym):
-            raise refuse(508, "steer_loop", "This call has been here before: upstreams form a loop.")
+            raise refuse(
+                508, "steer_loop", "This call has been here before: upstreams form a loop."
+            )
         request_id, trace = self._identify(headers)
         try:
             steering = read_steering(headers)
@@ -200,9 +199,7 @@ def _json(raw: bytes) -> Any:
         return None
 
 
-async def read_call_body(
-    request: BaseRequest, config: Config, budget: MemoryBudget
-) -> ReplayBody:
+async def read_call_body(request: BaseRequest, config: Config, budget: MemoryBudget) -> ReplayBody:
     """The request's whole body; asks for it with 100 Continue where the caller waits for that.
 
     Raises:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from multidict import CIMultiDict
+
 from steer_policies.config import DialectName
 from steer_policies.headers import (
     accept_encoding,
@@ -16,7 +17,6 @@ from steer_policies.headers import (
     via,
 )
 from steer_policies.plan import Candidate
-
 from steer_proxy.engine.clock import new_span_id
 from steer_proxy.engine.config import Upstream
 from steer_proxy.http.addresses import Addresses

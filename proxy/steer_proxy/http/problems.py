@@ -6,10 +6,10 @@ import math
 from typing import Final
 
 from multidict import CIMultiDict
+
 from steer_policies.config import DialectName
 from steer_policies.dialects import dialect
 from steer_policies.dialects.base import Dialect
-
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.http.caller import CallerResponse
 
@@ -31,9 +31,7 @@ def refuse(status: int, code: str, message: str, *, close: bool = False) -> Refu
     return Refusal(Problem(status, code, message), close=close)
 
 
-def advise(
-    headers: CIMultiDict[str], retry_after: float | None, sdk_retry: bool | None
-) -> None:
+def advise(headers: CIMultiDict[str], retry_after: float | None, sdk_retry: bool | None) -> None:
     """Tell the caller's SDK when another try can make sense, and whether it can at all.
 
     Every official SDK obeys `x-should-retry`; `retry-after` is whole seconds, rounded up, and

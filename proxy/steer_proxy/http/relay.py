@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from typing import Final
-
-from aiohttp.web_request import BaseRequest
 from steer_policies.dialects.base import Progress, StreamReader
 from steer_policies.outcome import SUCCESS, Failure, Verdict, failed
-
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.attempt import read_event_bytes
-from steer_proxy.http.call import Call
-from steer_proxy.http.caller import CallerResponse, abandon
-from steer_proxy.http.wire import UpstreamError, UpstreamResponse, Wire
-
-LOGGER: Final = logging.getLogger("steer.relay")
+from steer_proxy.http.caller import CallerResponse
+from steer_proxy.http.resume import Sent
+from steer_proxy.http.wire import UpstreamError, UpstreamResponse
 
 
 class Broken(Exception):
@@ -47,24 +39,28 @@ async def relay_plain(caller: CallerResponse, answer: HttpAnswer) -> Verdict:
 
 
 async def relay_stream(
-    caller: CallerResponse, answer: HttpAnswer, reader: StreamReader
+    caller: CallerResponse, answer: HttpAnswer, reader: StreamReader, sent: Sent | None
 ) -> Verdict:
-    """Relay an event stream, whole events at a time.
+    """Relay an event stream, whole events at a time; `sent` remembers them for a resume.
 
     Raises:
         Broken: when it ended before it was finished, whatever its framing said.
     """
     response = answer.response
     if answer.held:
+        if sent is not None:
+            sent.add(answer.held)
         await caller.write(answer.held)
     answer.held = b""
     if response is not None and not answer.whole:
         try:
-            await _pump(caller, response, reader)
+            await _pump(caller, response, reader, sent)
         except UpstreamError as error:
             if reader.progress < Progress.FINISHED:
                 raise Broken(failed(error.failure)) from error
     if reader.error is not None:
+        if sent is not None:
+            raise Broken(reader.error)
         # The provider's own error event: the caller's SDK knows what to make of it.
         await caller.write(reader.error_event)
         return reader.error
@@ -73,7 +69,9 @@ async def relay_stream(
     return SUCCESS
 
 
-async def _pump(caller: CallerResponse, response: UpstreamResponse, reader: StreamReader) -> None:
+async def _pump(
+    caller: CallerResponse, response: UpstreamResponse, reader: StreamReader, sent: Sent | None
+) -> None:
     write = caller.write
     while reader.error is None and reader.progress < Progress.COMPLETE:
         chunk = await read_event_bytes(response, reader)
@@ -82,4 +80,6 @@ async def _pump(caller: CallerResponse, response: UpstreamResponse, reader: Stre
                 await write(rest)
             return
         if released := reader.feed(chunk):
+            if sent is not None:
+                sent.add(released)
             await write(released)

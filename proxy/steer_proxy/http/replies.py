@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from multidict import CIMultiDict
+
 from steer_policies.headers import response_headers
 from steer_policies.outcome import Verdict
 from steer_policies.plan import Plan
-
 from steer_proxy.engine.conclusion import Settled
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.call import Call
@@ -47,7 +47,7 @@ def answer_headers(
     call: Call, made: Plan, settled: Settled[HttpAnswer], answer: HttpAnswer
 ) -> CIMultiDict[str]:
     """The provider's own headers less what belongs to its connection, and ours."""
-    theirs = answer.headers or CIMultiDict()
+    theirs: Mapping[str, str] = answer.headers or CIMultiDict()
     headers = CIMultiDict(response_headers(tuple(theirs.items())))
     if answer.status == 101:
         headers.update(_switching(theirs))

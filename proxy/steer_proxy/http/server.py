@@ -18,7 +18,6 @@ from multidict import CIMultiDict
 
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.config import Limits
-from steer_proxy.http.caller import CallerResponse
 from steer_proxy.http.problems import PLAIN, problem_response
 
 #: Longest request line and header field, in bytes. SDK headers are short; prompts do not go there.
@@ -88,10 +87,14 @@ class Connection(RequestHandler):
             self.log_exception("Unhandled error in a call", exc_info=exc)
             problem = Problem(500, "steer_internal_error", "Steer failed; its log says why.")
         else:
-            too_large = "too large" in (message or "").lower() or "too many" in (message or "").lower()
+            too_large = (
+                "too large" in (message or "").lower() or "too many" in (message or "").lower()
+            )
             status = 431 if too_large else status
             brief = " ".join((message or "").split())[:200]
-            problem = Problem(status, "steer_bad_request", f"The request is not valid HTTP: {brief}")
+            problem = Problem(
+                status, "steer_bad_request", f"The request is not valid HTTP: {brief}"
+            )
         return problem_response(PLAIN, problem, CIMultiDict(), close=True)
 
 

@@ -12,8 +12,8 @@ from typing import Final
 
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.web_request import BaseRequest
-from steer_policies.frames import GOING_AWAY, INTERNAL_ERROR, TOO_BIG, FrameTracker, close_frame
 
+from steer_policies.frames import GOING_AWAY, INTERNAL_ERROR, TOO_BIG, FrameTracker, close_frame
 from steer_proxy.http.wire import UpstreamResponse
 
 #: Largest frame let through, in bytes. Realtime audio comes in far smaller ones.

@@ -31,9 +31,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_writer import StreamWriter
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDict, CIMultiDictProxy
-from steer_policies.outcome import Failure
 from yarl import URL
 
+from steer_policies.outcome import Failure
 from steer_proxy.http.body import ReplayBody
 from steer_proxy.http.resolver import StaleResolver
 
@@ -335,7 +335,7 @@ class Wire:
         if response.ended:
             response.close()
         else:
-            self._own(_retire(response))
+            _ = self._own(_retire(response))
 
 
 async def _upload(writer: StreamWriter, body: ReplayBody, protocol: ResponseHandler) -> None:

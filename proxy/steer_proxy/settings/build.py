@@ -37,6 +37,12 @@ class Builder:
         blocks |= settings.upstreams
         upstreams = {name: self._upstream(name, block) for name, block in blocks.items()}
         prices = GenaiPrices({each.name: each.base_url for each in upstreams.values()})
+        routes = self._routes()
+        paths = frozenset(route.path for route in routes)
+        built = tuple(_route(block, upstreams, prices, paths) for block in routes)
+        if any(route.policy.needs_prices for route in built):
+            # Now, rather than under the first call that has to wait for it.
+            prices.load()
         return Config(
             listen=Listen(
                 host=listen.host,
@@ -53,7 +59,7 @@ class Builder:
             limits=settings.limits,
             drain_timeout=settings.drain_timeout,
             upstreams=upstreams,
-            routes=tuple(_route(block, upstreams, prices) for block in self._routes()),
+            routes=built,
             revision=_revision(values),
         )
 
@@ -122,7 +128,12 @@ class Builder:
         return secret
 
 
-def _route(block: RouteBlock, upstreams: Mapping[str, Upstream], prices: GenaiPrices) -> Route:
+def _route(
+    block: RouteBlock,
+    upstreams: Mapping[str, Upstream],
+    prices: GenaiPrices,
+    taken: frozenset[str],
+) -> Route:
     home = block.candidates[0].upstream
     policy = RoutePolicy(
         name=block.name,
@@ -147,7 +158,7 @@ def _route(block: RouteBlock, upstreams: Mapping[str, Upstream], prices: GenaiPr
         path=block.path,
         policy=policy,
         home=home,
-        aliases=tuple(Alias(prefix, means) for prefix, means in aliases),
+        aliases=tuple(Alias(prefix, means) for prefix, means in aliases if prefix not in taken),
     )
 
 

@@ -68,7 +68,7 @@ def load(
     if settings is not None:
         problems += origins.all(check(settings, broken))
     if problems or settings is None:
-        raise ConfigurationError(problems)
+        raise ConfigurationError(origins.sorted(problems))
     builder = Builder(settings, env)
     config = builder.build(expanded)
     if builder.findings:
@@ -91,17 +91,18 @@ def _without_broken(
                 broken.add(name)
                 rest["upstreams"] = {k: v for k, v in rest["upstreams"].items() if k != name}
             case ("routes", int(index)):
+                placeholder = f"invalid-{index}"
+                broken.add(placeholder)
                 rest["routes"] = list(rest["routes"])
-                rest["routes"][index] = _placeholder(index)
+                rest["routes"][index] = {
+                    "name": placeholder,
+                    "path": f"/{placeholder}",
+                    "candidates": [placeholder],
+                }
             case _:
                 rest.pop(str(key[0]), None)
     settings, _ = validate(rest)
     return settings, broken
-
-
-def _placeholder(index: int) -> dict[str, Any]:
-    name = f"invalid-{index}"
-    return {"name": name, "path": f"/{name}", "candidates": [name], "dialect": "http"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +124,26 @@ class _Origins:
             for key, message in findings
         ]
 
+    def sorted(self, problems: Iterable[Problem]) -> list[Problem]:
+        """The environment's and the command line's first, then the file's from top to bottom."""
+
+        def line(problem: Problem) -> int:
+            name, _, number = (problem.source or "").rpartition(":")
+            return int(number) if name == self.document.name and number.isdigit() else 0
+
+        return sorted(problems, key=line)
+
     def _source(self, key: Key) -> str | None:
         if self._flagged(key):
             return "command line"
         for length in range(len(key), 0, -1):
             if (variable := self.variables.get(key[:length])) is not None:
                 return variable
+        if key[:2] not in self.document.lines:
+            # An entry the environment alone made: any of its variables leads there.
+            for made, variable in self.variables.items():
+                if len(key) > 1 and made[:2] == key[:2]:
+                    return variable
         return self.document.source(key)
 
     def _flagged(self, key: Key) -> bool:

@@ -1,7 +1,8 @@
 """Every way to misbehave, each a function that returns a `Fault`.
 
 A fault is a change to the healthy answer of the request it meets. `one | other` applies one, then
-the other to its result: `cut_after(events=3) | one_byte_writes()`.
+the other to its result: `cut_after(events=3) | one_byte_writes()`. Errors and statuses are whole
+answers, so they come first: `status(500) | silence(2)`.
 """
 
 from tests.provider.faults.before_answer import (

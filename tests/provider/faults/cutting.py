@@ -21,12 +21,14 @@ from tests.provider.faults.rewriting import (
 )
 from tests.provider.steps import (
     Answer,
+    Await,
     Data,
     Event,
     Finish,
     Part,
     Pause,
     Repeat,
+    Signal,
     Step,
     WaitUntilClosed,
 )
@@ -39,7 +41,10 @@ def _kept(answer: Answer, events: int | None, size: int | None, *, part: bool) -
     if events is not None and size is None:
         if events > len(answer.events):
             raise ValueError(f"the answer has only {len(answer.events)} events, not {events}")
-        return answer.steps[: position_of(answer, events - 1) + 1]
+        until = position_of(answer, events - 1) + 1
+        while until < len(answer.steps) and isinstance(answer.steps[until], Signal | Await):
+            until += 1  # what the test put right behind the event
+        return answer.steps[:until]
     if size is not None and events is None:
         return _up_to_byte(answer, size, part=part)
     raise ValueError("give either events or bytes")

@@ -1,0 +1,1 @@
+"""Acting on decisions: attempts, permits, slots, waits. Knows no HTTP; a `Sender` does."""

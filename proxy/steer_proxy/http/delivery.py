@@ -1,0 +1,229 @@
+"""Giving the caller what the exchange brought, to its very end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from aiohttp.web_request import BaseRequest
+from multidict import CIMultiDict
+
+from steer_policies.config import CommitPoint, OnBreak
+from steer_policies.dialects.base import Progress, StreamReader
+from steer_policies.outcome import SUCCESS, Failure, Verdict, failed
+from steer_policies.plan import Plan
+from steer_proxy.engine.attempt import Problem
+from steer_proxy.engine.conclusion import Settled
+from steer_proxy.http.addresses import Addresses
+from steer_proxy.http.answer import HttpAnswer
+from steer_proxy.http.attempt import read_event_bytes
+from steer_proxy.http.call import Call
+from steer_proxy.http.caller import CallerResponse, abandon
+from steer_proxy.http.problems import problem_response
+from steer_proxy.http.progress import CallProgress
+from steer_proxy.http.relay import Broken, relay_plain, relay_stream
+from steer_proxy.http.replies import answer_headers, own_headers, tell
+from steer_proxy.http.resume import Joint, NotTheSame, Sent
+from steer_proxy.http.websocket import Tunnel
+from steer_proxy.http.wire import UpstreamError, UpstreamResponse
+
+if TYPE_CHECKING:
+    from steer_proxy.http.gateway import Gateway
+
+LOGGER: Final = logging.getLogger("steer.call")
+
+#: How much longer than a stream may last its caller may take to read what is there, in seconds.
+LAST_WORDS: Final = 5.0
+
+
+class Delivery:
+    """One call's answer on its way to the caller."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        request: BaseRequest,
+        progress: CallProgress,
+        call: Call,
+        made: Plan,
+        addresses: Addresses,
+    ) -> None:
+        self._gateway = gateway
+        self._request = request
+        self._progress = progress
+        self._call = call
+        self._made = made
+        self._addresses = addresses
+
+    async def deliver(self, settled: Settled[HttpAnswer]) -> CallerResponse:
+        """Answer the caller; slot, permits and upstream connection are given back in any case."""
+        clock = self._gateway.clock
+        verdict: Verdict | None = None
+        try:
+            response, verdict = await self._answer(settled)
+            return response
+        finally:
+            if settled.hold is not None:
+                settled.hold.settle(verdict, clock.now())
+                settled.hold.release()
+            if settled.answer is not None:
+                await settled.answer.discard()
+            tell(self._call, self._made, settled, verdict, clock.now())
+
+    async def _answer(self, settled: Settled[HttpAnswer]) -> tuple[CallerResponse, Verdict | None]:
+        """Begin the answer; the verdict is that of the whole of it."""
+        call, made, answer = self._call, self._made, settled.answer
+        closing = self._gateway.draining
+        if answer is None or answer.status is None:
+            problem = settled.problem or Problem(502, "steer_upstream_broken", "No answer came.")
+            headers = own_headers(call, made, settled)
+            return problem_response(call.dialect, problem, headers, close=closing), None
+        headers = answer_headers(call, made, settled, answer)
+        if answer.status == 101 and answer.response is not None:
+            return await self._tunnel(headers, answer.response)
+        verdict = answer.verdict
+        if answer.whole and (answer.reader is None or answer.finished or not verdict.ok):
+            response = CallerResponse(answer.status, answer.reason, headers, answer.held)
+        else:
+            response = CallerResponse(answer.status, answer.reason, headers)
+        self._progress.response = response
+        if closing:
+            response.close_connection()
+        if not answer.whole or response.empty:
+            verdict = await self._relay(response, settled, answer)
+        return response, verdict
+
+    async def _tunnel(
+        self, headers: CIMultiDict[str], upstream: UpstreamResponse
+    ) -> tuple[CallerResponse, Verdict | None]:
+        """Both sides switch protocols; bytes flow until one of them has had enough."""
+        response = self._progress.response = CallerResponse(101, upstream.reason, headers)
+        await response.prepare(self._request)
+        response.send_head()
+        tunnel = self._progress.tunnel = Tunnel(self._request, upstream)
+        await tunnel.run()
+        abandon(self._request)
+        return response, SUCCESS
+
+    async def _relay(
+        self, response: CallerResponse, settled: Settled[HttpAnswer], answer: HttpAnswer
+    ) -> Verdict:
+        """Send a committed answer as it comes."""
+        loop = asyncio.get_running_loop()
+        await response.prepare(self._request)
+        upstream, reader = answer.response, answer.reader
+        longest = self._made.timeouts.max_stream
+        stuck: asyncio.TimerHandle | None = None
+        if upstream is not None and (reader is not None or self._call.facts.operation != "http"):
+            upstream.arm(loop.time() + longest, Failure.DEADLINE)
+            stuck = loop.call_later(longest + LAST_WORDS, self._cut_off)
+        sent: Sent | None = None
+        try:
+            if reader is None:
+                verdict = await relay_plain(response, answer)
+            else:
+                sent = self._remembering(settled, reader)
+                verdict = await relay_stream(response, answer, reader, sent)
+                if upstream is not None:
+                    answer.response = None
+                    self._gateway.wire.retire(upstream)
+            await response.write_eof()
+            return verdict
+        except Broken as broken:
+            await answer.discard()
+            if sent is None or not await self._resume(response, settled, answer, sent):
+                await self._break(response, answer, broken.verdict)
+            return broken.verdict
+        finally:
+            if stuck is not None:
+                stuck.cancel()
+
+    def _remembering(self, settled: Settled[HttpAnswer], reader: StreamReader) -> Sent | None:
+        """Where to remember what was sent, when the stream may be resumed."""
+        wanted = self._made.on_break is OnBreak.RESUME and self._call.facts.resumable
+        return Sent() if wanted and settled.remaining and reader.text is not None else None
+
+    async def _break(self, response: CallerResponse, answer: HttpAnswer, verdict: Verdict) -> None:
+        """End a committed answer that broke, so that nobody takes it for complete."""
+        if answer.reader is not None:
+            event = answer.reader.error_event or self._call.dialect.error_event(
+                self._call.facts,
+                answer.content_type,
+                "steer_stream_broken",
+                f"The stream broke before its end ({verdict.failure}); it is not complete.",
+            )
+            if event:
+                await response.write(event)
+        abandon(self._request)
+
+    async def _resume(
+        self,
+        response: CallerResponse,
+        settled: Settled[HttpAnswer],
+        answer: HttpAnswer,
+        sent: Sent,
+    ) -> bool:
+        """Go on with another candidate's answer, if it says the same; whether that came off."""
+        first, text = sent.whole, None if answer.reader is None else answer.reader.text
+        if first is None or not text:
+            return False
+        call, gateway = self._call, self._gateway
+        made = replace(self._made, candidates=settled.remaining, commit=CommitPoint.FIRST_TOKEN)
+        patience = made.timeouts.total
+        if call.silence is not None:
+            patience = min(patience, call.silence)
+        deadline = asyncio.get_running_loop().time() + patience
+        again = await gateway.exchange(call, made, self._addresses, deadline).run()
+        verdict: Verdict | None = None
+        try:
+            if again.hold is None or again.answer is None:
+                return False
+            verdict = await self._join(response, again.answer, first, text)
+            return verdict.ok
+        finally:
+            if again.hold is not None:
+                again.hold.settle(verdict, gateway.clock.now())
+                again.hold.release()
+            if again.answer is not None:
+                await again.answer.discard()
+            tell(call, made, again, verdict, gateway.clock.now())
+
+    async def _join(
+        self, response: CallerResponse, answer: HttpAnswer, first: bytes, text: str
+    ) -> Verdict:
+        """Relay what the caller is still missing of the second answer."""
+        call, upstream, second = self._call, answer.response, answer.reader
+        reader = call.dialect.read_stream(call.facts, answer.content_type, keep_text=True)
+        if upstream is None or second is None or reader is None:
+            return failed(Failure.PROTOCOL)
+        joint = Joint(call.dialect, call.facts, first, text, reader)
+        try:
+            missing = joint.feed(answer.held)
+            while True:
+                if missing:
+                    await response.write(missing)
+                if reader.error is not None:
+                    return reader.error
+                if answer.whole or reader.progress is Progress.COMPLETE:
+                    break
+                chunk = await read_event_bytes(upstream, second)
+                answer.whole = not chunk
+                missing = joint.feed(second.feed(chunk) if chunk else second.finish())
+        except NotTheSame:
+            # The second answer is none the worse for it: nobody learns anything.
+            return failed(Failure.CANCELLED, code="not_the_same")
+        except UpstreamError as error:
+            return failed(error.failure)
+        if rest := joint.finish():
+            await response.write(rest)
+        if not joint.joined or reader.progress < Progress.FINISHED:
+            return failed(Failure.TRUNCATED)
+        await response.write_eof()
+        return SUCCESS
+
+    def _cut_off(self) -> None:
+        """Drop a caller that neither reads nor leaves."""
+        if self._request.transport is not None:
+            self._request.transport.abort()

@@ -1,0 +1,1 @@
+"""What users must see working, over real sockets against the scripted provider."""
