@@ -7,7 +7,7 @@ import gc
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -34,14 +34,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     function = pyfuncitem.obj
     if not inspect.iscoroutinefunction(function):
         return None
-    names = pyfuncitem._fixtureinfo.argnames  # noqa: SLF001 - pytest has no public way
+    names = pyfuncitem._fixtureinfo.argnames
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
     real = pyfuncitem.get_closest_marker("real_time") is not None
     run(lambda: function(**arguments), real_time=real)
     return True
 
 
-def run(main, *, real_time: bool = False) -> None:  # noqa: ANN001
+def run(main: Callable[[], Awaitable[None]], *, real_time: bool = False) -> None:
     """Run a coroutine function to its end; fail for tasks, descriptors or errors left behind."""
     # What is there already cannot be this test's litter; collecting it again takes 0.1 s each time.
     gc.freeze()
@@ -53,7 +53,9 @@ def run(main, *, real_time: bool = False) -> None:  # noqa: ANN001
         # In debug mode asyncio reports slow callbacks; a busy test machine is not a defect.
         loop.slow_callback_duration = 30.0
         loop.set_exception_handler(
-            lambda _, context: problems.append(f"{context.get('message')}: {context.get('exception')!r}")
+            lambda _, context: problems.append(
+                f"{context['message']}: {context.get('exception')!r}"
+            )
         )
 
         async def whole() -> None:
@@ -73,13 +75,13 @@ def run(main, *, real_time: bool = False) -> None:  # noqa: ANN001
 
 def _sockets() -> set[str]:
     """The process's open sockets, by their inode."""
-    found = set()
+    found: set[str] = set()
     folder = Path("/proc/self/fd")
     if sys.platform != "linux" or not folder.exists():
         return found
     for entry in folder.iterdir():
         try:
-            target = os.readlink(entry)
+            target = str(entry.readlink())
         except OSError:
             continue
         if target.startswith("socket:"):
@@ -88,9 +90,13 @@ def _sockets() -> set[str]:
 
 
 @pytest.fixture(autouse=True)
-def _no_ambient_configuration(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_ambient_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests do not see the developer's own STEER_*, proxy or API-key settings."""
     for name in list(os.environ):
-        if name.startswith("STEER_") or name.endswith("_API_KEY") or name.lower().endswith("_proxy"):
+        if (
+            name.startswith("STEER_")
+            or name.endswith("_API_KEY")
+            or name.lower().endswith("_proxy")
+        ):
             monkeypatch.delenv(name)
     yield

@@ -23,8 +23,23 @@ BYTES_PER_TOKEN: Final = 4
 #: Options that bound a completion, in the dialects' own words.
 _MAX_TOKENS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
-#: Operations whose answers hold no completion.
-COMPLETES_NOTHING: Final = frozenset({"embeddings", "moderations"})
+#: Operations whose answers hold no completion, in the dialects' own words.
+COMPLETES_NOTHING: Final = frozenset(
+    {
+        "batchEmbedContents",
+        "countTokens",
+        "embedContent",
+        "embeddings",
+        "messages.count_tokens",
+        "moderations",
+    }
+)
+
+#: Operations sold by seconds, images or calls rather than by tokens.
+_NOT_TOKENS: Final = frozenset({"audio.speech", "http", "images.generations"})
+
+#: Where a request that is one prompt keeps its model; forms, realtime and tools are not such.
+_PROMPTS: Final = frozenset({Where.BODY, Where.PATH})
 
 _KINDS: Final = ("ms", "tokens", "cost_usd")
 
@@ -140,8 +155,9 @@ def tightest(one: Budget | None, other: Budget | None) -> Budget | None:
 def estimate(
     request: RequestFacts, body_size: int, options: Mapping[str, Any], assumed_completion: int
 ) -> Estimate | None:
-    """The tokens a call is expected to take; None where bytes say nothing (audio, image forms)."""
-    if request.model_in is Where.FORM:
+    """The tokens a call is expected to take; None where bytes say nothing of them (audio, images,
+    realtime, tools)."""
+    if request.model_in not in _PROMPTS or request.operation in _NOT_TOKENS:
         return None
     prompt = -(-body_size // BYTES_PER_TOKEN)
     if request.operation in COMPLETES_NOTHING:

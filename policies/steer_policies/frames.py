@@ -1,7 +1,7 @@
 """Following WebSocket frames without touching them (RFC 6455 §5.2).
 
-A tunnel forwards bytes as they are; it only has to know where frames end, so that it can say
-goodbye in between, and how large they claim to be.
+A tunnel forwards bytes as they are; it only has to know where frames end, so that a close frame of
+its own can stand in between, how large they claim to be, and whether a side said goodbye.
 """
 
 from __future__ import annotations
@@ -14,76 +14,88 @@ GOING_AWAY: Final = 1001
 TOO_BIG: Final = 1009
 INTERNAL_ERROR: Final = 1011
 
+#: Bytes of a close frame's reason: a control frame's payload has at most 125, two are the code's.
+MAX_REASON: Final = 123
+
 _CLOSE: Final = 0x8
 _FIN: Final = 0x80
 _MASKED: Final = 0x80
+_LONG: Final = {126: ("!H", 2), 127: ("!Q", 8)}
 
 
 class FrameTracker:
-    """Follows one direction of a WebSocket connection.
+    """Follows one direction of a WebSocket connection, in which no frame may exceed `limit` bytes.
 
-    `at_boundary` tells whether a frame of our own could stand here; `largest` is the greatest
-    payload length claimed so far, in bytes; `closing` whether a close frame went by.
+    `closing` tells whether a close frame went by, `too_big` whether a frame claimed to be larger:
+    from its head on nothing is passed any more, though frames are still followed.
     """
 
-    __slots__ = ("_head", "_left", "closing", "largest")
+    __slots__ = ("_head", "_left", "_limit", "closing", "too_big")
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._head = b""
         self._left = 0
-        self.largest = 0
         self.closing = False
+        self.too_big = False
 
     @property
     def at_boundary(self) -> bool:
-        """Whether the bytes so far end with a whole frame."""
-        return self._left == 0 and not self._head
+        """Whether what was passed so far ends with a whole frame."""
+        return self.too_big or self._left == 0
 
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes of this direction."""
+    def feed(self, data: bytes) -> bytes:
+        """Take the next bytes of this direction; return those to pass on.
+
+        They are the same ones but for the head of a frame that is not complete: it is held, so that
+        a frame is only begun when its length is known.
+        """
+        passes = not self.too_big
+        if self._head:
+            data = self._head + data
         position = 0
-        end = len(data)
+        end = passed = len(data)
         while position < end:
             if self._left:
                 step = min(self._left, end - position)
                 self._left -= step
                 position += step
                 continue
-            # A frame's head has at most 14 bytes; more are never held.
-            piece = data[position : position + 14 - len(self._head)]
-            head = self._head + piece
-            size = _head_size(head)
-            if size is None or len(head) < size:
-                self._head = head
-                return
-            position += size - len(self._head)
-            self._head = b""
-            self._begin(head)
-
-    def _begin(self, head: bytes) -> None:
-        length = head[1] & 0x7F
-        if length == 126:
-            (length,) = struct.unpack_from("!H", head, 2)
-        elif length == 127:
-            (length,) = struct.unpack_from("!Q", head, 2)
-        self._left = length
-        self.largest = max(self.largest, length)
-        self.closing = self.closing or head[0] & 0x0F == _CLOSE
+            length, size = _read_head(data, position)
+            if size > end - position:
+                passed = min(passed, position)
+                break
+            if length > self._limit and not self.too_big:
+                self.too_big = True
+                passed = position
+            self.closing = self.closing or data[position] & 0x0F == _CLOSE
+            self._left = length
+            position += size
+        self._head = data[position:]
+        return data[:passed] if passes else b""
 
 
-def _head_size(head: bytes) -> int | None:
-    """How many bytes the frame's head has; None while that cannot be told."""
-    if len(head) < 2:
-        return None
-    extended = {126: 2, 127: 8}.get(head[1] & 0x7F, 0)
-    return 2 + extended + (4 if head[1] & _MASKED else 0)
+def _read_head(data: bytes, position: int) -> tuple[int, int]:
+    """A frame's payload length, and the size of its head; a length not there yet counts as 0."""
+    if len(data) - position < 2:
+        return 0, 2
+    second = data[position + 1]
+    length = second & 0x7F
+    size = 6 if second & _MASKED else 2
+    if length in _LONG:
+        form, more = _LONG[length]
+        size += more
+        missing = len(data) - position < 2 + more
+        length = 0 if missing else struct.unpack_from(form, data, position + 2)[0]
+    return length, size
 
 
-def close_frame(code: int, reason: str, mask: bytes | None = None) -> bytes:
-    """A close frame; a client's must be masked with four random bytes."""
-    payload = struct.pack("!H", code) + reason.encode()[:123]
+def close_frame(code: int, reason: str = "", mask: bytes | None = None) -> bytes:
+    """A close frame; a client's must be masked with four random bytes (RFC 6455 §5.3)."""
+    # Cut after a whole character: the reason must be valid UTF-8.
+    text = reason.encode()[:MAX_REASON].decode(errors="ignore").encode()
+    payload = struct.pack("!H", code) + text
     head = bytes((_FIN | _CLOSE, len(payload) | (_MASKED if mask else 0)))
     if mask is None:
         return head + payload
-    masked = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
-    return head + mask + masked
+    return head + mask + bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))

@@ -6,7 +6,7 @@ Pure functions over `(name, value)` pairs: order, spelling and repetition of wha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 from urllib.parse import unquote_plus
 
@@ -130,12 +130,16 @@ def request_headers(
 
 
 def response_headers(
-    pairs: Sequence[tuple[str, str]], *, strip_cookies: bool = False
+    pairs: Sequence[tuple[str, str]],
+    *,
+    strip_cookies: bool = False,
+    kept: Collection[str] = (),
 ) -> list[tuple[str, str]]:
     """The headers of an answer for the caller.
 
     Kept back are hop-by-hop headers, framing, and `X-Steer-*` of a Steer further on. With
-    `strip_cookies`, for answers to Steer's own credential, its cookies are, too.
+    `strip_cookies`, for answers to Steer's own credential, its cookies are, too. `kept` are
+    lower-case names that pass all the same: the length of a body that passes unchanged, say.
     """
     dropped = _listed(pairs)
     if strip_cookies:
@@ -143,9 +147,8 @@ def response_headers(
     return [
         pair
         for pair in pairs
-        if (name := pair[0].lower()) not in _HOP_BY_HOP
-        and name not in dropped
-        and not name.startswith("x-steer-")
+        if (name := pair[0].lower()) in kept
+        or (name not in _HOP_BY_HOP and name not in dropped and not name.startswith("x-steer-"))
     ]
 
 

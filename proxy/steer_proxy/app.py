@@ -57,7 +57,7 @@ class Sidecar:
 
     def __init__(self, config: Config, clock: Clock | None = None) -> None:
         self.config = config
-        self._clock = clock or Clock()
+        self._clock = clock
         self._draining = False
         self._stack = contextlib.AsyncExitStack()
         self.gateway: Gateway
@@ -73,8 +73,9 @@ class Sidecar:
         async with contextlib.AsyncExitStack() as stack:
             wire = Wire()
             stack.push_async_callback(wire.close)
-            registry = Registry(self._clock)
-            self.gateway = Gateway(self.config, registry=registry, wire=wire, clock=self._clock)
+            clock = self._clock or Clock()
+            registry = Registry(clock)
+            self.gateway = Gateway(self.config, registry=registry, wire=wire, clock=clock)
             self._data = Server(self.gateway.handle, self.config.limits)
             pages = HealthPages(
                 Guard(self.config.admin.host, self.config.admin.allowed_hosts, None),

@@ -89,9 +89,7 @@ async def test_a_persistent_failure_goes_to_the_fallback(
 
 
 @pytest.mark.parametrize("code", [429, 503, 529])
-async def test_without_a_fallback_the_provider_speaks_for_itself(
-    tmp_path: Path, code: int
-) -> None:
+async def test_without_a_fallback_the_provider_speaks_for_itself(tmp_path: Path, code: int) -> None:
     """The provider's own answer, with advice that keeps the SDK from multiplying the attempts."""
     async with world(tmp_path, fallback=False) as parties:
         parties.primary.always(faults.status(code, retry_after=1))
@@ -254,7 +252,7 @@ async def test_used_up_credit_is_not_waited_for(tmp_path: Path) -> None:
 
 
 async def test_the_fallbacks_own_401_never_reaches_the_caller(tmp_path: Path) -> None:
-    """A credential the caller does not know is not the caller's problem: the primary's answer is."""
+    """A credential the caller does not know is not the caller's problem."""
     async with world(tmp_path) as parties:
         parties.primary.always(faults.status(503))
         parties.fallback.always(faults.authentication_failed())

@@ -152,9 +152,20 @@ def test_tokens_are_estimated(
     assert found.total_tokens == sum(expected)
 
 
-def test_a_form_has_no_estimate() -> None:
-    """Its bytes are audio or images."""
-    assert estimate(RequestFacts("images.edits", True, "m", Where.FORM), 10**6, {}, 1024) is None
+@pytest.mark.parametrize(
+    ("operation", "model_in"),
+    [
+        ("images.edits", Where.FORM),
+        ("realtime", Where.QUERY),
+        ("http", Where.NOWHERE),
+        ("http", Where.BODY),
+        ("audio.speech", Where.BODY),
+        ("images.generations", Where.BODY),
+    ],
+)
+def test_what_is_not_sold_by_tokens_has_no_estimate(operation: str, model_in: Where) -> None:
+    """Its bytes are audio, images, or none of our business."""
+    assert estimate(RequestFacts(operation, True, "m", model_in), 10**6, {}, 1024) is None
 
 
 @pytest.mark.parametrize(

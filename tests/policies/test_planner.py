@@ -299,7 +299,8 @@ def test_a_choice_is_not_exempt_from_the_budget() -> None:
     assert order(made(policy, call(budget=Budget(cost_usd=0.5)), "cheap")) == ["cheap"]
     demanding = call(quality=parse_quality({"min_confidence": 0.9}))
     assert order(made(policy, demanding, "small")) == ["small"]
-    assert refused(route("dear", budget=BudgetPolicy(cost_usd=0.5)), call(), "dear")
+    strict = route("dear", budget=BudgetPolicy(cost_usd=0.5))
+    assert refused(strict, call(), "dear").code == "steer_budget_exceeded"
 
 
 # --- budget ---
@@ -358,7 +359,7 @@ def test_a_routes_ceiling_can_only_be_lowered() -> None:
     policy = route("dear", "cheap", budget=BudgetPolicy(cost_usd=0.5))
     assert order(made(policy, call())) == ["cheap"]
     assert order(made(policy, call(budget=Budget(cost_usd=5)))) == ["cheap"]
-    assert refused(policy, call(budget=Budget(cost_usd=0.001)))
+    assert refused(policy, call(budget=Budget(cost_usd=0.001))).code == "steer_budget_exceeded"
 
 
 def test_a_budget_of_time_drops_nobody() -> None:

@@ -129,7 +129,7 @@ def test_patches_merge(under: Any, over: Any, expected: Any) -> None:
     assert merged(under, over) == expected
 
 
-PATCH = st.recursive(
+PATCH: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.integers(0, 2) | st.just([]),
     lambda inner: st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
     max_leaves=5,

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import yaml
+
 from steer_proxy.app import Sidecar
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.config import Config
@@ -16,7 +17,7 @@ from steer_proxy.settings import load
 EPOCH = 1_767_225_600.0
 
 
-def configure(settings: Mapping[str, Any], tmp_path: Any, env: Mapping[str, str] = {}) -> Config:  # noqa: B006
+def configure(settings: Mapping[str, Any], tmp_path: Any, env: Mapping[str, str] = {}) -> Config:
     """A checked configuration from settings as they would stand in the YAML file.
 
     Both ports are chosen by the system unless the settings name them.

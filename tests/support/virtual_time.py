@@ -64,7 +64,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         # A timer fires when it is due; rounding must not leave the clock just short of it.
         self._offset += seconds + 1e-9
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
         """Run in a thread, with the clock standing still meanwhile."""
         self._threads += 1
         future = super().run_in_executor(executor, func, *args)

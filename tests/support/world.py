@@ -15,7 +15,7 @@ import aiohttp
 from tests.provider import Provider
 from tests.support.sidecar import Running, configure, running
 
-#: For each dialect: the upstream's base path, a generation request, plain and streamed.
+#: For each dialect: the path its base URL ends with.
 _BASE = {"openai": "/v1", "anthropic": "", "gemini": "", "http": ""}
 _KEY = {
     "openai": ("Authorization", "Bearer caller-key"),
@@ -70,11 +70,11 @@ def _said(value: Any) -> str:
         return ""
     for choice in value.get("choices", ()):
         part = choice.get("message") or choice.get("delta") or {}
-        return part.get("content") or ""
+        return str(part.get("content") or "")
     for candidate in value.get("candidates", ()):
         return "".join(part.get("text", "") for part in candidate["content"]["parts"])
     if value.get("type") == "content_block_delta":
-        return value["delta"].get("text", "")
+        return str(value["delta"].get("text", ""))
     if value.get("type") == "message":
         return "".join(block.get("text", "") for block in value["content"])
     return ""
@@ -84,7 +84,11 @@ class World:
     """The parties of a test."""
 
     def __init__(
-        self, dialect: str, primary: Provider, fallback: Provider, steer: Running,
+        self,
+        dialect: str,
+        primary: Provider,
+        fallback: Provider,
+        steer: Running,
         session: aiohttp.ClientSession,
     ) -> None:
         self.dialect = dialect
@@ -101,8 +105,11 @@ class World:
         """Path and body of a generation request."""
         if self.dialect == "anthropic":
             return "/v1/messages", {
-                "model": "claude-sonnet-4-5", "max_tokens": 64, "messages": MESSAGES,
-                **({"stream": True} if stream else {}), **members,
+                "model": "claude-sonnet-4-5",
+                "max_tokens": 64,
+                "messages": MESSAGES,
+                **({"stream": True} if stream else {}),
+                **members,
             }
         if self.dialect == "gemini":
             verb = "streamGenerateContent?alt=sse" if stream else "generateContent"
@@ -111,8 +118,10 @@ class World:
         if self.dialect == "http":
             return "/tool", {"ask": "something", **members}
         return "/chat/completions", {
-            "model": "gpt-4o", "messages": MESSAGES,
-            **({"stream": True} if stream else {}), **members,
+            "model": "gpt-4o",
+            "messages": MESSAGES,
+            **({"stream": True} if stream else {}),
+            **members,
         }
 
     async def ask(
@@ -128,12 +137,13 @@ class World:
         """Any request to the route, with the caller's own key."""
         key, value = _KEY[self.dialect]
         began = self.now()
-        async with self.session.request(
-            method, f"{self.steer.url}/route{path}", headers={key: value, **(headers or {})}, **options
-        ) as response:
-            pieces, error = [], None
+        whole = {key: value, **(headers or {})}
+        url = f"{self.steer.url}/route{path}"
+        async with self.session.request(method, url, headers=whole, **options) as response:
+            pieces: list[bytes] = []
+            error: Exception | None = None
             try:
-                async for piece in response.content.iter_any():
+                while piece := await response.content.readany():
                     pieces.append(piece)
             except aiohttp.ClientError as problem:
                 error = problem
@@ -162,7 +172,11 @@ async def world(
             second_candidate["options"] = dict(fallback_options)
         settings = {
             "upstreams": {
-                "primary": {"dialect": dialect, "base_url": first.base_url + base, **(upstream or {})},
+                "primary": {
+                    "dialect": dialect,
+                    "base_url": first.base_url + base,
+                    **(upstream or {}),
+                },
                 "fallback": {
                     "dialect": dialect,
                     "base_url": second.base_url + base,

@@ -100,6 +100,12 @@ class GeminiArrayReader(GeminiReader):
         self._array = JsonArraySplitter()
         self._splitter = self._array
 
+    def _inspect(self, event: bytes) -> None:
+        if self._array.closed:
+            self._read(event)
+        else:
+            super()._inspect(event)
+
     def _read(self, event: bytes) -> None:
         self._unread = b""
         element = event.strip(b"[], \t\r\n")

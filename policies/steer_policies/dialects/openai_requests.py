@@ -139,7 +139,8 @@ def _stored(path: str) -> str:
 
 def _streams(fields: Mapping[str, Any]) -> bool:
     """`stream` is text in a form; speech asks for events by `stream_format`."""
-    return fields.get("stream") in (True, "true") or fields.get("stream_format") == "sse"
+    stream = fields.get("stream")
+    return stream is True or stream == "true" or fields.get("stream_format") == "sse"
 
 
 def _max_tokens(fields: Mapping[str, Any]) -> int | None:

@@ -114,7 +114,7 @@ class EventReader:
         return b"".join(pieces[:index])
 
     def _inspect(self, event: bytes) -> None:
-        raise NotImplementedError
+        """What an event means; a dialect's own."""
 
     def _reach(self, progress: Progress) -> None:
         self.progress = max(self.progress, progress)

@@ -203,8 +203,10 @@ def as_text(data: Mapping[str, Any]) -> list[str]:
         timeouts, attempts = data["timeouts"], data["attempts"]
         lines += [
             "",
-            f"until commit ({data['commit']}): at most {attempts['each']} attempts at each, "
-            f"{attempts['total']} in all, within {timeouts['total']:g} s",
+            (
+                f"until commit ({data['commit']}): at most {attempts['each']} attempts at each, "
+                f"{attempts['total']} in all, within {timeouts['total']:g} s"
+            ),
             f"after it: at most {timeouts['max_stream']:g} s, a break ends in: {data['on_break']}",
         ]
     return lines

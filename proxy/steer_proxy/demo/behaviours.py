@@ -89,29 +89,44 @@ async def too_long(visit: Visit) -> None:
     await visit.refuse(400, "context_length_exceeded", message)
 
 
+async def tells_what_it_sees(visit: Visit) -> None:
+    """503, and a word about the credentials that came with the request."""
+    visit.says(f"sees {credentials(visit)}; 503")
+    await visit.refuse(503, "overloaded", "The engine is currently overloaded.")
+
+
+async def healthy_and_tells(visit: Visit) -> None:
+    """The answer, and a word about the credentials that came with the request."""
+    seen = credentials(visit)
+    await healthy(visit)
+    visit.says(f"sees {seen}; 200", Tone.GOOD)
+
+
+def credentials(visit: Visit) -> str:
+    """The key and the organisation that a request came with, in words."""
+    organisation = visit.asked.headers.get("openai-organization", "no organisation")
+    return f"{visit.asked.key}, {organisation}"
+
+
 def throttled(seconds: float, *, by_reset_header: bool = False) -> Behaviour:
     """429 for everybody until `seconds` after the first request, then healthy.
 
     It says so as most providers do, by `Retry-After`, or only by `x-ratelimit-reset-requests`.
     """
-    until = math.inf
 
     async def behave(visit: Visit) -> None:
-        nonlocal until
-        now = asyncio.get_running_loop().time()
-        if math.isinf(until):
-            until = now + seconds
-        left = until - now
+        left = visit.provider.since + seconds - asyncio.get_running_loop().time()
         if left <= 0:
             await healthy(visit)
-            return
-        if by_reset_header:
+        elif by_reset_header:
             reset = f"{math.ceil(left * 1000)}ms"
-            told = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": reset}
             visit.says(f"429, x-ratelimit-reset-requests: {reset}")
+            told = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": reset}
+            await visit.refuse(429, "rate_limit_exceeded", "Rate limit reached.", told)
         else:
-            told = {"Retry-After": str(math.ceil(left))}
-            visit.says(f"429, Retry-After: {told['Retry-After']}")
-        await visit.refuse(429, "rate_limit_exceeded", "Rate limit reached.", told)
+            seconds_left = math.ceil(left)
+            visit.says(f"429, Retry-After: {seconds_left}")
+            told = {"Retry-After": str(seconds_left)}
+            await visit.refuse(429, "rate_limit_exceeded", "Rate limit reached.", told)
 
     return behave

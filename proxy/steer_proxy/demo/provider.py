@@ -64,8 +64,8 @@ class Visit:
 
     def says(self, text: str, tone: Tone = Tone.BAD) -> None:
         """Tell what becomes of the request."""
-        if self.line is not None and self.provider.story is not None:
-            self.provider.story.become(self.line, text, tone)
+        if self.line is not None:
+            self.line.text, self.line.tone = text, tone
 
     async def answer(
         self, status: int, document: object, headers: Mapping[str, str] | None = None
@@ -126,7 +126,8 @@ class Provider:
     """One provider on 127.0.0.1 that takes one key.
 
     `script` is what it does with its next requests, one after the other; after that, `always`.
-    `story` None means that nobody is told. `asked` collects every request.
+    `story` None means that nobody is told. `asked` collects every request; `since` is the loop's
+    time of the first.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Provider:
     story: Story | None = None
     port: int = 0
     asked: list[Asked] = field(default_factory=list)
+    since: float = 0.0
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -169,6 +171,8 @@ class Provider:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while (asked := await _read(reader)) is not None:
+                if not self.asked:
+                    self.since = asyncio.get_running_loop().time()
                 self.asked.append(asked)
                 visit = Visit(asked, self, reader, writer)
                 if self.story is not None:

@@ -35,37 +35,29 @@ class Line:
 
 @dataclass(slots=True)
 class Story:
-    """The lines of one scenario; `changed` is called after every change of them."""
+    """The lines of one scenario."""
 
-    changed: Callable[[], None] = lambda: None
     lines: list[Line] = field(default_factory=list)
     heard: str = ""
     """What a streaming caller has been given so far."""
-    _began: float | None = None
+    _time: Callable[[], float] = lambda: 0.0
+    _began: float = 0.0
 
     def begin(self) -> None:
-        """Let the time count from now."""
-        self._began = asyncio.get_running_loop().time()
+        """Let the time count from now, on the loop's clock."""
+        self._time = asyncio.get_running_loop().time
+        self._began = self._time()
 
     def now(self) -> float:
-        """Seconds since the beginning."""
-        if self._began is None:
-            return 0.0
-        return asyncio.get_running_loop().time() - self._began
+        """Seconds since the beginning; may be asked from another thread."""
+        return self._time() - self._began
 
     def tell(self, who: str, text: str, tone: Tone, span: float = 0.0) -> Line:
-        """Add a line, which may be changed later by `become`."""
+        """Add a line; who told it may complete it later."""
         line = Line(self.now(), who, text, tone, span)
         self.lines.append(line)
-        self.changed()
         return line
-
-    def become(self, line: Line, text: str, tone: Tone) -> None:
-        """Complete a line."""
-        line.text, line.tone = text, tone
-        self.changed()
 
     def hear(self, text: str) -> None:
         """A streaming caller was given more text."""
         self.heard += text
-        self.changed()

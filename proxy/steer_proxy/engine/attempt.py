@@ -37,10 +37,10 @@ A_co = TypeVar("A_co", bound=Answer, covariant=True)
 class Sender(Protocol[A_co]):
     """Carries out one whole attempt."""
 
-    async def attempt(self, candidate: Candidate, number: int, deadline: float) -> A_co:
+    async def attempt(self, candidate: Candidate, deadline: float) -> A_co:
         """Send the request to a candidate and read its answer up to the commit point.
 
-        `number` counts the call's attempts from 1; `deadline` is absolute on the loop's clock.
+        `deadline` is absolute on the loop's clock.
         """
 
 
@@ -66,7 +66,7 @@ class Terms:
     `deadline` is absolute on the loop's clock. `unsent_only` is for pinned, non-idempotent
     requests: only a provably unsent one may be repeated. `fallback_on_refusal` lets a
     content-policy refusal go on to other candidates; `keyed` says that the call has an idempotency
-    key.
+    key. `budget_usd` bounds the estimated cost of all attempts that may have been billed.
     """
 
     deadline: float
@@ -74,6 +74,7 @@ class Terms:
     unsent_only: bool = False
     fallback_on_refusal: bool = False
     keyed: bool = False
+    budget_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,19 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
-def _loop_time() -> float:
-    return asyncio.get_running_loop().time()
-
-
 @dataclass(frozen=True, slots=True)
 class Clock:
     """What the engine knows of time and chance; tests give their own.
 
-    `now` is monotonic seconds on the event loop's clock, so that waiting and reckoning agree;
+    `now` is monotonic seconds on the running event loop's clock, so that waiting and reckoning
+    agree: make a `Clock` where a loop runs.
     `wall` is Unix time in seconds; `jitter` draws from [0, 1).
     """
 
-    now: Callable[[], float] = _loop_time
+    now: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
     wall: Callable[[], float] = time.time
     jitter: Callable[[], float] = field(default_factory=lambda: random.Random().random)  # noqa: S311 - spreads waits, guards nothing
 

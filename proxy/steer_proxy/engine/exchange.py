@@ -1,21 +1,15 @@
 """All attempts of one call: the loop over candidates, and over attempts at each of them.
 
-For one candidate the loop is aiohttp-retry's, driven by the decisions of `steer_policies.retry`;
-what it calls is a session-like object whose `request` is one whole attempt. Its callback waits out
-the delay itself, because only here is it known what the delay is for and how much is left; the
-library is told to sleep zero seconds and to allow one attempt more than we do, so that it asks us
-about every one of them.
+For one candidate the loop is aiohttp-retry's (`attempt_loop`), driven by the decisions of
+`steer_policies.retry`. One deadline and one delay budget span all of it.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Generic, TypeVar
-
-from aiohttp_retry import RetryClient, RetryOptionsBase
+from typing import Final, Generic, TypeVar
 
 from steer_policies.breaker import Rejected
 from steer_policies.config import RetryPolicy, UpstreamPolicy, WhenAllOpen
@@ -24,19 +18,15 @@ from steer_policies.plan import Candidate, Plan
 from steer_policies.retry import Decision, GiveUp, Hop, RetryIn, Standing, WaitSource, decide
 from steer_policies.throttle import Gate, Pass
 from steer_proxy.engine.attempt import Answer, AttemptRecord, Sender, Terms
+from steer_proxy.engine.attempt_loop import METHOD, run_attempts
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.conclusion import Best, Refusal, Settled, conclude
 from steer_proxy.engine.hold import Hold
 from steer_proxy.engine.registry import Registry, UpstreamState
 from steer_proxy.engine.slots import QueueFull, QueueTimeout
 
-LOGGER: Final = logging.getLogger("steer.exchange")
-
 #: An attempt with less time than this left is not worth its bytes, in seconds.
 LEAST_TIME: Final = 0.05
-
-#: aiohttp-retry asks which methods may be retried; ours are all this one: the policy decides.
-_METHOD: Final = "CALL"
 
 A = TypeVar("A", bound=Answer)
 
@@ -62,14 +52,17 @@ class _Tried(Generic[A]):
     `refused_for` seconds, or no slot was free.
     """
 
-    verdict: Verdict | None
+    visit: _Visit[A]
     answer: A | None = None
     hold: Hold | None = None
-    refused_for: float | None = None
+    refused_for: float = 0.0
     why: str = ""
-    method: str = _METHOD
+    method: str = METHOD
     status: int = 0
-    closed: bool = True
+
+    async def done(self) -> bool:
+        """Whether this candidate is done with; waits before it says no."""
+        return await self.visit.judge(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,35 +89,27 @@ _UNHEARD: Final = frozenset(
 )
 
 
-class _Decisions(RetryOptionsBase):
-    """Hands every result to the exchange, the last one included, and adds no delay of its own."""
+class _Visit(Generic[A]):
+    """One stay at a candidate: its attempts, and what was waited before each of them."""
 
-    def __init__(self, attempts: int, callback: Any) -> None:
-        super().__init__(
-            attempts=attempts + 1,
-            statuses=(),
-            exceptions=(),
-            methods=(_METHOD,),
-            retry_all_server_errors=False,
-            evaluate_response_callback=callback,
-        )
-
-    def get_timeout(self, attempt: int, response: Any = None) -> float:  # noqa: ARG002
-        """Seconds to sleep: none, the callback has already waited."""
-        return 0.0
-
-
-class _Session(Generic[A]):
-    """What aiohttp-retry takes for a client session: `request` is one whole attempt."""
+    __slots__ = ("_exchange", "course", "source", "waited")
 
     def __init__(self, exchange: Exchange[A], course: _Course) -> None:
         self._exchange = exchange
-        self._course = course
+        self.course = course
         self.waited = 0.0
         self.source = WaitSource.NONE
 
-    async def request(self, _method: str, _url: str, **_ignored: Any) -> _Tried[A]:
-        return await self._exchange.attempt(self._course, self)
+    async def attempt(self) -> _Tried[A]:
+        return await self._exchange.attempt(self)
+
+    async def judge(self, tried: _Tried[A]) -> bool:
+        return await self._exchange.judge(self, tried)
+
+    def wait(self, seconds: float, source: WaitSource) -> None:
+        """Remember a wait, for the record of the attempt that follows it."""
+        self.waited += seconds
+        self.source = source
 
 
 class Exchange(Generic[A]):
@@ -147,6 +132,7 @@ class Exchange(Generic[A]):
         self._clock = clock
         self._sender = sender
         self._waited = 0.0
+        self._spent_usd = 0.0
         self._forced = False
         self._best: Best[A] = Best()
         self._refusals: list[Refusal] = []
@@ -214,22 +200,12 @@ class Exchange(Generic[A]):
                 Refusal(course.candidate.upstream, 0.0, "its credential was refused")
             )
             return
-        session = _Session(self, course)
+        await run_attempts(_Visit(self, course).attempt, self._policy.max_attempts)
 
-        async def done(tried: _Tried[A]) -> bool:
-            return await self._judge(course, session, tried)
-
-        options = _Decisions(self._policy.max_attempts, done)
-        client = RetryClient(
-            client_session=session,  # type: ignore[arg-type]
-            logger=LOGGER,
-            retry_options=options,
-        )
-        await client.request(_METHOD, "")
-
-    async def attempt(self, course: _Course, session: _Session[A]) -> _Tried[A]:
+    async def attempt(self, visit: _Visit[A]) -> _Tried[A]:
         """One whole attempt: what has to be had first, then the request up to its commit point."""
-        entry = await self._enter(course, session)
+        course = visit.course
+        entry = await self._enter(visit)
         if isinstance(entry, _Tried):
             return entry
         state, now = course.state, self._clock.now()
@@ -237,95 +213,103 @@ class Exchange(Generic[A]):
             if course.attempts == 0:
                 state.budget(self._policy).on_call(now)
             course.attempts += 1
-            number = len(self.records) + 1
-            answer = await self._sender.attempt(course.candidate, number, self._terms.deadline)
+            answer = await self._sender.attempt(course.candidate, self._terms.deadline)
         except BaseException:
             entry.gate.settle(entry.admission, None, self._clock.now())
             entry.hold.release()
             raise
         self._learn(course, answer.verdict)
         entry.gate.settle(entry.admission, _throttled(answer.verdict), self._clock.now())
-        self._record(course, session, now, answer)
-        return _Tried(answer.verdict, answer=answer, hold=entry.hold, closed=False)
+        self._record(visit, now, answer)
+        return _Tried(visit, answer, entry.hold)
 
-    async def _enter(self, course: _Course, session: _Session[A]) -> _Entry | _Tried[A]:
+    async def _enter(self, visit: _Visit[A]) -> _Entry | _Tried[A]:
         """Pass the gate, get a slot, and permits last, so that no probe waits in line."""
+        course = visit.course
         state, model = course.state, course.candidate.model
+        if self._too_dear(course.candidate):
+            return _Tried(visit, why="the call's budget is spent")
         if not self._forced and (wait := state.open_for(model, self._clock.now())) > 0:
-            return _Tried(None, refused_for=wait, why="its circuit is open")
+            return _Tried(visit, refused_for=wait, why="its circuit is open")
         gate = state.gate(model, course.credential)
-        admission = await self._pass_gate(gate, course, session)
+        admission = await self._pass_gate(gate, visit)
         if not isinstance(admission, Pass):
             course.available_at = self._clock.now() + admission
-            return _Tried(None, refused_for=admission, why="its provider asked for patience")
+            return _Tried(visit, refused_for=admission, why="its provider asked for patience")
         slot = entered = False
         try:
             if not (slot := state.slots.try_acquire()):
                 began = self._clock.now()
                 await state.slots.acquire(max(0.0, self._terms.deadline - began - LEAST_TIME))
                 slot = True
-                session.source = WaitSource.QUEUE
-                session.waited += self._clock.now() - began
+                visit.wait(self._clock.now() - began, WaitSource.QUEUE)
             now = self._clock.now()
             permits = None if self._forced else state.acquire(model, now)
             if isinstance(permits, Rejected):
-                return _Tried(None, refused_for=permits.retry_in, why="its circuit is open")
+                return _Tried(visit, refused_for=permits.retry_in, why="its circuit is open")
             entered = True
             return _Entry(gate, admission, Hold(state, model, permits, now))
         except QueueFull:
-            return _Tried(None, refused_for=1.0, why="its queue is full")
+            return _Tried(visit, refused_for=1.0, why="its queue is full")
         except QueueTimeout:
-            return _Tried(None, refused_for=1.0, why="no slot became free")
+            return _Tried(visit, refused_for=1.0, why="no slot became free")
         finally:
             if not entered:
                 gate.settle(admission, None, self._clock.now())
                 if slot:
                     state.slots.release()
 
-    async def _pass_gate(self, gate: Gate, course: _Course, session: _Session[A]) -> Pass | float:
+    async def _pass_gate(self, gate: Gate, visit: _Visit[A]) -> Pass | float:
         """Wait at the throttle gate if that is worth while; else for how long it stays shut."""
         while True:
             now = self._clock.now()
             shut = gate.closed_for(now)
             # Asked before `admit`, which counts a turn for everyone it tells to wait.
-            if shut > 0 and not self._worth_waiting(shut, course):
+            if shut > 0 and not self._worth_waiting(shut, visit.course):
                 return shut
             admission = gate.admit(now, self._clock.jitter())
             if isinstance(admission, Pass):
                 return admission
-            if not self._worth_waiting(admission.seconds, course):
+            if not self._worth_waiting(admission.seconds, visit.course):
                 return admission.seconds
             await self._wait(admission.seconds)
-            session.waited += admission.seconds
-            session.source = WaitSource.GATE
+            visit.wait(admission.seconds, WaitSource.GATE)
+
+    def _too_dear(self, candidate: Candidate) -> bool:
+        """Whether one more attempt could exceed the budget, after what may have been billed."""
+        budget, cost = self._terms.budget_usd, candidate.estimated_usd
+        return budget is not None and cost is not None and self._spent_usd + cost > budget
 
     def _worth_waiting(self, delay: float, course: _Course) -> bool:
         patient = delay <= self._policy.hop_after or not self._others(Elsewhere.ANY, course)
         return patient and self._fits(delay)
 
-    def _record(self, course: _Course, session: _Session[A], started: float, answer: A) -> None:
+    def _record(self, visit: _Visit[A], started: float, answer: A) -> None:
+        candidate = visit.course.candidate
         self.records.append(
             AttemptRecord(
                 number=len(self.records) + 1,
-                upstream=course.candidate.upstream,
-                model=course.candidate.model,
+                upstream=candidate.upstream,
+                model=candidate.model,
                 started=started,
                 seconds=self._clock.now() - started,
-                waited=session.waited,
-                wait_source=session.source,
+                waited=visit.waited,
+                wait_source=visit.source,
                 status=answer.status,
                 verdict=answer.verdict,
             )
         )
-        session.waited = 0.0
-        session.source = WaitSource.NONE
+        visit.waited, visit.source = 0.0, WaitSource.NONE
+        if answer.verdict.executed is not Executed.NO:
+            self._spent_usd += candidate.estimated_usd or 0.0
 
-    async def _judge(self, course: _Course, session: _Session[A], tried: _Tried[A]) -> bool:
+    async def judge(self, visit: _Visit[A], tried: _Tried[A]) -> bool:
         """Whether this candidate is done with; waits before it says no."""
-        answer, hold, verdict = tried.answer, tried.hold, tried.verdict
-        if answer is None or hold is None or verdict is None:
+        course, answer, hold = visit.course, tried.answer, tried.hold
+        if answer is None or hold is None:
             self._refuse(course, tried)
             return True
+        verdict = answer.verdict
         now = self._clock.now()
         if verdict.ok:
             hold.commit(now)
@@ -345,7 +329,7 @@ class Exchange(Generic[A]):
         match decision:
             case RetryIn(delay=delay, source=source):
                 await self._wait(delay)
-                session.waited, session.source = delay, source
+                visit.wait(delay, source)
                 return False
             case Hop():
                 self._hop(course, verdict)
@@ -389,9 +373,7 @@ class Exchange(Generic[A]):
             course.state.mark_credential(verdict.code or str(verdict.failure))
 
     def _refuse(self, course: _Course, tried: _Tried[A]) -> None:
-        self._refusals.append(
-            Refusal(course.candidate.upstream, tried.refused_for or 0.0, tried.why)
-        )
+        self._refusals.append(Refusal(course.candidate.upstream, tried.refused_for, tried.why))
         if course.available_at:
             self._deferred.append(course)
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from multidict import CIMultiDictProxy
 
-from steer_policies.dialects.base import Progress, StreamReader, Usage
+from steer_policies.dialects.base import Progress, StreamReader
 from steer_policies.outcome import Failure, Verdict, failed
 from steer_proxy.http.wire import UpstreamResponse
 
@@ -28,12 +28,10 @@ class HttpAnswer:
         "content_type",
         "headers",
         "held",
-        "model",
         "reader",
         "reason",
         "response",
         "status",
-        "usage",
         "verdict",
         "whole",
     )
@@ -57,8 +55,6 @@ class HttpAnswer:
         self.whole = whole
         self.reader = reader
         self.content_type = content_type
-        self.model: str | None = None
-        self.usage: Usage | None = None
 
     @classmethod
     def without_head(cls, failure: Failure, code: str | None = None) -> HttpAnswer:

@@ -39,7 +39,7 @@ class HttpSender:
         self._clock = clock
         self._keep_text = plan.on_break == "resume" and call.facts.resumable
 
-    async def attempt(self, candidate: Candidate, number: int, deadline: float) -> HttpAnswer:
+    async def attempt(self, candidate: Candidate, deadline: float) -> HttpAnswer:
         """Send the call to a candidate; failures of the upstream come back as failing answers."""
         call = self._call
         started = self._clock.now()
@@ -49,7 +49,8 @@ class HttpSender:
             # Named in the log by whoever looks; the caller can do nothing about it.
             return HttpAnswer.without_head(Failure.CREDENTIAL, "secret_unavailable")
         timeouts = request.upstream.policy.timeouts
-        patience = timeouts.first_byte if call.facts.stream else timeouts.answer
+        prompt = call.facts.stream or call.upgrade
+        patience = timeouts.first_byte if prompt else timeouts.answer
         head_by, silence = _sooner(started + patience, Failure.FIRST_BYTE_TIMEOUT, deadline)
         response: UpstreamResponse | None = None
         try:
@@ -91,7 +92,8 @@ class HttpSender:
 
     def _switched(self, response: UpstreamResponse) -> HttpAnswer:
         """101: the answer to a WebSocket handshake, and a fault after anything else."""
-        if not self._call.upgrade:
+        protocol = response.headers.get("Upgrade", "").lower()
+        if not self._call.upgrade or not response.protocol.upgraded or protocol != "websocket":
             response.close()
             return HttpAnswer.without_head(Failure.PROTOCOL)
         response.disarm()
@@ -119,10 +121,7 @@ class HttpSender:
             limit = 0
         held = await _read_up_to(response, limit)
         whole = response.exhausted
-        answer = HttpAnswer(SUCCESS, response, held=held, whole=whole, content_type=content_type)
-        if whole and response.headers.get("Content-Encoding") is None:
-            answer.model, answer.usage = self._call.dialect.read_answer(self._call.facts, held)
-        return answer
+        return HttpAnswer(SUCCESS, response, held=held, whole=whole, content_type=content_type)
 
     async def _stream(
         self, response: UpstreamResponse, reader: StreamReader, content_type: str
@@ -196,7 +195,7 @@ def _sooner(when: float, failure: Failure, deadline: float) -> tuple[float, Fail
 
 
 def _is_live(response: UpstreamResponse, content_type: str) -> bool:
-    """Whether the caller wants the bytes as they come: event streams, and media of unknown length."""
+    """Whether the caller wants the bytes as they come: event streams, media of unknown length."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "text/event-stream":
         return True

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from typing import Final
 
 from aiohttp import hdrs
 from aiohttp.http import HttpVersion10, HttpVersion11
+from aiohttp.http_writer import StreamWriter
 from aiohttp.web import StreamResponse
 from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDict
+
+from steer_proxy.http.head import write_head
 
 #: Statuses and methods whose answers have no body (RFC 9110 §6.4.1).
 _BODILESS: Final = frozenset({204, 304})
@@ -43,11 +48,14 @@ class CallerResponse(StreamResponse):
             raise RuntimeError("the response has not been started")
         headers = self._headers
         if self.status == 101:
+            writer.length = 0  # what follows is not written through it
             return
         version = request.version
-        keep_alive = request.keep_alive and not self._closing
+        keep_alive = request.keep_alive and not self._closing and _reusable(request)
         if request.method == hdrs.METH_HEAD or self.status in _BODILESS:
             writer.length = 0
+            if self.status == 204:
+                headers.popall(hdrs.CONTENT_LENGTH, None)  # RFC 9110 §8.6
         elif self._length_known:
             writer.length = int(headers[hdrs.CONTENT_LENGTH])
         elif version >= HttpVersion11:
@@ -60,6 +68,13 @@ class CallerResponse(StreamResponse):
             headers[hdrs.CONNECTION] = "close"
         elif version == HttpVersion10:
             headers[hdrs.CONNECTION] = "keep-alive"
+
+    async def _write_headers(self) -> None:
+        request, writer = self._req, self._payload_writer
+        if request is None or writer is None:
+            raise RuntimeError("the response has not been started")
+        major, minor = request.version
+        await write_head(writer, f"HTTP/{major}.{minor} {self.status} {self.reason}", self._headers)
 
     @property
     def empty(self) -> bool:
@@ -82,10 +97,27 @@ class CallerResponse(StreamResponse):
         self._rest = b""
 
 
+def _reusable(request: BaseRequest) -> bool:
+    """Whether another request may follow this one on its connection.
+
+    Not when its body was not read to the end (RFC 9112 §9.3): a caller that was refused before it
+    sent the body might send it or not (RFC 9110 §10.1.1). Nor when `Connection` has its doubts.
+    """
+    return request.content.is_eof() and getattr(request.protocol, "reusable", True)
+
+
 def abandon(request: BaseRequest) -> None:
     """End a response in the middle: what was written is flushed, no proper end follows.
 
-    A caller that counts bytes or chunks sees that the answer is cut.
+    A caller that counts bytes or chunks sees that the answer is cut. For one that takes the
+    connection's end for the answer's (HTTP/1.0) only a reset says so.
     """
-    if request.transport is not None:
-        request.transport.close()
+    transport, writer = request.transport, request.writer
+    if transport is None:
+        return
+    if isinstance(writer, StreamWriter) and not writer.chunked and writer.length is None:
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            reset = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+    transport.close()

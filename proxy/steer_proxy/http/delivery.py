@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDict
@@ -15,7 +14,9 @@ from steer_policies.dialects.base import Progress, StreamReader
 from steer_policies.outcome import SUCCESS, Failure, Verdict, failed
 from steer_policies.plan import Plan
 from steer_proxy.engine.attempt import Problem
+from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.conclusion import Settled
+from steer_proxy.engine.exchange import Exchange
 from steer_proxy.http.addresses import Addresses
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.attempt import read_event_bytes
@@ -27,15 +28,23 @@ from steer_proxy.http.relay import Broken, relay_plain, relay_stream
 from steer_proxy.http.replies import answer_headers, own_headers, tell
 from steer_proxy.http.resume import Joint, NotTheSame, Sent
 from steer_proxy.http.websocket import Tunnel
-from steer_proxy.http.wire import UpstreamError, UpstreamResponse
-
-if TYPE_CHECKING:
-    from steer_proxy.http.gateway import Gateway
-
-LOGGER: Final = logging.getLogger("steer.call")
+from steer_proxy.http.wire import UpstreamError, UpstreamResponse, Wire
 
 #: How much longer than a stream may last its caller may take to read what is there, in seconds.
 LAST_WORDS: Final = 5.0
+
+
+class Services(Protocol):
+    """What a delivery needs of the gateway it belongs to."""
+
+    clock: Clock
+    wire: Wire
+    draining: bool
+
+    def exchange(
+        self, call: Call, made: Plan, addresses: Addresses, deadline: float
+    ) -> Exchange[HttpAnswer]:
+        """The attempts of a call by a plan, to commit before `deadline` (loop time)."""
 
 
 class Delivery:
@@ -43,14 +52,14 @@ class Delivery:
 
     def __init__(
         self,
-        gateway: Gateway,
+        services: Services,
         request: BaseRequest,
         progress: CallProgress,
         call: Call,
         made: Plan,
         addresses: Addresses,
     ) -> None:
-        self._gateway = gateway
+        self._services = services
         self._request = request
         self._progress = progress
         self._call = call
@@ -59,7 +68,7 @@ class Delivery:
 
     async def deliver(self, settled: Settled[HttpAnswer]) -> CallerResponse:
         """Answer the caller; slot, permits and upstream connection are given back in any case."""
-        clock = self._gateway.clock
+        clock = self._services.clock
         verdict: Verdict | None = None
         try:
             response, verdict = await self._answer(settled)
@@ -75,14 +84,14 @@ class Delivery:
     async def _answer(self, settled: Settled[HttpAnswer]) -> tuple[CallerResponse, Verdict | None]:
         """Begin the answer; the verdict is that of the whole of it."""
         call, made, answer = self._call, self._made, settled.answer
-        closing = self._gateway.draining
+        closing = self._services.draining
         if answer is None or answer.status is None:
             problem = settled.problem or Problem(502, "steer_upstream_broken", "No answer came.")
             headers = own_headers(call, made, settled)
             return problem_response(call.dialect, problem, headers, close=closing), None
         headers = answer_headers(call, made, settled, answer)
         if answer.status == 101 and answer.response is not None:
-            return await self._tunnel(headers, answer.response)
+            return await self._tunnel(headers, settled, answer.response)
         verdict = answer.verdict
         if answer.whole and (answer.reader is None or answer.finished or not verdict.ok):
             response = CallerResponse(answer.status, answer.reason, headers, answer.held)
@@ -96,16 +105,21 @@ class Delivery:
         return response, verdict
 
     async def _tunnel(
-        self, headers: CIMultiDict[str], upstream: UpstreamResponse
+        self,
+        headers: CIMultiDict[str],
+        settled: Settled[HttpAnswer],
+        upstream: UpstreamResponse,
     ) -> tuple[CallerResponse, Verdict | None]:
         """Both sides switch protocols; bytes flow until one of them has had enough."""
         response = self._progress.response = CallerResponse(101, upstream.reason, headers)
         await response.prepare(self._request)
         response.send_head()
         tunnel = self._progress.tunnel = Tunnel(self._request, upstream)
-        await tunnel.run()
-        abandon(self._request)
-        return response, SUCCESS
+        verdict = await tunnel.run()
+        if settled.hold is not None:
+            # Without a time: how long a conversation lasts says nothing of the upstream's speed.
+            settled.hold.settle(verdict)
+        return response, verdict
 
     async def _relay(
         self, response: CallerResponse, settled: Settled[HttpAnswer], answer: HttpAnswer
@@ -128,7 +142,7 @@ class Delivery:
                 verdict = await relay_stream(response, answer, reader, sent)
                 if upstream is not None:
                     answer.response = None
-                    self._gateway.wire.retire(upstream)
+                    self._services.wire.retire(upstream)
             await response.write_eof()
             return verdict
         except Broken as broken:
@@ -169,13 +183,13 @@ class Delivery:
         first, text = sent.whole, None if answer.reader is None else answer.reader.text
         if first is None or not text:
             return False
-        call, gateway = self._call, self._gateway
+        call, services = self._call, self._services
         made = replace(self._made, candidates=settled.remaining, commit=CommitPoint.FIRST_TOKEN)
         patience = made.timeouts.total
         if call.silence is not None:
             patience = min(patience, call.silence)
         deadline = asyncio.get_running_loop().time() + patience
-        again = await gateway.exchange(call, made, self._addresses, deadline).run()
+        again = await services.exchange(call, made, self._addresses, deadline).run()
         verdict: Verdict | None = None
         try:
             if again.hold is None or again.answer is None:
@@ -184,11 +198,11 @@ class Delivery:
             return verdict.ok
         finally:
             if again.hold is not None:
-                again.hold.settle(verdict, gateway.clock.now())
+                again.hold.settle(verdict, services.clock.now())
                 again.hold.release()
             if again.answer is not None:
                 await again.answer.discard()
-            tell(call, made, again, verdict, gateway.clock.now())
+            tell(call, made, again, verdict, services.clock.now())
 
     async def _join(
         self, response: CallerResponse, answer: HttpAnswer, first: bytes, text: str

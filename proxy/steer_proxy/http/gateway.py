@@ -9,6 +9,7 @@ from typing import Final
 from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDict
 
+from steer_policies.budget import tightest
 from steer_policies.config import Ambiguous, DialectName
 from steer_policies.deadline import call_deadline
 from steer_policies.facts import CallFacts
@@ -40,12 +41,12 @@ _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRAC
 
 
 class Gateway:
-    """Serves the data port. One per process; `reconfigure` swaps the revision new calls begin with."""
+    """Serves the data port; `reconfigure` swaps the revision that new calls begin with."""
 
     def __init__(self, config: Config, *, registry: Registry, wire: Wire, clock: Clock) -> None:
-        self.registry: Final = registry
-        self.wire: Final = wire
-        self.clock: Final = clock
+        self.registry = registry
+        self.wire = wire
+        self.clock = clock
         self.draining = False
         self.config = config
         self._budget = MemoryBudget(config.limits.body_memory)
@@ -79,7 +80,7 @@ class Gateway:
             scope.reschedule(now)
 
     async def quiet(self, timeout: float) -> bool:
-        """Wait until no call is being served, at most `timeout` seconds; whether it came to that."""
+        """Wait at most `timeout` seconds until no call is being served; whether it came to that."""
         if self._scopes:
             self._last_done = asyncio.Event()
             try:
@@ -101,7 +102,7 @@ class Gateway:
                 try:
                     return await self._serve(request, progress)
                 except Refusal as refusal:
-                    return await self._refused(request, progress, refusal)
+                    return self._refused(progress, refusal)
                 finally:
                     self._scopes.discard(scope)
                     if self._last_done is not None and not self._scopes:
@@ -172,9 +173,7 @@ class Gateway:
         delivery = Delivery(self, request, progress, call, made, addresses)
         return await delivery.deliver(settled)
 
-    async def _refused(
-        self, request: BaseRequest, progress: CallProgress, refusal: Refusal
-    ) -> CallerResponse:
+    def _refused(self, progress: CallProgress, refusal: Refusal) -> CallerResponse:
         headers: CIMultiDict[str] = CIMultiDict()
         if progress.call is not None:
             headers["X-Steer-Request-ID"] = progress.call.request_id
@@ -194,9 +193,8 @@ class Gateway:
         )
         if response is None or not response.prepared:
             return problem_response(progress.speaks, problem, CIMultiDict(), close=True)
-        if progress.tunnel is not None:
-            await progress.tunnel.go_away()
-        elif call is not None and not response.ended:
+        # A tunnel has said goodbye by itself.
+        if progress.tunnel is None and call is not None and not response.ended:
             content_type = response.headers.get("Content-Type", "")
             event = call.dialect.error_event(
                 call.facts, content_type, problem.code, problem.message
@@ -209,12 +207,12 @@ class Gateway:
 
 def deadline_of(call: Call, made: Plan) -> float:
     """The loop time by which a call must have committed."""
-    steering = call.steering
+    budget = tightest(call.steering.budget, call.route.policy.ceiling)
     return call_deadline(
         call.accepted_at,
         made.timeouts.total,
-        steering.timeout,
-        None if steering.budget is None else steering.budget.ms,
+        call.steering.timeout,
+        None if budget is None else budget.ms,
         call.silence,
     )
 
@@ -222,6 +220,7 @@ def deadline_of(call: Call, made: Plan) -> float:
 def terms(call: Call, deadline: float) -> Terms:
     """What this call allows the exchange to do."""
     policy = call.route.policy
+    budget = tightest(call.steering.budget, policy.ceiling)
     idempotent = call.method in _IDEMPOTENT
     ambiguous = policy.retry.ambiguous
     if ambiguous is None:
@@ -233,4 +232,5 @@ def terms(call: Call, deadline: float) -> Terms:
         unsent_only=not call.facts.steered and not idempotent,
         fallback_on_refusal=policy.fallback_on_refusal,
         keyed="Idempotency-Key" in call.headers,
+        budget_usd=None if budget is None else budget.cost_usd,
     )

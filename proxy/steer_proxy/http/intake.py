@@ -114,6 +114,13 @@ class Intake:
             steering = read_steering(headers)
         except SteeringError as error:
             raise refuse(400, "steer_bad_header", str(error)) from None
+        upgrade = wants_websocket(request)
+        if upgrade and "Idempotency-Key" in headers:
+            raise refuse(
+                400,
+                "steer_bad_header",
+                "Idempotency-Key is not for a WebSocket: a conversation cannot be replayed.",
+            )
         body = await read_call_body(request, self._config, self._budget)
         try:
             content_type = headers.get("Content-Type", "")
@@ -141,7 +148,7 @@ class Intake:
                 silence=sdk_silence_limit(headers),
                 credentials={matched.route.home: credential_number(headers, matched.query)},
                 token_is_key=token_is_key,
-                upgrade=wants_websocket(request),
+                upgrade=upgrade,
             )
         except BaseException:
             body.close()

@@ -33,6 +33,15 @@ _BODY_METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
 _HANDSHAKE: Final = ("Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Extensions")
 
 
+def presents_caller(call: Call, upstream: Upstream) -> bool:
+    """Whether a call goes to an upstream in its caller's own name: to the home upstream alone.
+
+    If not, every form of the caller's credential is taken off the request, and the cookies by which
+    the provider knows Steer are taken off the answer.
+    """
+    return upstream.passthrough and upstream.name == call.route.home and not call.token_is_key
+
+
 @dataclass(slots=True)
 class OutboundRequest:
     """One request, ready to be written."""
@@ -62,7 +71,7 @@ class Outbound:
         upstream = call.config.upstreams[candidate.upstream]
         address = self._addresses[candidate.upstream]
         path, query, body = await self._effective(candidate)
-        strip = not upstream.passthrough or call.token_is_key
+        strip = not presents_caller(call, upstream)
         if strip and query:
             query = strip_query_credentials(query)
         headers = self._headers(upstream, address, body, strip=strip)
@@ -97,7 +106,6 @@ class Outbound:
     ) -> CIMultiDict[str]:
         call = self._call
         added = [
-            ("Host", address.host_header),
             ("X-Request-ID", call.request_id),
             *call.trace.headers(new_span_id()),
             via(pseudonym=call.pseudonym),
@@ -113,17 +121,17 @@ class Outbound:
         credential = upstream.credential
         if credential is not None:
             added.append((credential.header, credential.value()))
-        return CIMultiDict(
-            request_headers(
-                tuple(call.headers.items()),
-                strip_credentials=strip,
-                forward_idempotency_key=upstream.policy.forwards_idempotency_key,
-                added=added,
-            )
+        passed = request_headers(
+            # `tracestate` belongs to the `traceparent` that is sent, if that has one.
+            [pair for pair in call.headers.items() if pair[0].lower() != "tracestate"],
+            strip_credentials=strip,
+            forward_idempotency_key=upstream.policy.forwards_idempotency_key,
+            added=added,
         )
+        return CIMultiDict([("Host", address.host_header), *passed])
 
     def _handshake(self, *, strip: bool) -> list[tuple[str, str]]:
-        """The caller's WebSocket handshake: the tunnel is end to end, so its key and extensions are."""
+        """The caller's WebSocket handshake as it is, key and extensions too: it is end to end."""
         headers = self._call.headers
         lines = [("Connection", "Upgrade"), ("Upgrade", "websocket")]
         for name in _HANDSHAKE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Final
 
 from multidict import CIMultiDict
@@ -14,11 +14,21 @@ from steer_policies.plan import Plan
 from steer_proxy.engine.conclusion import Settled
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.call import Call
+from steer_proxy.http.outbound import presents_caller
 from steer_proxy.http.problems import advise
 
 LOGGER: Final = logging.getLogger("steer.call")
 
-_ACCEPTED: Final = ("Sec-WebSocket-Accept", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions")
+_LENGTH: Final = frozenset({"content-length"})
+_SWITCHING: Final = frozenset(
+    {
+        "connection",
+        "upgrade",
+        "sec-websocket-accept",
+        "sec-websocket-protocol",
+        "sec-websocket-extensions",
+    }
+)
 
 
 def own_headers(call: Call, made: Plan, settled: Settled[HttpAnswer]) -> CIMultiDict[str]:
@@ -47,24 +57,31 @@ def answer_headers(
     call: Call, made: Plan, settled: Settled[HttpAnswer], answer: HttpAnswer
 ) -> CIMultiDict[str]:
     """The provider's own headers less what belongs to its connection, and ours."""
-    theirs: Mapping[str, str] = answer.headers or CIMultiDict()
-    headers = CIMultiDict(response_headers(tuple(theirs.items())))
+    candidate = settled.candidate
+    own = candidate is not None and not presents_caller(
+        call, call.config.upstreams[candidate.upstream]
+    )
     if answer.status == 101:
-        headers.update(_switching(theirs))
-    elif answer.reader is None and "Content-Length" in theirs:
-        # For a stream the length is left out: an error event may have to follow what was promised.
-        headers["Content-Length"] = theirs["Content-Length"]
+        # The tunnel is end to end, so the provider's side of the handshake passes whole.
+        kept: Collection[str] = _SWITCHING
+    else:
+        # Of a stream the length is left out: an error event may have to follow what was promised.
+        kept = _LENGTH if answer.reader is None else ()
+    headers = CIMultiDict(response_headers(_fields(answer), strip_cookies=own, kept=kept))
     _add_own(headers, call, made, settled)
     if settled.hold is None:
         advise(headers, settled.retry_after, settled.sdk_retry)
     return headers
 
 
-def _switching(theirs: Mapping[str, str]) -> dict[str, str]:
-    """The provider's side of a WebSocket handshake; the tunnel is end to end, so it passes whole."""
-    lines = {"Connection": "Upgrade", "Upgrade": "websocket"}
-    lines.update({name: theirs[name] for name in _ACCEPTED if name in theirs})
-    return lines
+def _fields(answer: HttpAnswer) -> list[tuple[str, str]]:
+    """The provider's headers as it wrote them: aiohttp's mapping respells the names it knows."""
+    if answer.response is None:
+        return list((answer.headers or CIMultiDict[str]()).items())
+    return [
+        (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
+        for name, value in answer.response.raw_headers
+    ]
 
 
 def tell(

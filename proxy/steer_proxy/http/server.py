@@ -1,130 +1,128 @@
-"""aiohttp's low-level server with the bounds it lacks.
+"""aiohttp's low-level server, made strict: which connections and which messages are served at all.
 
-aiohttp bounds neither the wait for a request's head nor the number of connections, answers
-malformed requests in HTML-less plain text without the connection's end, and adds headers of its
-own. This module is the only one that leans on the internals of its `RequestHandler`.
+The parser below accepts more than a proxy may pass on: other protocols' methods and versions,
+transfer codings nobody will decode. `web.Server` gives one place through which every message goes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDict
 
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.config import Limits
+from steer_proxy.http.connection import MAX_FIELD, MAX_HEADERS, Connection
 from steer_proxy.http.problems import PLAIN, problem_response
 
-#: Longest request line and header field, in bytes. SDK headers are short; prompts do not go there.
-MAX_HEAD_FIELD: Final = 32 * 1024
-MAX_HEADERS: Final = 256
+LOGGER: Final = logging.getLogger("steer.http")
+
+#: How long a caller whose body is not wanted may go on sending it after the answer, in seconds.
+LINGER: Final = 2.0
+
+#: How long calls that are dropped have to let go of what they hold, in seconds.
+LETTING_GO: Final = 1.0
+
+#: How far a body may run ahead of its reader, in bytes, twice.
+READ_AHEAD: Final = 64 * 1024
+
+#: What may be forwarded: the registered methods but CONNECT (this is no forward proxy) and TRACE,
+#: whose answer would show the caller the credential Steer adds (RFC 9110 §9.3.8). The parser knows
+#: those of RTSP and Icecast, too.
+METHODS: Final = frozenset(
+    """
+    GET HEAD POST PUT DELETE OPTIONS PATCH QUERY
+    ACL BIND CHECKOUT COPY LINK LOCK MERGE MKACTIVITY MKCALENDAR MKCOL MOVE PROPFIND PROPPATCH
+    REBIND REPORT SEARCH UNBIND UNLINK UNLOCK
+    """.split()
+)
+
+_VERSIONS: Final = (HttpVersion11, HttpVersion10)
 
 Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 
 
-class Connection(RequestHandler):
-    """One caller's connection: closed when a request's head does not come in time."""
-
-    __slots__ = ("_head_timeout", "_head_timer", "_server")
-
-    def __init__(self, server: Server, *, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
-        super().__init__(server, loop=loop, **options)
-        self._server = server
-        self._head_timeout = server.limits.head_timeout
-        self._head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if self._server.full:
-            # Too many already: answering would cost more than the caller's immediate retry.
-            if isinstance(transport, asyncio.Transport):
-                transport.abort()
-            return
-        super().connection_made(transport)
-        self._start_head_timer()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._stop_head_timer()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        before = self._request_count
-        super().data_received(data)
-        if self._request_count != before:
-            self._stop_head_timer()
-        elif self._head_timer is None and not self._request_in_progress and self._waiter:
-            # The beginning of another head on a kept-alive connection.
-            self._start_head_timer()
-
-    def _start_head_timer(self) -> None:
-        self._head_timer = self._loop.call_later(self._head_timeout, self._head_overdue)
-
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _head_overdue(self) -> None:
-        self._head_timer = None
-        if not self._request_in_progress:
-            self.force_close()
-
-    def handle_error(
-        self,
-        request: BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer what could not be parsed, or a bug of ours, and close the connection."""
-        if request.writer.output_size > 0:
-            raise ConnectionError("the response has begun; it can only be cut")
-        if status >= 500:
-            self.log_exception("Unhandled error in a call", exc_info=exc)
-            problem = Problem(500, "steer_internal_error", "Steer failed; its log says why.")
-        else:
-            too_large = (
-                "too large" in (message or "").lower() or "too many" in (message or "").lower()
-            )
-            status = 431 if too_large else status
-            brief = " ".join((message or "").split())[:200]
-            problem = Problem(
-                status, "steer_bad_request", f"The request is not valid HTTP: {brief}"
-            )
-        return problem_response(PLAIN, problem, CIMultiDict(), close=True)
-
-
 class Server(web.Server):
-    """Makes a `Connection` for each caller, up to a number."""
+    """Makes a `Connection` for each caller, up to a number, and admits messages."""
 
     def __init__(self, handler: Handler, limits: Limits) -> None:
-        self.limits = limits
+        self.limits: Final = limits
+        self._handler = handler
         super().__init__(
-            handler,
+            self._admit,
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,
             keepalive_timeout=limits.keep_alive,
-            lingering_time=2.0,
-            max_line_size=MAX_HEAD_FIELD,
-            max_field_size=MAX_HEAD_FIELD,
+            lingering_time=LINGER,
+            max_line_size=MAX_FIELD,
+            max_field_size=MAX_FIELD,
             max_headers=MAX_HEADERS,
+            read_bufsize=READ_AHEAD,
+            logger=LOGGER,
         )
+
+    def __call__(self) -> Connection:
+        """A new connection's protocol."""
+        return Connection(self, loop=self._loop, **self._kwargs)
 
     @property
     def full(self) -> bool:
         """Whether as many connections are open as may."""
         return len(self._connections) >= self.limits.max_connections
 
-    def __call__(self) -> Connection:
-        return Connection(self, loop=self._loop, **self._kwargs)
+    @property
+    def busy(self) -> int:
+        """How many connections have a request or an answer under way."""
+        return sum(connection.busy for connection in self._open())
 
-    def close_idle(self) -> None:
-        """Close connections on which no request is being served."""
-        for connection in self.connections:
-            if not connection._request_in_progress and isinstance(connection, Connection):  # noqa: SLF001
-                connection.force_close()
+    def _open(self) -> Iterator[Connection]:
+        return (each for each in self.connections if isinstance(each, Connection))
+
+    def _admit(self, request: BaseRequest) -> Awaitable[web.StreamResponse]:
+        """Hand a message to the handler if it is one a proxy can pass on."""
+        if (fault := fault_of(request)) is not None:
+            return self._refused(fault)
+        if "Upgrade" in request.headers and request.headers["Upgrade"].lower() != "websocket":
+            # The parser loses what follows such a request.
+            protocol = request.protocol
+            if isinstance(protocol, Connection):
+                protocol.reusable = False
+        return self._handler(request)
+
+    async def _refused(self, fault: str) -> web.StreamResponse:
+        LOGGER.debug("a request was refused: %s", fault)
+        problem = Problem(400, "steer_bad_request", f"The request is refused: {fault}.")
+        return problem_response(PLAIN, problem, CIMultiDict(), close=True)
+
+    async def close(self) -> None:
+        """Drop every connection and what is being done for it."""
+        tasks = [task for connection in self._open() if (task := connection.abort()) is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=LETTING_GO)
+        self._connections.clear()
+
+
+def fault_of(request: BaseRequest) -> str | None:
+    """What is wrong with a message that the parser let pass; None when nothing is.
+
+    A coding that is not undone here would be passed on without its name, and in HTTP/1.0 there are
+    none (RFC 9112 §6.1: such framing is faulty).
+    """
+    if request.version not in _VERSIONS:
+        return f"HTTP/{request.version.major}.{request.version.minor} is not spoken here"
+    if request.method not in METHODS:
+        return f"the method {request.method} is not taken"
+    coding = request.headers.get("Transfer-Encoding")
+    if coding is not None:
+        if request.version < HttpVersion11:
+            return "HTTP/1.0 knows no Transfer-Encoding"
+        if coding.lower() != "chunked":
+            return "the only Transfer-Encoding taken is chunked"
+    return None

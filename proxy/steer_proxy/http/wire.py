@@ -35,6 +35,7 @@ from yarl import URL
 
 from steer_policies.outcome import Failure
 from steer_proxy.http.body import ReplayBody
+from steer_proxy.http.head import write_head
 from steer_proxy.http.resolver import StaleResolver
 
 #: Longest answer head line and field accepted from an upstream, in bytes. Providers send long
@@ -85,11 +86,11 @@ class UpstreamResponse:
         "_content",
         "_protocol",
         "_timer",
-        "_upload",
         "headers",
         "raw_headers",
         "reason",
         "status",
+        "upload",
     )
 
     def __init__(
@@ -100,7 +101,7 @@ class UpstreamResponse:
     ) -> None:
         self._connection: Connection | None = connection
         self._protocol = protocol
-        self._upload = upload
+        self.upload = upload
         self._timer: asyncio.TimerHandle | None = None
         self._content: StreamReader
         self.status: int
@@ -108,7 +109,8 @@ class UpstreamResponse:
         self.headers: CIMultiDictProxy[str]
         self.raw_headers: tuple[tuple[bytes, bytes], ...]
 
-    async def _start(self) -> None:
+    async def start(self) -> None:
+        """Wait for the head, passing over interim answers (RFC 9110 §15.2)."""
         while True:
             message, content = await self._protocol.read()
             if message.code not in _INTERIM or message.code == 101:
@@ -192,9 +194,9 @@ class UpstreamResponse:
         if connection is None:
             return
         age = asyncio.get_running_loop().time() - getattr(self._protocol, "steer_born", 0.0)
-        if self._upload is not None and not self._upload.done():
+        if self.upload is not None and not self.upload.done():
             # Answered before the request was read: what is left of it must not follow.
-            self._upload.cancel()
+            self.upload.cancel()
             connection.close()
         elif age > MAX_AGE:
             connection.close()
@@ -204,8 +206,8 @@ class UpstreamResponse:
     def close(self) -> None:
         """Let go of the answer; an unfinished one closes its connection at once. Idempotent."""
         self.disarm()
-        if self._upload is not None and not self._upload.done():
-            self._upload.cancel()
+        if self.upload is not None and not self.upload.done():
+            self.upload.cancel()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -292,14 +294,14 @@ class Wire:
         try:
             response.arm(head_by, silence)
             writer = StreamWriter(protocol, loop)
-            await writer.write_headers(f"{method} {target} HTTP/1.1", headers)
+            await write_head(writer, f"{method} {target} HTTP/1.1", headers)
             if body.memory is None:
-                response._upload = self._start_upload(writer, body, protocol)
+                response.upload = self._start_upload(writer, body, protocol)
             else:
                 if body.memory:
                     await writer.write(body.memory, drain=False)
                 writer.set_eof()
-            await response._start()
+            await response.start()
         except BaseException as error:
             response.close()
             if (translated := _translated(error)) is None:
@@ -330,8 +332,10 @@ class Wire:
         return task
 
     def retire(self, response: UpstreamResponse) -> None:
-        """Read on to the end of an answer that nobody needs any more, so that its connection can
-        serve again; after a short while or a few bytes it is closed instead."""
+        """Read on to the end of an answer that nobody needs any more.
+
+        So its connection can serve again; after a short while or a few bytes it is closed instead.
+        """
         if response.ended:
             response.close()
         else:
@@ -362,7 +366,7 @@ async def _retire(response: UpstreamResponse) -> None:
 
 
 def _translated(error: BaseException) -> UpstreamError | None:
-    """The phase error for what the head's wait raised; None for what is not the upstream's doing."""
+    """The phase error for what the wait for the head raised; None for what is no upstream's."""
     match error:
         case UpstreamError():
             return UpstreamError(error.failure, str(error))

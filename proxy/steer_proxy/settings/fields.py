@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, PlainValidator, WithJsonSc
 from steer_policies.attributes import CREDENTIAL_HEADERS
 from steer_policies.conditions import When, parse_when
 from steer_policies.config import CandidateSpec
+from steer_policies.paths import MAX_ROUTE_SEGMENTS
 
 #: Names of upstreams and routes: they stand in headers, paths of attributes, metrics.
 NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
@@ -155,7 +156,10 @@ def parse_route_path(value: str) -> str:
     if not value.startswith("/"):
         raise ValueError("a path begins with a slash")
     path = value.rstrip("/")
-    for segment in path.split("/")[1:]:
+    segments = path.split("/")[1:]
+    if len(segments) > MAX_ROUTE_SEGMENTS:
+        raise ValueError(f"a path has at most {MAX_ROUTE_SEGMENTS} segments")
+    for segment in segments:
         if segment in {"", ".", ".."}:
             raise ValueError("a path has no empty or dot segments")
         if not _SEGMENT.fullmatch(segment):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints
 
@@ -41,11 +41,26 @@ _EXPECTED: Final = {
 
 def validate(values: Mapping[str, Any]) -> tuple[Settings | None, list[tuple[Key, Problem]]]:
     """The settings, or what is wrong with the values, each with its key path."""
+    settings, found = None, []
     try:
-        return Settings.model_validate(dict(values)), []
+        settings = Settings.model_validate(dict(values))
     except ValidationError as error:
         details = error.errors(include_url=False)
-        return None, [_problem(each) for each in details]
+        keys = [each["loc"] for each in details]
+        found = [
+            _problem(each)
+            for each in details
+            # A list of which every item is wrong is not also too short.
+            if each["type"] != "too_short"
+            or not any(key[: len(each["loc"])] == each["loc"] != key for key in keys)
+        ]
+    told = {key for key, _ in found}
+    found += [
+        (key, Problem(key_text(key), "expected a number, got true or false"))
+        for key in _truths(values, Settings, ())
+        if key not in told
+    ]
+    return (None, found) if found else (settings, [])
 
 
 def _problem(details: ErrorDetails) -> tuple[Key, Problem]:
@@ -111,19 +126,34 @@ def _got(key: Key, kind: str, value: object) -> str:
     return ", got a list" if isinstance(value, (list, tuple)) else ""
 
 
+def _truths(value: object, here: Any, key: Key) -> Iterator[Key]:
+    """Where true or false stands for a number, which pydantic would take for 1 or 0."""
+    if isinstance(value, bool):
+        if here in {int, float}:
+            yield key
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _truths(each, _below(here, name), (*key, name))
+    elif isinstance(value, (list, tuple)):
+        for index, each in enumerate(value):
+            yield from _truths(each, _below(here, index), (*key, index))
+
+
 def _type_at(key: Key) -> Any:
     """The type that the model tree has at a key path; None where it leads nowhere."""
     here: Any = Settings
     for step in key:
-        origin = get_origin(here)
-        if isinstance(origin, type) and issubclass(origin, Mapping):
-            here = get_args(here)[1]
-        elif isinstance(step, int):
-            here = get_args(here)[0] if get_args(here) else None
-        else:
-            here = _fields(here).get(step)
-        here = _bare(here)
+        here = _below(here, step)
     return here
+
+
+def _below(here: Any, step: str | int) -> Any:
+    origin = get_origin(here)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return _bare(get_args(here)[1])
+    if isinstance(step, int):
+        return _bare(get_args(here)[0]) if get_args(here) else None
+    return _bare(_fields(here).get(step))
 
 
 def _fields(here: Any) -> dict[str, Any]:

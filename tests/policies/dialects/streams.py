@@ -51,7 +51,16 @@ CHAT = [
 MESSAGE = [
     typed(
         "message_start",
-        message={"id": "msg_1", "model": "claude", "usage": {"input_tokens": 3, "output_tokens": 1}},
+        message={
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "model": "claude",
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {"input_tokens": 3, "output_tokens": 1},
+        },
     ),
     typed("content_block_start", index=0, content_block={"type": "text", "text": ""}),
     typed("ping"),

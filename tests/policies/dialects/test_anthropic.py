@@ -127,9 +127,7 @@ def test_rewrite() -> None:
     made = ANTHROPIC.rewrite(
         describe(body), "/v1/messages", "beta=true", JSON, raw, body, {"model": "other"}
     )
-    assert made == Rewritten(
-        "/v1/messages", "beta=true", b'{"model": "other", "max_tokens": 5}'
-    )
+    assert made == Rewritten("/v1/messages", "beta=true", b'{"model": "other", "max_tokens": 5}')
 
 
 def test_read_stream() -> None:
@@ -283,11 +281,19 @@ def test_an_error_without_json_or_name() -> None:
         (401, error("authentication_error"), Failure.CREDENTIAL),
         (402, error("billing_error"), Failure.QUOTA),
         (403, error("permission_error"), Failure.CREDENTIAL),
-        (403, error("permission_error", details={"error_code": "user_profile_not_billable"}), Failure.QUOTA),
+        (
+            403,
+            error("permission_error", details={"error_code": "user_profile_not_billable"}),
+            Failure.QUOTA,
+        ),
         (404, error("not_found_error"), Failure.REJECTED),
         (413, error("request_too_large"), Failure.REJECTED),
         (429, error("rate_limit_error"), Failure.THROTTLED),
-        (429, error("rate_limit_error", details={"error_code": "ramp_limit_exceeded"}), Failure.THROTTLED),
+        (
+            429,
+            error("rate_limit_error", details={"error_code": "ramp_limit_exceeded"}),
+            Failure.THROTTLED,
+        ),
         (
             429,
             error("rate_limit_error", details={"error_code": "enforced_spend_limit_reached"}),

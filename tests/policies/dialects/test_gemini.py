@@ -255,8 +255,8 @@ def test_counts_are_those_of_the_last_event() -> None:
     assert reader.usage == Usage(input=4, output=5)
     assert reader.model == "gemini"
     assert reader.text is None
-    array = read(GeminiArrayReader(), GEMINI_ARRAY[0])
-    array.feed(b"".join(GEMINI_ARRAY[1:2]))
+    array = GeminiArrayReader()
+    array.feed(b"".join(GEMINI_ARRAY[:2]))
     assert array.usage == Usage(input=4, output=3)
 
 
@@ -268,14 +268,17 @@ def test_counts_are_those_of_the_last_event() -> None:
         pytest.param(GEMINI_ARRAY[0], CONTENT, id="one"),
         pytest.param(b"".join(GEMINI_ARRAY[:3]), FINISHED, id="finish reason"),
         pytest.param(b"".join(GEMINI_ARRAY), COMPLETE, id="closed"),
+        pytest.param(GEMINI_ARRAY[0] + b"]", COMPLETE, id="closed without a reason"),
     ],
 )
 def test_progress_of_an_array(stream: bytes, progress: Progress) -> None:
     """The closing bracket completes what had something in it."""
-    reader = GeminiArrayReader()
-    reader.feed(stream)
-    reader.finish()
-    assert reader.progress is progress
+    for size in (len(stream), 50):
+        reader = GeminiArrayReader()
+        for start in range(0, len(stream), size):
+            reader.feed(stream[start : start + size])
+        reader.finish()
+        assert reader.progress is progress
 
 
 def error(status: int, name: str, message: str = "x", *details: Any) -> dict[str, Any]:

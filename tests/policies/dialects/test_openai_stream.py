@@ -23,7 +23,9 @@ SKIPPED = chunk({"content": "more"}, usage=None)
         pytest.param([b": comment\n\n"], PRELUDE, id="comment"),
         pytest.param([b"data: {broken\n\n"], PRELUDE, id="broken JSON"),
         pytest.param([data([1])], PRELUDE, id="not an object"),
-        pytest.param([data({"choices": [], "prompt_filter_results": []})], PRELUDE, id="Azure's first"),
+        pytest.param(
+            [data({"choices": [], "prompt_filter_results": []})], PRELUDE, id="Azure's first"
+        ),
         pytest.param([chunk({"role": "assistant", "content": ""})], PRELUDE, id="role"),
         pytest.param([chunk({"content": None})], PRELUDE, id="null content"),
         pytest.param([data({"choices": [None, {"delta": 3}]})], PRELUDE, id="no choices"),
@@ -59,7 +61,7 @@ SKIPPED = chunk({"content": "more"}, usage=None)
     ],
 )
 def test_progress_of_choices(events: list[bytes], progress: Progress) -> None:
-    """The first delta with anything in it is content; all finish reasons finish; [DONE] completes."""
+    """The first delta with anything in it is content, all reasons finish, [DONE] completes."""
     assert read(ChoicesReader(), *events).progress is progress
 
 
@@ -72,7 +74,7 @@ def test_every_choice_must_finish() -> None:
     read(reader, chunk({}, "stop", index=1))
     assert reader.progress is FINISHED
     odd = data({"choices": [{"index": "one", "finish_reason": "stop"}]})
-    assert read(ChoicesReader(), odd).progress is FINISHED
+    assert read(ChoicesReader(), odd, odd).progress is FINISHED
 
 
 @pytest.mark.parametrize(
@@ -140,9 +142,7 @@ def test_usage_of_choices(event: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("seen", [False, True])
-def test_errors_among_choices(
-    event: bytes, failure: Failure, code: str | None, seen: bool
-) -> None:
+def test_errors_among_choices(event: bytes, failure: Failure, code: str | None, seen: bool) -> None:
     """They stop the stream; after content the call was executed, maybe."""
     reader = read(ChoicesReader(), CHAT[0], *([CHAT[1]] if seen else []))
     assert reader.feed(event) == b""
@@ -185,10 +185,14 @@ def test_text_of_choices(events: list[bytes], text: str | None) -> None:
         pytest.param([b": comment\n\n", b"data: {broken\n\n"], PRELUDE, id="no events"),
         pytest.param(RESPONSE[:5], CONTENT, id="text"),
         pytest.param(RESPONSE[:7], CONTENT, id="text done"),
-        pytest.param([data({"type": "response.refusal.delta", "delta": "n"})], CONTENT, id="unnamed"),
         pytest.param(
-            [typed("response.output_text.delta", delta="a")]
-            + [data({"type": "response.output_text.delta", "delta": "b"})],
+            [data({"type": "response.refusal.delta", "delta": "n"})], CONTENT, id="unnamed"
+        ),
+        pytest.param(
+            [
+                typed("response.output_text.delta", delta="a"),
+                data({"type": "response.output_text.delta", "delta": "b"}),
+            ],
             CONTENT,
             id="unnamed after content",
         ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -13,7 +15,18 @@ from steer_policies.dialects.sse import SseSplitter, fields, first_document, is_
 # Bytes that make line ends, fields and their look-alikes likely.
 STREAMS = st.lists(
     st.sampled_from(
-        [b"\n", b"\r", b"\r\n", b"\n\n", b"\r\n\r\n", b"data: x", b"data:y", b"event: e", b": c", b"z"]
+        [
+            b"\n",
+            b"\r",
+            b"\r\n",
+            b"\n\n",
+            b"\r\n\r\n",
+            b"data: x",
+            b"data:y",
+            b"event: e",
+            b": c",
+            b"z",
+        ]
     ),
     max_size=30,
 ).map(b"".join)
@@ -23,7 +36,7 @@ def cut(stream: bytes, at: list[int]) -> list[bytes]:
     """The stream in chunks, cut at these places."""
     places = sorted({place % (len(stream) + 1) for place in at})
     bounds = [0, *places, len(stream)]
-    return [stream[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [stream[start:end] for start, end in pairwise(bounds)]
 
 
 def split(chunks: list[bytes]) -> tuple[list[bytes], bytes]:
@@ -93,9 +106,7 @@ def test_anything_at_all_passes_unchanged(stream: bytes, at: list[int]) -> None:
 
 
 @given(STREAMS, st.lists(st.integers(0, 200), max_size=8), st.integers(0, 12))
-def test_a_large_event_is_released_as_it_comes(
-    stream: bytes, at: list[int], limit: int
-) -> None:
+def test_a_large_event_is_released_as_it_comes(stream: bytes, at: list[int], limit: int) -> None:
     """Beyond the limit only what may be the start of an empty line is held."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sse, "MAX_HELD_EVENT", limit)

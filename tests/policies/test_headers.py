@@ -1,0 +1,227 @@
+"""Header hygiene."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steer_policies.headers import (
+    CREDENTIAL_HEADERS,
+    accept_encoding,
+    is_credential,
+    is_loop,
+    request_headers,
+    response_headers,
+    strip_query_credentials,
+    strip_subprotocol_credentials,
+    via,
+)
+
+Pairs = list[tuple[str, str]]
+
+NAMES = st.sampled_from(
+    "Accept X-A x-a Connection Keep-Alive TE Cookie Authorization X-Steer-Upstream Via Host "
+    "Idempotency-Key Content-Length Set-Cookie".split()
+)
+PAIRS = st.lists(st.tuples(NAMES, st.sampled_from(["a", "X-A, te", "close", "1.1 steer", ""])))
+
+
+def sent(pairs: Pairs, *, strip: bool = False, forward: bool = False, added: Pairs = []) -> Pairs:  # noqa: B006 - never changed
+    return request_headers(
+        pairs, strip_credentials=strip, forward_idempotency_key=forward, added=added
+    )
+
+
+def test_order_case_and_repetition_stay() -> None:
+    """What passes is not touched."""
+    pairs = [("accept", "a"), ("X-One", "1"), ("Accept", "b"), ("x-ONE", "2"), ("X-Empty", "")]
+    assert sent(pairs) == pairs
+    assert response_headers(pairs) == pairs
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Connection",
+        "Keep-Alive",
+        "Proxy-Connection",
+        "TE",
+        "Trailer",
+        "Transfer-Encoding",
+        "Upgrade",
+        "Proxy-Authorization",
+        "Content-Length",
+        "HTTP2-Settings",
+        "X-Steer-Anything",
+        "Sec-WebSocket-Key",
+        "Sec-WebSocket-Protocol",
+    ],
+)
+def test_what_belongs_to_a_hop_stays_there(name: str) -> None:
+    """Both ways; and Steer's own headers."""
+    pairs = [("A", "b"), (name, "x"), (name.lower(), "y")]
+    assert sent(pairs) == [("A", "b")]
+    assert response_headers(pairs) == [("A", "b")]
+
+
+@pytest.mark.parametrize("name", ["Host", "Expect"])
+def test_what_is_said_to_a_server_only(name: str) -> None:
+    """A request loses it, an answer does not have it."""
+    assert sent([(name, "x")]) == []
+    assert response_headers([(name, "x")]) == [(name, "x")]
+
+
+def test_what_connection_lists_stays_there() -> None:
+    """On any of its lines, in any case."""
+    pairs = [
+        ("connection", "close, X-Private"),
+        ("X-private", "1"),
+        ("X-Kept", "2"),
+        ("CONNECTION", " x-other ,"),
+        ("X-Other", "3"),
+    ]
+    assert sent(pairs) == [("X-Kept", "2")]
+    assert response_headers(pairs) == [("X-Kept", "2")]
+
+
+CREDENTIALS: Pairs = [
+    ("Authorization", "Bearer x"),
+    ("Proxy-Authorization", "Basic x"),
+    ("api-key", "x"),
+    ("X-Api-Key", "x"),
+    ("x-goog-api-key", "x"),
+    ("X-Goog-User-Project", "x"),
+    ("Ocp-Apim-Subscription-Key", "x"),
+    ("X-Amz-Security-Token", "x"),
+    ("OpenAI-Organization", "x"),
+    ("OpenAI-Project", "x"),
+    ("Anthropic-Workspace-Id", "x"),
+    ("Cookie", "x"),
+    ("x-portkey-api-key", "x"),
+    ("X-Auth-Token", "x"),
+]
+
+
+def test_credentials() -> None:
+    """All forms go when Steer brings its own; else they pass, but for the one meant for a proxy."""
+    kept = [("Anthropic-Version", "1"), ("OpenAI-Beta", "x"), ("X-Key", "y")]
+    assert sent([*CREDENTIALS, *kept], strip=True) == kept
+    passed = [pair for pair in CREDENTIALS if pair[0] != "Proxy-Authorization"]
+    assert sent([*CREDENTIALS, *kept]) == [*passed, *kept]
+
+
+def test_credential_names() -> None:
+    """The set, and the forms that gateways give theirs."""
+    assert all(map(is_credential, CREDENTIAL_HEADERS))
+    assert not is_credential("idempotency-key")
+    assert not is_credential("sec-websocket-key")
+
+
+def test_idempotency_key() -> None:
+    """Forwarded only when the upstream wants it."""
+    pairs = [("Idempotency-Key", "k")]
+    assert sent(pairs) == []
+    assert sent(pairs, forward=True) == pairs
+
+
+def test_added_headers_replace() -> None:
+    """By name; `Via` lines add up."""
+    pairs = [("x-request-id", "old"), ("via", "1.0 fred"), ("A", "b"), ("X-REQUEST-ID", "older")]
+    added = [("X-Request-ID", "new"), via(), ("Authorization", "Bearer ours")]
+    assert sent(pairs, strip=True, added=added) == [("via", "1.0 fred"), ("A", "b"), *added]
+
+
+def test_cookies_of_our_own_session_stay_with_us() -> None:
+    """With an injected credential."""
+    pairs = [("Set-Cookie", "a"), ("set-cookie2", "b"), ("X-Request-Id", "r")]
+    assert response_headers(pairs) == pairs
+    assert response_headers(pairs, strip_cookies=True) == [("X-Request-Id", "r")]
+
+
+@given(PAIRS, st.booleans(), st.booleans())
+def test_what_passes_is_part_of_what_came(pairs: Pairs, strip: bool, forward: bool) -> None:
+    """In order; and passing again changes nothing."""
+    passed = sent(pairs, strip=strip, forward=forward)
+    rest = iter(pairs)
+    assert all(pair in rest for pair in passed)
+    assert sent(passed, strip=strip, forward=forward) == passed
+    answered = response_headers(pairs, strip_cookies=strip)
+    assert response_headers(answered, strip_cookies=strip) == answered
+
+
+@pytest.mark.parametrize(
+    ("pairs", "loop"),
+    [
+        ([], False),
+        ([("Via", "1.1 steer")], True),
+        ([("via", "1.0 fred, 1.1 steer (a comment)")], True),
+        ([("Via", "HTTP/1.1 steer")], True),
+        ([("VIA", "1.1 a"), ("Via", "2\tsteer")], True),
+        ([("Via", "1.1 steer-2")], False),
+        ([("Via", "1.1 proxy (steer)")], False),
+        ([("Via", "1.1 p.steer")], False),
+        ([("Via", "steer")], False),
+        ([("X-Via", "1.1 steer")], False),
+    ],
+)
+def test_loops(pairs: Pairs, loop: bool) -> None:
+    """Our own name as a receiver in `Via`."""
+    assert is_loop(pairs) is loop
+
+
+def test_an_instance_may_have_a_name_of_its_own() -> None:
+    """So that one Steer may stand before another."""
+    assert via("2", "steer-a") == ("Via", "2 steer-a")
+    assert is_loop([("Via", "2 steer-a")], "steer-a")
+    assert not is_loop([("Via", "2 steer-a")], "steer-b")
+
+
+@pytest.mark.parametrize(
+    ("asked", "identity", "answer"),
+    [
+        (None, False, "identity"),
+        ("gzip", True, "identity"),
+        ("gzip, deflate, br, zstd", False, "gzip, deflate"),
+        ("br", False, "identity"),
+        ("", False, "identity"),
+        ("GZIP;q=0.5, identity;q=0.1", False, "gzip;q=0.5, identity;q=0.1"),
+        ("gzip ; q=0", False, "gzip;q=0"),
+        ("*", False, "gzip, deflate, identity"),
+        ("br, *;q=0.1", False, "gzip, deflate, identity"),
+        ("gzip, *;q=0", False, "gzip"),
+        ("br," * 100 + "gzip", False, "identity"),
+    ],
+)
+def test_accept_encoding(asked: str | None, identity: bool, answer: str) -> None:
+    """What Steer can decode of what the caller can, and nothing coded where it must look inside."""
+    assert accept_encoding(asked, identity=identity) == answer
+
+
+@pytest.mark.parametrize(
+    ("query", "stripped"),
+    [
+        ("", ""),
+        ("alt=sse", "alt=sse"),
+        ("key=secret", ""),
+        ("alt=sse&key=secret&x=%20y", "alt=sse&x=%20y"),
+        ("KEY=secret&k%65y=secret&access_token=s&api-key=s", ""),
+        ("%24httpHeaders=Authorization:x&monkey=1&key", "monkey=1"),
+        ("a&&b=", "a&&b="),
+    ],
+)
+def test_credentials_in_a_query(query: str, stripped: str) -> None:
+    """They go; all else stays as it is written."""
+    assert strip_query_credentials(query) == stripped
+
+
+def test_credentials_in_subprotocols() -> None:
+    """What a browser says to OpenAI's realtime API."""
+    offered = [
+        "realtime",
+        "openai-insecure-api-key.sk-1",
+        "OpenAI-Organization.org",
+        "openai-project.p",
+        "openai-beta.realtime-v1",
+    ]
+    assert strip_subprotocol_credentials(offered) == ["realtime", "openai-beta.realtime-v1"]
