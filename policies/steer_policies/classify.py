@@ -8,7 +8,7 @@ its errors are read and which of their reasons say more than the status does.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -69,13 +69,16 @@ NO_COMPLAINT: Final = Complaint()
 _MAX_MESSAGE: Final = 2000
 
 
-def complaint(*names: Any, message: Any = None, status: Any = None) -> Complaint:
-    """A complaint from foreign values; whatever is not of its kind is left out."""
+def complaint(*names: Any, message: Any = None, statuses: Iterable[Any] = ()) -> Complaint:
+    """A complaint from foreign values; whatever is not of its kind is left out.
+
+    The first of `statuses` that is one counts.
+    """
     found = [name for name in map(code, names) if name is not None]
     return Complaint(
         tuple(name.lower() for name in found),
         message[:_MAX_MESSAGE].lower() if isinstance(message, str) else "",
-        _status(status),
+        next(filter(None, map(_status, statuses)), None),
         found[0] if found else None,
     )
 

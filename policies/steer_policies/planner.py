@@ -78,9 +78,9 @@ def _by_hand(route: RoutePolicy, facts: CallFacts, upstream: str) -> Plan | Refu
         spec = CandidateSpec(upstream=spec.upstream)
     made = Plan(
         (route.candidate(spec, facts.request.model),),
-        route.commit,
-        route.on_break,
-        route.timeouts,
+        route.own.commit,
+        route.own.on_break,
+        route.own.timeouts,
         None,
         (f"{upstream} was chosen by the caller",),
     )

@@ -9,7 +9,7 @@ made once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -96,7 +96,7 @@ class RoutePolicy:
     home: Home = field(init=False, repr=False, compare=False)
     """What estimates in conditions are made for."""
     ceiling: Budget | None = field(init=False, repr=False, compare=False)
-    """The route's own budget for each call."""
+    """The route's own budget for each call; its `ms` is already in every choice's time-outs."""
 
     def __post_init__(self) -> None:
         self._check()
@@ -179,13 +179,19 @@ class RoutePolicy:
             specs,
             rule.commit or self.commit,
             rule.on_break or self.on_break,
-            rule.timeouts or self.timeouts,
+            self._bounded(rule.timeouts or self.timeouts),
             f"rule {rule.name} matched",
             rule.name,
         )
 
     def _choice(self, specs: tuple[CandidateSpec, ...], reason: str) -> Choice:
-        return Choice(specs, self.commit, self.on_break, self.timeouts, reason)
+        return Choice(specs, self.commit, self.on_break, self._bounded(self.timeouts), reason)
+
+    def _bounded(self, timeouts: CallTimeouts) -> CallTimeouts:
+        """Time-outs within the route's budget of time, which is a bound until commit."""
+        if self.budget.ms is None or timeouts.total * 1000.0 <= self.budget.ms:
+            return timeouts
+        return replace(timeouts, total=self.budget.ms / 1000.0)
 
     def _check(self) -> None:
         if not self.candidates:

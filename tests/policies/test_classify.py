@@ -167,7 +167,8 @@ def test_a_delay_for_one_who_may_ask_again() -> None:
 )
 def test_a_status_inside_an_error(value: Any, status: int | None) -> None:
     """A number or its text, of an error's range."""
-    assert complaint(status=value).status == status
+    assert complaint(statuses=(None, value, 500)).status == (status or 500)
+    assert complaint(statuses=(value,)).status == status
 
 
 def test_a_complaint_is_bounded() -> None:

@@ -367,6 +367,20 @@ def test_a_budget_of_time_drops_nobody() -> None:
     assert order(made(route("dear", "cheap"), call(budget=Budget(ms=1)))) == ["dear", "cheap"]
 
 
+def test_a_routes_budget_of_time_bounds_every_plan() -> None:
+    """A caller's own is the engine's business; a route's is in the time-outs."""
+    rules = (
+        Rule(name="long", priority=1, when=equals("model", "m"), timeouts=CallTimeouts(total=9)),
+        Rule(name="short", when=equals("model", "n"), timeouts=CallTimeouts(total=1, max_stream=7)),
+    )
+    policy = route("dear", "cheap", rules=rules, budget=BudgetPolicy(ms=2500))
+    assert made(policy, call("m")).timeouts == CallTimeouts(total=2.5)
+    assert made(policy, call("n")).timeouts == CallTimeouts(total=1, max_stream=7)
+    assert made(policy, call("o")).timeouts.total == 2.5
+    assert made(policy, call("o"), "cheap").timeouts.total == 2.5
+    assert made(policy, call("o", steered=False)).timeouts.total == 2.5
+
+
 def test_the_cheapest_first() -> None:
     """Unknown prices last; equal ones as listed."""
     result = made(route("dear", "priceless", "cheap", "free", order=Order.CHEAPEST), call())

@@ -62,9 +62,9 @@ class Anthropic:
     ) -> RequestFacts:
         """Read a request. A `container` is kept by the provider, and pins."""
         operation = _GENERATION.get(path)
-        if operation is None or method != "POST":
-            return RequestFacts(_stored(path), False)
         fields = mapping(body)
+        if operation is None or method != "POST":
+            return RequestFacts(_stored(path), False, stream=fields.get("stream") is True)
         return RequestFacts(
             operation,
             not _names_container(fields.get("container")),

@@ -58,7 +58,7 @@ def read_error(document: Any) -> Complaint:
     ]
     if isinstance(message, str) and _ZERO_LIMIT.search(message):
         reasons.insert(0, _NO_QUOTA)
-    return complaint(*reasons, error.get("status"), message=message, status=error.get("code"))
+    return complaint(*reasons, error.get("status"), message=message, statuses=(error.get("code"),))
 
 
 RULES: Final = Rules(DialectName.GEMINI, read_error, _REASONS, _PHRASES, _IN_BAND)

@@ -35,6 +35,7 @@ _PHRASES: Final = (
     # A 429 for one request above the per-minute limit: no waiting mends it, another model may.
     ("request too large for", Failure.CONTEXT_LENGTH),
     ("safety system", Failure.CONTENT_POLICY),  # images without a code
+    ("input was flagged", Failure.CONTENT_POLICY),  # OpenRouter, with 403
 )
 
 _IN_BAND: Final = {
@@ -97,7 +98,7 @@ def read_error(document: Any) -> Complaint:
         error.get("type"),
         error.get("status"),
         message=error.get("message"),
-        status=error.get("code"),
+        statuses=(error.get("code"), error.get("status"), body.get("status")),
     )
 
 

@@ -19,6 +19,7 @@ from steer_policies.foreign import count, items, label, mapping
 _GENERATION: Final = {
     "/chat/completions": "chat.completions",
     "/completions": "completions",
+    "/fim/completions": "completions",  # Mistral's: the middle of a text
     "/responses": "responses",
     "/embeddings": "embeddings",
     "/audio/speech": "audio.speech",
@@ -83,9 +84,9 @@ def describe(method: str, path: str, query: str, content_type: str, body: Any) -
         return RequestFacts("realtime", steered, model, Where.QUERY)
     deployment = _DEPLOYMENT.fullmatch(path)
     operation = _GENERATION.get(path if deployment is None else deployment[3])
-    if operation is None or method != "POST":
-        return RequestFacts(_stored(path), False)
     fields = mapping(body)
+    if operation is None or method != "POST":
+        return RequestFacts(_stored(path), False, stream=_streams(fields))
     model_in = Where.NOWHERE
     model = label(fields.get("model"))
     if deployment is not None:

@@ -12,8 +12,8 @@ import orjson
 
 from steer_policies.merge_patch import merge_patch
 
-# A quote inside a JSON string is escaped, so this is a member's name wherever it matches, at any
-# depth, unless the name is spelled with escapes.
+# Every member named model whose value is text matches, at any depth, unless its name is spelled with
+# escapes. So may a few others (`x\"model`), and then there is more than one match.
 _MODEL: Final = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")')
 
 

@@ -144,8 +144,11 @@ def is_event_stream(content_type: str) -> bool:
 
 
 def first_document(stream: bytes, mark: bytes) -> dict[str, Any] | None:
-    """The first event's JSON object among those whose bytes contain `mark`."""
-    for event in SseSplitter().feed(stream):
+    """The first event's JSON object among those whose bytes contain `mark`.
+
+    Only the stream's first 64 KiB are searched.
+    """
+    for event in SseSplitter().feed(stream[: 64 * 1024]):
         if mark in event:
             document = load(fields(event)[1])
             if isinstance(document, dict):

@@ -75,11 +75,7 @@ class Caller(Protocol):
 
 def caller(dialect: str, base_url: str, key: str) -> Caller:
     """A client that is given its base URL and key, and nothing else."""
-    return (
-        _Anthropic(base_url, key)
-        if dialect == "anthropic"
-        else _OpenAI(base_url, key)
-    )
+    return _Anthropic(base_url, key) if dialect == "anthropic" else _OpenAI(base_url, key)
 
 
 class _OpenAI:

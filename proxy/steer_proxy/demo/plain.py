@@ -28,7 +28,13 @@ class PlainScreen:
         """Say what is about to be seen."""
         self._paragraph(introduction)
 
-    def begin(self, scenario: Scenario, story: Story, number: int, count: int) -> None:
+    def begin(
+        self,
+        scenario: Scenario,
+        story: Story,  # noqa: ARG002 - it is told at its end
+        number: int,
+        count: int,
+    ) -> None:
         """A scenario begins."""
         self._write("")
         self._write(f"[{number}/{count}] {scenario.title} ({scenario.name})")
@@ -38,7 +44,9 @@ class PlainScreen:
         """A scenario has ended: tell all of it."""
         for line in result.story.lines:
             self._paragraph(
-                f"{line.at:5.2f} s  {line.who:<6}  {_MARKS[line.tone]} {line.text}", "    ", " " * 18
+                f"{line.at:5.2f} s  {line.who:<6}  {_MARKS[line.tone]} {line.text}",
+                "    ",
+                " " * 18,
             )
         self._paragraph(f"with Steer: {result.steered.text}", "    ")
         if result.alone.text:

@@ -68,5 +68,7 @@ def conclusion(results: Sequence[Result], seconds: float) -> str:
     good = sum(result.fault is None for result in results)
     text = f"{good} of {len(results)} went as promised, in {seconds:.0f} s."
     if good == len(results):
-        text += " Try it with your own: `make run`, then `eval \"$(steer env)\"` where your code runs."
+        text += (
+            ' Try it with your own: `make run`, then `eval "$(steer env)"` where your code runs.'
+        )
     return text

@@ -173,8 +173,8 @@ SCENARIOS: Final = (
     Scenario(
         name="circuit",
         title="A crashed provider, and its return",
-        about="After two failures (failure_threshold, here 2) its circuit opens and it is not asked "
-        "any more. After open_duration (30 s, here 1 s) one call finds out that it is back.",
+        about="After two failures (failure_threshold, here 2) its circuit opens, and it is not "
+        "asked any more. After open_duration (30 s, here 1 s) one call finds out that it is back.",
         home={"breaker": {"failure_threshold": 2, "open_duration": 1}},
         route={"retry": {"max_attempts": 1}},
         play=_crash_and_return,

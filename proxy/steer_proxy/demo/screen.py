@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
@@ -87,17 +88,17 @@ class RichScreen:
 
     def close(self, results: Sequence[Result], last: str) -> None:
         """Sum up."""
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("what goes wrong", "without Steer", "with Steer", ""):
-            table.add_column(name, no_wrap=True)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        for name in ("  what goes wrong", "without Steer", "with Steer"):
+            # The ellipsis itself is no ASCII.
+            table.add_column(name, no_wrap=True, overflow="crop" if self._ascii else "ellipsis")
         for result in results:
-            table.add_row(
-                result.scenario.title,
-                _brief(result.alone),
-                _brief(result.steered),
-                self._mark(Tone.GOOD if result.fault is None else Tone.BAD),
-            )
-        self._print(Group(table, Text(last)))
+            mark = self._mark(Tone.GOOD if result.fault is None else Tone.BAD)
+            title = Text.assemble(mark, " ", result.scenario.title)
+            # An exception may be just what was promised.
+            promised = replace(result.steered, good=result.fault is None)
+            table.add_row(title, _brief(result.alone), _brief(promised))
+        self._print(Group(Text(), table, Text(), Text(last)))
 
     def _now(self) -> RenderableType:
         """What is drawn at this moment."""
@@ -112,7 +113,8 @@ class RichScreen:
             if story.heard:
                 parts += [Text(), self._pair("the caller reads", Text(story.heard, "italic"))]
         else:
-            parts += [Text(), self._pair("with Steer", _full(result.steered, "bold green"))]
+            promised = replace(result.steered, good=result.fault is None)
+            parts += [Text(), self._pair("with Steer", _full(promised, "bold green"))]
             if result.alone.text:
                 parts.append(self._pair("without", _full(result.alone, "green")))
             if result.fault is not None:

@@ -159,7 +159,9 @@ async def perform(scenario: Scenario, story: Story) -> Result:
     """Play a scenario, beside the same call without Steer."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    alone = None if scenario.alone is None else asyncio.create_task(_alone(scenario.alone, scenario))
+    alone = (
+        None if scenario.alone is None else asyncio.create_task(_alone(scenario.alone, scenario))
+    )
     try:
         async with asyncio.timeout(PATIENCE):
             stage = await _with(scenario, story)

@@ -30,12 +30,14 @@ class GenaiPrices:
         """Prices of upstreams by name, recognised by their base URLs."""
         self._base_urls = dict(base_urls)
         self._found: dict[tuple[str, str], _Price | None] = {}
+        self.loaded = False
 
     def load(self) -> None:
         """Import the price list now."""
         from genai_prices.data_snapshot import get_snapshot
 
         get_snapshot()
+        self.loaded = True
 
     def cost_usd(
         self, upstream: str, model: str, prompt_tokens: int, completion_tokens: int

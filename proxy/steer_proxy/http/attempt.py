@@ -19,6 +19,12 @@ from steer_proxy.http.wire import UpstreamError, UpstreamResponse, Wire
 #: How much of a failing answer is looked at to classify it, in bytes, after decoding.
 LOOKED_AT: Final = 64 * 1024
 
+#: How far a stream must have come to be committed, and how many bytes are held until then.
+_ENOUGH: Final = {
+    CommitPoint.HEADERS: Progress.PRELUDE,
+    CommitPoint.FIRST_TOKEN: Progress.CONTENT,
+    CommitPoint.COMPLETE: Progress.COMPLETE,
+}
 _HELD: Final = {
     CommitPoint.HEADERS: 0,
     CommitPoint.FIRST_TOKEN: HELD_PRELUDE,
@@ -51,7 +57,6 @@ class HttpSender:
         timeouts = request.upstream.policy.timeouts
         prompt = call.facts.stream or call.upgrade
         patience = timeouts.first_byte if prompt else timeouts.answer
-        head_by, silence = _sooner(started + patience, Failure.FIRST_BYTE_TIMEOUT, deadline)
         response: UpstreamResponse | None = None
         try:
             response = await self._wire.send(
@@ -61,8 +66,8 @@ class HttpSender:
                 request.headers,
                 request.body,
                 connect=min(timeouts.connect, max(0.001, deadline - started)),
-                head_by=head_by,
-                silence=silence,
+                patience=patience,
+                deadline=deadline,
             )
             if response.status == 101:
                 return self._switched(response)
@@ -74,10 +79,8 @@ class HttpSender:
             content_type = response.headers.get("Content-Type", "")
             reader = self._reader(response, content_type)
             if reader is not None:
-                when, why = _sooner(
-                    started + timeouts.first_token, Failure.FIRST_TOKEN_TIMEOUT, deadline
-                )
-                response.arm(when, why)
+                by = started + timeouts.first_token
+                response.arm_sooner(by, Failure.FIRST_TOKEN_TIMEOUT, deadline)
                 return await self._stream(response, reader, content_type)
             response.arm(deadline, Failure.DEADLINE)
             return await self._plain(response, content_type)
@@ -128,13 +131,13 @@ class HttpSender:
     ) -> HttpAnswer:
         """A stream the dialect understands: held until it has something to say."""
         commit = self._plan.commit
-        enough = Progress.COMPLETE if commit is CommitPoint.COMPLETE else Progress.CONTENT
+        enough = _ENOUGH[commit]
         limit = _HELD[commit]
         held: list[bytes] = []
         size = 0
         whole = False
         while reader.error is None and reader.progress < enough:
-            if size + reader.held > limit or (limit == 0 and size):
+            if size + reader.held > limit:
                 break
             if not (chunk := await read_event_bytes(response, reader)):
                 whole = True
@@ -187,11 +190,6 @@ async def read_event_bytes(response: UpstreamResponse, reader: StreamReader) -> 
     except UpstreamError:
         response.close()
         return b""
-
-
-def _sooner(when: float, failure: Failure, deadline: float) -> tuple[float, Failure]:
-    """The earlier of a phase's limit and the call's deadline, with the name of what then failed."""
-    return (when, failure) if when < deadline else (deadline, Failure.DEADLINE)
 
 
 def _is_live(response: UpstreamResponse, content_type: str) -> bool:

@@ -70,11 +70,11 @@ class CallerResponse(StreamResponse):
             headers[hdrs.CONNECTION] = "keep-alive"
 
     async def _write_headers(self) -> None:
-        request, writer = self._req, self._payload_writer
-        if request is None or writer is None:
+        writer = self._payload_writer
+        if writer is None:
             raise RuntimeError("the response has not been started")
-        major, minor = request.version
-        await write_head(writer, f"HTTP/{major}.{minor} {self.status} {self.reason}", self._headers)
+        # Our own version, whatever the caller's (RFC 9110 §6.2).
+        await write_head(writer, f"HTTP/1.1 {self.status} {self.reason}", self._headers)
 
     @property
     def empty(self) -> bool:
@@ -92,9 +92,18 @@ class CallerResponse(StreamResponse):
             self._payload_writer.send_headers()
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """End the response properly."""
+        """End the response properly.
+
+        A caller that is still sending what nobody will read learns at once that this was all, while
+        the server goes on to read for a moment: hanging up would reset the answer (RFC 9112 §9.6).
+        """
+        request = self._req
         await super().write_eof(data or self._rest)
         self._rest = b""
+        if request is not None and not self._keep_alive and not request.content.is_eof():
+            transport = request.transport
+            if transport is not None and not transport.is_closing() and transport.can_write_eof():
+                transport.write_eof()
 
 
 def _reusable(request: BaseRequest) -> bool:

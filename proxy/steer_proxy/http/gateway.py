@@ -19,6 +19,7 @@ from steer_proxy.engine.attempt import Problem, Terms
 from steer_proxy.engine.clock import Clock, new_span_id
 from steer_proxy.engine.config import Config
 from steer_proxy.engine.exchange import Exchange
+from steer_proxy.engine.prices import GenaiPrices
 from steer_proxy.engine.registry import LiveView, Registry
 from steer_proxy.http.addresses import Addresses
 from steer_proxy.http.answer import HttpAnswer
@@ -121,6 +122,7 @@ class Gateway:
         call = await intake.accept(request, matched, token_is_key=token_is_key)
         progress.call = call
         try:
+            await warm_prices(call)
             made = self._plan(call)
             if isinstance(made, Refused):
                 raise Refusal(Problem(made.status, made.code, made.message))
@@ -203,6 +205,18 @@ class Gateway:
                 await response.write(event)
         abandon(request)
         return response
+
+
+async def warm_prices(call: Call) -> None:
+    """Load the price list before the first call that needs it, without stopping all the others."""
+    budget, prices = call.steering.budget, call.route.policy.prices
+    if (
+        budget is not None
+        and budget.cost_usd is not None
+        and isinstance(prices, GenaiPrices)
+        and not prices.loaded
+    ):
+        await asyncio.to_thread(prices.load)
 
 
 def deadline_of(call: Call, made: Plan) -> float:

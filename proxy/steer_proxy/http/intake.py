@@ -146,13 +146,20 @@ class Intake:
                 pseudonym=self._pseudonym,
                 accepted_at=now,
                 silence=sdk_silence_limit(headers),
-                credentials={matched.route.home: credential_number(headers, matched.query)},
+                credentials=self._credentials(matched, headers),
                 token_is_key=token_is_key,
                 upgrade=upgrade,
             )
         except BaseException:
             body.close()
             raise
+
+    def _credentials(self, matched: Matched, headers: Mapping[str, str]) -> dict[str, int]:
+        """Which credential stands behind the call where the caller's own is used."""
+        home = matched.route.home
+        if not self._config.upstreams[home].passthrough:
+            return {}
+        return {home: credential_number(headers, matched.query)}
 
     def _identify(self, headers: CIMultiDictProxy[str]) -> tuple[str, TraceContext]:
         presented = headers.get("X-Request-ID")

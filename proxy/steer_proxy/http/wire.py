@@ -84,6 +84,7 @@ class UpstreamResponse:
     __slots__ = (
         "_connection",
         "_content",
+        "_headed",
         "_protocol",
         "_timer",
         "headers",
@@ -103,6 +104,7 @@ class UpstreamResponse:
         self._protocol = protocol
         self.upload = upload
         self._timer: asyncio.TimerHandle | None = None
+        self._headed = False
         self._content: StreamReader
         self.status: int
         self.reason: str
@@ -115,6 +117,7 @@ class UpstreamResponse:
             message, content = await self._protocol.read()
             if message.code not in _INTERIM or message.code == 101:
                 break
+        self._headed = True
         self.disarm()
         self.status = message.code
         self.reason = message.reason
@@ -129,6 +132,19 @@ class UpstreamResponse:
         self.disarm()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_at(when, self.fail, failure)
+
+    def arm_sooner(self, when: float, failure: Failure, deadline: float) -> None:
+        """Arm a phase's own limit or the call's deadline, whichever comes first."""
+        if when < deadline:
+            self.arm(when, failure)
+        else:
+            self.arm(deadline, Failure.DEADLINE)
+
+    def expect_head(self, patience: float, deadline: float) -> None:
+        """The whole request was sent: from now on the upstream's silence counts."""
+        if not self._headed and self._connection is not None:
+            now = asyncio.get_running_loop().time()
+            self.arm_sooner(now + patience, Failure.FIRST_BYTE_TIMEOUT, deadline)
 
     def disarm(self) -> None:
         """Take back `arm`."""
@@ -263,17 +279,17 @@ class Wire:
         body: ReplayBody,
         *,
         connect: float,
-        head_by: float,
-        silence: Failure,
+        patience: float,
+        deadline: float,
     ) -> UpstreamResponse:
         """Send a request and wait for the head of its answer.
 
-        `connect` bounds the phase in which nothing was sent, in seconds; `head_by` is the loop time
-        at which the wait for the head fails with `silence`.
+        `connect` bounds the phase in which nothing was sent and `patience` the silence after the
+        whole request was, both in seconds; `deadline` (loop time) bounds all of it.
 
         Raises:
-            UpstreamError: CONNECT when provably nothing was sent; RESET, PROTOCOL or `silence` when
-                the upstream may have seen the request.
+            UpstreamError: CONNECT when provably nothing was sent; RESET, PROTOCOL,
+                FIRST_BYTE_TIMEOUT or DEADLINE when the upstream may have seen the request.
         """
         loop = asyncio.get_running_loop()
         connection = await self._connect(address, connect)
@@ -292,15 +308,17 @@ class Wire:
         )
         response = UpstreamResponse(connection, protocol, None)
         try:
-            response.arm(head_by, silence)
             writer = StreamWriter(protocol, loop)
             await write_head(writer, f"{method} {target} HTTP/1.1", headers)
             if body.memory is None:
-                response.upload = self._start_upload(writer, body, protocol)
+                response.arm(deadline, Failure.DEADLINE)
+                upload = response.upload = self._own(_upload(writer, body, protocol))
+                upload.add_done_callback(lambda _: response.expect_head(patience, deadline))
             else:
                 if body.memory:
                     await writer.write(body.memory, drain=False)
                 writer.set_eof()
+                response.expect_head(patience, deadline)
             await response.start()
         except BaseException as error:
             response.close()
@@ -318,12 +336,6 @@ class Wire:
         except ClientError as error:
             # A proxy that refused the tunnel, say: the upstream has seen nothing.
             raise UpstreamError(Failure.CONNECT, _brief(error)) from error
-
-    def _start_upload(
-        self, writer: StreamWriter, body: ReplayBody, protocol: ResponseHandler
-    ) -> asyncio.Task[None]:
-        """Send a spooled body while the answer is awaited: a provider may answer before its end."""
-        return self._own(_upload(writer, body, protocol))
 
     def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -343,6 +355,7 @@ class Wire:
 
 
 async def _upload(writer: StreamWriter, body: ReplayBody, protocol: ResponseHandler) -> None:
+    """Send a spooled body while the answer is awaited: a provider may answer before its end."""
     try:
         async for piece in body.pieces():
             await writer.write(piece)

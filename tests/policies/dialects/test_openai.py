@@ -33,6 +33,7 @@ def describe(
     [
         ("POST", "/chat/completions", "chat.completions", True),
         ("POST", "/completions", "completions", True),
+        ("POST", "/fim/completions", "completions", True),
         ("POST", "/responses", "responses", True),
         ("POST", "/embeddings", "embeddings", True),
         ("POST", "/audio/speech", "audio.speech", True),
@@ -66,6 +67,12 @@ def test_only_generation_is_steered(method: str, path: str, operation: str, stee
     """The generation endpoints; whatever the provider keeps belongs to the home upstream."""
     facts = describe(path, {"model": "gpt"}, method=method)
     assert (facts.operation, facts.steered) == (operation, steered)
+
+
+def test_pinned_calls_may_stream() -> None:
+    """A run of an assistant, say."""
+    assert describe("/threads/t/runs", {"stream": True}).stream
+    assert not describe("/threads/t/runs", {}).stream
 
 
 @pytest.mark.parametrize(
@@ -332,6 +339,7 @@ ERRORS: list[tuple[int, Any, Failure]] = [
     (401, {"code": "invalid_api_key"}, Failure.CREDENTIAL),
     (402, {"message": "Insufficient Balance"}, Failure.QUOTA),
     (403, {"code": "unsupported_country_region_territory"}, Failure.CREDENTIAL),
+    (403, {"code": 403, "message": "Your input was flagged"}, Failure.CONTENT_POLICY),
     (404, {"code": "model_not_found"}, Failure.REJECTED),
     (422, {"message": "x"}, Failure.REJECTED),
     (429, {"code": "rate_limit_exceeded", "type": "tokens"}, Failure.THROTTLED),

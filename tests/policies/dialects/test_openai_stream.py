@@ -250,6 +250,9 @@ def test_what_typed_events_tell() -> None:
             id="nested",
         ),
         pytest.param(
+            typed("error", status=429, error={"message": "x"}), Failure.THROTTLED, None, id="status"
+        ),
+        pytest.param(
             data({"error": {"code": "overloaded_error"}}),
             Failure.OVERLOADED,
             "overloaded_error",

@@ -23,7 +23,7 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["a", '"model":"x"', "\\"]),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["model", "a", 'x"model"', "\\"]), inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["model", "a", 'x"model"', 'x"model', "\\"]), inner, max_size=3)
     ),
     max_leaves=10,
 )
@@ -52,6 +52,9 @@ JSON = st.recursive(
             b'{"x":{"model":"y"},"mod\\u0065l":"a"}',
             b'{"x":{"model":"y"},"model":"b"}',
             id="spelled with escapes",
+        ),
+        pytest.param(
+            b'{"x\\"model":"y","model":"a"}', b'{"x\\"model":"y","model":"b"}', id="a name like it"
         ),
         pytest.param(b'{"model":3}', b'{"model":"b"}', id="no name before"),
         pytest.param(b"{}", b'{"model":"b"}', id="none before"),
