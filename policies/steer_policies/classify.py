@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from steer_policies.config import DialectName
-from steer_policies.foreign import code, load
+from steer_policies.foreign import code, load, mapping
 from steer_policies.outcome import SUCCESS, TRAITS, Executed, Failure, RetryHint, Verdict, failed
 from steer_policies.retry_after import read_retry_hint
 
@@ -56,20 +56,28 @@ class Complaint:
 
     `reasons` are its machine-readable names (code, type, status), lower-case, the most specific
     first; `message` is lower-case, bounded, compared with known phrases and never kept; `status` is
-    an HTTP status named inside the object; `code` is the reason to report.
+    an HTTP status named inside the object; `code` is the reason to report; `headers` are those that
+    an error inside a stream repeats, as far as they tell a delay.
     """
 
     reasons: tuple[str, ...] = ()
     message: str = ""
     status: int | None = None
     code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 NO_COMPLAINT: Final = Complaint()
 _MAX_MESSAGE: Final = 2000
+# With numbers only: what a date counts from, the answer's own `Date`, is not repeated.
+_DELAY_HEADER: Final = re.compile(
+    r"retry-after(?:-ms)?|x-ratelimit-(?:remaining|reset)-(?:requests|tokens)", re.IGNORECASE
+)
 
 
-def complaint(*names: Any, message: Any = None, statuses: Iterable[Any] = ()) -> Complaint:
+def complaint(
+    *names: Any, message: Any = None, statuses: Iterable[Any] = (), headers: Any = None
+) -> Complaint:
     """A complaint from foreign values; whatever is not of its kind is left out.
 
     The first of `statuses` that is one counts.
@@ -80,6 +88,11 @@ def complaint(*names: Any, message: Any = None, statuses: Iterable[Any] = ()) ->
         message[:_MAX_MESSAGE].lower() if isinstance(message, str) else "",
         next(filter(None, map(_status, statuses)), None),
         found[0] if found else None,
+        {
+            name.lower(): value
+            for name, value in mapping(headers).items()
+            if isinstance(value, str) and value[:1].isdecimal() and _DELAY_HEADER.fullmatch(name)
+        },
     )
 
 
@@ -153,7 +166,7 @@ def classify_event(rules: Rules, document: Any, *, content_seen: bool) -> Verdic
     return failed(
         failure,
         executed=Executed.MAYBE if content_seen or said.status in _MAYBE_EXECUTED else None,
-        hint=_hint(rules, failure, {}, 0.0, document),
+        hint=_hint(rules, failure, said.headers, 0.0, document),
         code=said.code,
     )
 

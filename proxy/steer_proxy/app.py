@@ -9,8 +9,9 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from aiohttp import http_parser
 from aiohttp.helpers import NO_EXTENSIONS
@@ -24,11 +25,19 @@ from steer_proxy.http.guard import Guard
 from steer_proxy.http.server import Server
 from steer_proxy.http.wire import Wire
 from steer_proxy.settings import ConfigurationError, reload_differences
+from steer_proxy.watch import Stamp, stamp, watch
 
 LOGGER: Final = logging.getLogger("steer")
 
 #: Connections the kernel may hold for us while the loop is busy.
 BACKLOG: Final = 1024
+
+#: A drain is over when nothing was under way for this long, in seconds: a call on a connection that
+#: was opened or used again in the last moment is still served.
+LULL: Final = 0.1
+
+#: How often that is looked at, in seconds.
+LOOK: Final = 0.02
 
 #: How long calls that are cut get to tell their callers so, in seconds.
 CUT_TIME: Final = 1.0
@@ -58,13 +67,13 @@ class Sidecar:
     def __init__(self, config: Config, clock: Clock | None = None) -> None:
         self.config = config
         self._clock = clock
-        self._draining = False
+        self._unready: str | None = "starting"
         self._stack = contextlib.AsyncExitStack()
         self.gateway: Gateway
         self.port = 0
         self.admin_port = 0
 
-    async def __aenter__(self) -> Sidecar:
+    async def __aenter__(self) -> Self:
         """Listen on both ports.
 
         Raises:
@@ -76,110 +85,146 @@ class Sidecar:
             clock = self._clock or Clock()
             registry = Registry(clock)
             self.gateway = Gateway(self.config, registry=registry, wire=wire, clock=clock)
-            self._data = Server(self.gateway.handle, self.config.limits)
-            pages = HealthPages(
-                Guard(self.config.admin.host, self.config.admin.allowed_hosts, None),
-                self._unready,
-            )
-            self._admin = Server(pages.handle, self.config.limits)
-            self.admin_port = await self._listen(
-                stack, self._admin, self.config.admin.host, self.config.admin.port
-            )
-            self.port = await self._listen(
-                stack, self._data, self.config.listen.host, self.config.listen.port
-            )
+            listen, admin, limits = self.config.listen, self.config.admin, self.config.limits
+            pages = HealthPages(Guard.of_admin(admin), lambda: self._unready)
+            self._pages = Server(pages.handle, limits)
+            self._calls = Server(self.gateway.handle, limits)
+            listener = await _listen(stack, self._pages, admin.host, admin.port, "--admin-port")
+            self.admin_port = _port(listener)
+            self._listener = await _listen(stack, self._calls, listen.host, listen.port, "--port")
+            self.port = _port(self._listener)
             self._stack = stack.pop_all()
+        self._unready = None
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def _listen(
-        self, stack: contextlib.AsyncExitStack, server: Server, host: str, port: int
-    ) -> int:
-        loop = asyncio.get_running_loop()
-        try:
-            listener = await loop.create_server(server, host, port, backlog=BACKLOG)
-        except OSError as error:
-            raise StartError(_why_not(host, port, error)) from error
-        stack.push_async_callback(server.shutdown, 0.0)
-        stack.callback(listener.close)
-        return int(listener.sockets[0].getsockname()[1])
-
-    def _unready(self) -> str | None:
-        return "draining" if self._draining else None
+    @property
+    def active(self) -> int:
+        """How many calls are under way, or arriving, or not yet wholly answered."""
+        return max(self.gateway.active, self._calls.busy)
 
     def reconfigure(self, config: Config) -> None:
-        """Let new calls begin with another configuration; those under way keep theirs."""
-        self.config = config
-        self.gateway.reconfigure(config)
+        """Let new calls begin with another configuration; those under way keep theirs.
 
-    async def drain(self, timeout: float) -> bool:
+        What is read once, when the process starts, stays as it is.
+        """
+        old = self.config
+        self.config = replace(config, listen=old.listen, admin=old.admin, limits=old.limits)
+        self.gateway.reconfigure(self.config)
+
+    async def drain(self, timeout: float, hurry: asyncio.Event | None = None) -> bool:
         """Finish what runs, at most `timeout` seconds, then cut the rest; True when all finished.
 
         New calls are still served meanwhile, and every answer closes its connection, so that
-        callers move elsewhere without losing one.
+        callers move elsewhere without losing one. `hurry` ends the patience early.
         """
-        self._draining = self.gateway.draining = True
-        self._data.close_idle()
-        finished = await self.gateway.quiet(timeout)
+        self._unready = "draining"
+        self.gateway.draining = True
+        finished = await self._quiet(timeout, hurry)
+        self._listener.close()
         if not finished:
             self.gateway.cut()
-            await self.gateway.quiet(CUT_TIME)
+            await self._quiet(CUT_TIME, None)
         return finished
 
+    async def _quiet(self, timeout: float, hurry: asyncio.Event | None) -> bool:
+        """Wait until nothing was under way for a moment; whether it came to that in time."""
+        now = asyncio.get_running_loop().time
+        deadline = now() + timeout
+        busy_at = now()
+        while True:
+            if self.active:
+                busy_at = now()
+            elif now() - busy_at >= LULL:
+                return True
+            if now() >= deadline or (hurry is not None and hurry.is_set()):
+                return not self.active
+            await asyncio.sleep(min(LOOK, max(0.0, deadline - now())))
 
-def _why_not(host: str, port: int, error: OSError) -> str:
+
+async def _listen(
+    stack: contextlib.AsyncExitStack, server: Server, host: str, port: int, option: str
+) -> asyncio.Server:
+    loop = asyncio.get_running_loop()
+    try:
+        listener = await loop.create_server(server, host, port, backlog=BACKLOG)
+    except OSError as error:
+        raise StartError(_why_not(host, port, option, error)) from error
+    stack.push_async_callback(server.close)
+    stack.callback(listener.close)
+    return listener
+
+
+def _port(listener: asyncio.Server) -> int:
+    return int(listener.sockets[0].getsockname()[1])
+
+
+def _why_not(host: str, port: int, option: str, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is in use; stop what uses it or choose another (--port)"
+        return f"port {port} on {host} is in use; stop what uses it or choose another ({option})"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{host} is not an address of this machine"
-    if error.errno == errno.EACCES:
+    if error.errno in {errno.EACCES, errno.EPERM}:
         return f"listening on port {port} of {host} is not permitted"
     return f"cannot listen on {host} port {port}: {error.strerror or error}"
 
 
 def serve(source: ConfigSource) -> int:
-    """Run the sidecar until SIGTERM or SIGINT; the exit code."""
+    """Run the sidecar until SIGTERM or SIGINT; the exit code.
+
+    Raises:
+        ConfigurationError: when there is nothing valid to begin with.
+    """
     if NO_EXTENSIONS or http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
         # Its pure-Python parser is both slow and less strict than the C one.
         print("steer: aiohttp's C extension is not loaded; reinstall aiohttp", file=sys.stderr)  # noqa: T201
         return 1
+    _log_to_stderr()
+    known = None if source.path is None else stamp(source.path)
     config = source.load()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_run(source, config))
+            return runner.run(_run(source, config, known))
     except StartError as error:
         print(f"steer: {error}", file=sys.stderr)  # noqa: T201
         return 1
 
 
+def _log_to_stderr() -> None:
+    """One line for each thing worth telling, unless somebody has set up logging already."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
-        import uvloop  # noqa: PLC0415 - not on every platform
+        import uvloop  # not on every platform
     except ImportError:
         return None
     return uvloop.new_event_loop
 
 
-async def _run(source: ConfigSource, config: Config) -> int:
+async def _run(source: ConfigSource, config: Config, known: Stamp | None) -> int:
     loop = asyncio.get_running_loop()
     stop, hurry, reload = asyncio.Event(), asyncio.Event(), asyncio.Event()
     _on_signals(loop, stop)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
-    async with Sidecar(config) as sidecar, asyncio.TaskGroup() as group:
+    async with Sidecar(config) as sidecar:
         _announce(config, sidecar)
-        background = [group.create_task(_keep_current(source, sidecar, reload))]
+        background = [asyncio.create_task(_keep_current(source, sidecar, reload))]
         if source.path is not None:
-            background.append(group.create_task(_watch(source.path, reload)))
-        await stop.wait()
-        # A second signal ends the patience.
-        _on_signals(loop, hurry)
-        drain = group.create_task(sidecar.drain(sidecar.config.drain_timeout))
-        impatience = group.create_task(hurry.wait())
-        await asyncio.wait({drain, impatience}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (*background, drain, impatience):
-            task.cancel()
+            background.append(asyncio.create_task(watch(source.path, known, reload.set)))
+        try:
+            await stop.wait()
+            _on_signals(loop, hurry)  # a second signal ends the patience
+            await _drain(sidecar, hurry)
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.wait(background)
     LOGGER.info("stopped")
     return 0
 
@@ -189,13 +234,25 @@ def _on_signals(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
         loop.add_signal_handler(number, event.set)
 
 
+async def _drain(sidecar: Sidecar, hurry: asyncio.Event) -> None:
+    timeout = sidecar.config.drain_timeout
+    if sidecar.active:
+        LOGGER.info("draining: %d calls are under way, at most %g s", sidecar.active, timeout)
+    if not await sidecar.drain(timeout, hurry):
+        LOGGER.warning("calls that were not finished have been cut")
+
+
 def _announce(config: Config, sidecar: Sidecar) -> None:
     """Say where we are and what to do next, on one screen."""
     host = config.listen.host
     LOGGER.info("serving %d routes on http://%s:%d", len(config.routes), host, sidecar.port)
     LOGGER.info("health on http://%s:%d/readyz", config.admin.host, sidecar.admin_port)
-    LOGGER.info("for the OpenAI SDK: export OPENAI_BASE_URL=http://%s:%d/openai/v1 "
-                "(`steer env` prints them all)", host, sidecar.port)
+    LOGGER.info(
+        "for the OpenAI SDK: export OPENAI_BASE_URL=http://%s:%d/openai/v1 "
+        "(`steer env` prints them all)",
+        host,
+        sidecar.port,
+    )
 
 
 async def _keep_current(source: ConfigSource, sidecar: Sidecar, reload: asyncio.Event) -> None:
@@ -208,6 +265,10 @@ async def _keep_current(source: ConfigSource, sidecar: Sidecar, reload: asyncio.
         except ConfigurationError as error:
             LOGGER.error("the changed configuration is refused, the old one stays: %s", error)  # noqa: TRY400 - the message says it all
             continue
+        except Exception:
+            # Whatever it is, it must not end the process that serves calls.
+            LOGGER.exception("the changed configuration cannot be read, the old one stays")
+            continue
         old = sidecar.config
         if config.revision == old.revision:
             continue
@@ -215,11 +276,3 @@ async def _keep_current(source: ConfigSource, sidecar: Sidecar, reload: asyncio.
             LOGGER.warning("the change of %s takes effect at the next start", key)
         sidecar.reconfigure(config)
         LOGGER.info("configuration %s is in effect", config.revision)
-
-
-async def _watch(path: Path, reload: asyncio.Event) -> None:
-    """Notice changes of a file by watching its folder: editors and Kubernetes replace files."""
-    from watchfiles import awatch  # noqa: PLC0415 - only where there is a file to watch
-
-    async for _ in awatch(path.parent, recursive=False, step=200, debounce=400):
-        reload.set()

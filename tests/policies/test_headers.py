@@ -139,6 +139,12 @@ def test_cookies_of_our_own_session_stay_with_us() -> None:
     assert response_headers(pairs, strip_cookies=True) == [("X-Request-Id", "r")]
 
 
+def test_some_may_be_kept() -> None:
+    """The length of a body that passes unchanged, even when `Connection` lists it."""
+    pairs = [("Connection", "Content-Length"), ("Content-Length", "5"), ("TE", "x")]
+    assert response_headers(pairs, kept={"content-length"}) == [("Content-Length", "5")]
+
+
 @given(PAIRS, st.booleans(), st.booleans())
 def test_what_passes_is_part_of_what_came(pairs: Pairs, strip: bool, forward: bool) -> None:
     """In order; and passing again changes nothing."""

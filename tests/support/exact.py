@@ -105,8 +105,8 @@ class ExactClient:
         head = await self.reader.readuntil(b"\r\n\r\n")
         first, *lines = head[:-4].split(b"\r\n")
         text = [line.decode("utf-8", "surrogateescape") for line in lines]
-        pairs = [line.partition(": ") for line in text]
-        return first, tuple((name, value) for name, _, value in pairs)
+        pairs = [line.partition(":") for line in text]
+        return first, tuple((name, value.strip(" ")) for name, _, value in pairs)
 
     async def answer(self, method: str) -> Got:
         """The next final answer."""

@@ -26,6 +26,7 @@ _PHRASES: Final = (
     ("workspace api usage limits", Failure.QUOTA),
     ("prompt is too long", Failure.CONTEXT_LENGTH),
     ("exceed context limit", Failure.CONTEXT_LENGTH),  # input length and `max_tokens` together
+    ("required for long context requests", Failure.CONTEXT_LENGTH),  # a 429, however long one waits
     ("blocked by content filtering policy", Failure.CONTENT_POLICY),
 )
 

@@ -6,10 +6,12 @@ from typing import Any, Final
 
 from steer_policies.dialects.base import RequestFacts
 from steer_policies.dialects.rewriting import dump
-from steer_policies.dialects.sse import SseSplitter, fields
+from steer_policies.dialects.sse import SseSplitter, fields, first_document
 from steer_policies.foreign import load, mapping
 
 _STARTS: Final = frozenset({"message_start", "content_block_start"})
+_STOP: Final = b"content_block_stop"
+_TAIL: Final = 4 * 1024
 _OF_A_BLOCK: Final = frozenset({"content_block_delta", "content_block_stop"})
 
 
@@ -46,19 +48,22 @@ def _event(document: dict[str, Any]) -> bytes:
 
 
 def _open_block(facts: RequestFacts, first: bytes) -> int | None:
-    """The index of the text block that is open at the end of `first`."""
-    if not facts.resumable:
+    """The index of the stream's block, if it is of text and still open.
+
+    This is asked for each event, and `first` may be long: the block starts near its beginning, and
+    of what follows its stop only little comes before the message's.
+    """
+    if not facts.resumable or _is_closed(first[-_TAIL:]):
         return None
-    index: int | None = None
-    for event in SseSplitter().feed(first):
-        # Nearly all events are deltas; only these two open and close a block.
-        if b"content_block_st" not in event:
-            continue
-        document = mapping(load(fields(event)[1]))
-        if document.get("type") == "content_block_start":
-            is_text = mapping(document.get("content_block")).get("type") == "text"
-            number = document.get("index")
-            index = number if is_text and isinstance(number, int) else None
-        elif document.get("type") == "content_block_stop":
-            index = None
-    return index
+    start = mapping(first_document(first, b"content_block_start"))
+    index = start.get("index")
+    is_text = mapping(start.get("content_block")).get("type") == "text"
+    return index if is_text and isinstance(index, int) else None
+
+
+def _is_closed(tail: bytes) -> bool:
+    """Whether a block's stop is among the last events. Text may contain its name, too."""
+    if _STOP not in tail:
+        return False
+    documents = [load(fields(event)[1]) for event in SseSplitter().feed(tail) if _STOP in event]
+    return any(mapping(document).get("type") == _STOP.decode() for document in documents)

@@ -24,6 +24,7 @@ _REASONS: Final = {
 
 _PHRASES: Final = (
     ("input token count", Failure.CONTEXT_LENGTH),  # "... exceeds the maximum number of tokens"
+    ("have a free quota tier", Failure.QUOTA),  # "this model doesn't", with a delay all the same
     ("location is not supported", Failure.CREDENTIAL),  # a 400: about the caller, not the request
     ("responsible ai", Failure.CONTENT_POLICY),  # images
     ("safety filter", Failure.CONTENT_POLICY),

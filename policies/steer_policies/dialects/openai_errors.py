@@ -99,6 +99,7 @@ def read_error(document: Any) -> Complaint:
         error.get("status"),
         message=error.get("message"),
         statuses=(error.get("code"), error.get("status"), body.get("status")),
+        headers=error.get("headers"),  # responses repeat them in a stream's error
     )
 
 

@@ -12,8 +12,8 @@ import orjson
 
 from steer_policies.merge_patch import merge_patch
 
-# Every member named model whose value is text matches, at any depth, unless its name is spelled with
-# escapes. So may a few others (`x\"model`), and then there is more than one match.
+# Every member named model whose value is text matches, at any depth, unless its name is spelled
+# with escapes. So may a few others (`x\"model`), and then there is more than one match.
 _MODEL: Final = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*")')
 
 

@@ -17,6 +17,10 @@ from steer_policies.foreign import load
 
 # Possessive: the CR of a CRLF must never count as a line end of its own.
 _BLANK_LINE: Final = re.compile(rb"(?:\n|\r\n?+)(?:\n|\r\n?+)")
+HEAD: Final = 16 * 1024
+"""Bytes at a stream's start among which its envelope is looked for."""
+
+_STEP: Final = 2 * 1024
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
@@ -146,11 +150,13 @@ def is_event_stream(content_type: str) -> bool:
 def first_document(stream: bytes, mark: bytes) -> dict[str, Any] | None:
     """The first event's JSON object among those whose bytes contain `mark`.
 
-    Only the stream's first 64 KiB are searched.
+    Only the first `HEAD` bytes of the stream are searched, and no more of them than need be.
     """
-    for event in SseSplitter().feed(stream[: 64 * 1024]):
-        if mark in event:
-            document = load(fields(event)[1])
-            if isinstance(document, dict):
-                return document
+    splitter = SseSplitter()
+    for start in range(0, min(len(stream), HEAD), _STEP):
+        for event in splitter.feed(stream[start : start + _STEP]):
+            if mark in event:
+                document = load(fields(event)[1])
+                if isinstance(document, dict):
+                    return document
     return None

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
+from multidict import CIMultiDict
+
+from steer_proxy.http.caller import CallerResponse
 from steer_proxy.http.guard import Guard
 from steer_proxy.http.problems import Refusal
 
@@ -13,12 +16,12 @@ from steer_proxy.http.problems import Refusal
 class HealthPages:
     """Answers the probes of an orchestrator; both are open without a token and say nothing else.
 
-    `ready` answers why not, or None when the proxy may be sent calls.
+    `unready` answers why the proxy should not be sent calls, or None when it should.
     """
 
-    def __init__(self, guard: Guard, ready: Callable[[], str | None]) -> None:
+    def __init__(self, guard: Guard, unready: Callable[[], str | None]) -> None:
         self._guard = guard
-        self._ready = ready
+        self._unready = unready
 
     async def handle(self, request: BaseRequest) -> web.StreamResponse:
         """Serve one request of the admin port."""
@@ -26,17 +29,26 @@ class HealthPages:
             self._guard.check(request.headers)
         except Refusal as refusal:
             return _text(refusal.problem.status, refusal.problem.message)
+        path = request.raw_path.partition("?")[0]
+        if path not in {"/healthz", "/readyz"}:
+            return _text(404, "The admin port has /healthz and /readyz.")
         if request.method not in {"GET", "HEAD"}:
-            return _text(405, "The admin port answers GET and HEAD.")
-        match request.path:
-            case "/healthz":
-                return _text(200, "ok")
-            case "/readyz":
-                reason = self._ready()
-                return _text(200, "ready") if reason is None else _text(503, reason)
-            case _:
-                return _text(404, "The admin port has /healthz and /readyz.")
+            return _text(405, "This page answers GET and HEAD.", ("Allow", "GET, HEAD"))
+        if path == "/healthz":
+            return _text(200, "ok")
+        reason = self._unready()
+        return _text(200, "ready") if reason is None else _text(503, reason)
 
 
-def _text(status: int, text: str) -> web.Response:
-    return web.Response(status=status, text=text + "\n", headers={"Cache-Control": "no-store"})
+def _text(status: int, text: str, *headers: tuple[str, str]) -> CallerResponse:
+    body = f"{text}\n".encode()
+    fields = CIMultiDict(
+        [
+            ("Content-Type", "text/plain; charset=utf-8"),
+            ("Content-Length", str(len(body))),
+            ("Cache-Control", "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
+            *headers,
+        ]
+    )
+    return CallerResponse(status, None, fields, body)

@@ -15,7 +15,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from steer_proxy.demo.stage import Ending, Result, Scenario
+from steer_proxy.demo.ending import Ending
+from steer_proxy.demo.stage import Result, Scenario
 from steer_proxy.demo.story import Line, Story, Tone
 
 #: Widest that lines get, in columns: longer ones are hard to read.

@@ -14,6 +14,7 @@ from steer_proxy.app import Sidecar
 from steer_proxy.demo.answers import ANSWER
 from steer_proxy.demo.behaviours import healthy
 from steer_proxy.demo.callers import Caller, Seen, caller
+from steer_proxy.demo.ending import NOT_TRIED, Ending, ending
 from steer_proxy.demo.provider import Behaviour, Provider
 from steer_proxy.demo.story import Story, Tone
 from steer_proxy.engine.clock import Clock
@@ -77,18 +78,6 @@ class Scenario:
     alone: Play | None = one_call
     watch: float = 3.0
     check: Callable[[Stage], str | None] = lambda _: None
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a call ended for its caller: in a line, in a few words, and whether it was well."""
-
-    text: str
-    brief: str
-    good: bool
-
-
-NOT_TRIED: Final = Ending("", "", good=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,30 +252,6 @@ def _listening(story: Story) -> Iterator[None]:
         _ENGINE_LOG.removeHandler(listener)
         _ENGINE_LOG.setLevel(level)
         _ENGINE_LOG.propagate = propagate
-
-
-def ending(seen: Seen) -> Ending:
-    """How a call ended."""
-    if seen.error is not None:
-        text, brief = f"{seen.error} after {_took(seen)}", seen.error
-    elif seen.text == ANSWER:
-        text, brief = f"the answer after {_took(seen)}", f"the answer, {_took(seen)}"
-    else:
-        text, brief = f'"{seen.text}", and no error', "half an answer"
-    if seen.upstream and seen.error is None:
-        text += f", from {seen.upstream}" + (f" (model {seen.model})" if seen.model else "")
-    if seen.attempts > 1:
-        text += f", {seen.attempts} attempts"
-    if seen.error is not None and not seen.message.startswith("Error code"):
-        # Of an HTTP error the SDKs' messages hold the whole body; the others are short.
-        text += f": {seen.message}"
-    return Ending(text, brief, good=seen.text == ANSWER)
-
-
-def _took(seen: Seen) -> str:
-    if seen.seconds < 0.1:
-        return f"{seen.seconds * 1000:.0f} ms"
-    return f"{seen.seconds:.1f} s"
 
 
 def _fault(stage: Stage) -> str | None:

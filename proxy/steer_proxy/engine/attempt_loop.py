@@ -76,5 +76,10 @@ _decisions = lru_cache(maxsize=64)(_Decisions)
 
 
 async def run_attempts(attempt: Callable[[], Awaitable[Turn]], most: int) -> None:
-    """Call `attempt` until its turn is done, at most `most` times."""
-    await _CLIENT.request(METHOD, "", retry_options=_decisions(most), attempt=attempt)
+    """Call `attempt` until its turn is done, at most `most` times.
+
+    Most calls need but one: the library's loop begins where there is something to repeat.
+    """
+    if await (await attempt()).done():
+        return
+    await _CLIENT.request(METHOD, "", retry_options=_decisions(most - 1), attempt=attempt)

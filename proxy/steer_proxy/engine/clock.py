@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,14 @@ class Clock:
         await asyncio.sleep(seconds)
 
 
+#: Identifiers must differ, not be secret; the system's own source costs a system call each time.
+_dice: Final = random.Random(os.urandom(32))  # noqa: S311
+
+
 def new_id(wall: float) -> str:
     """A UUIDv7 (RFC 9562 §5.7) as 36 characters: sorts by time, 74 random bits."""
     milliseconds = int(wall * 1000) & 0xFFFF_FFFF_FFFF
-    tail = int.from_bytes(os.urandom(10))
+    tail = _dice.getrandbits(80)
     value = (
         milliseconds << 80
         | 0x7 << 76
@@ -45,4 +50,4 @@ def new_id(wall: float) -> str:
 
 def new_span_id() -> str:
     """A random, non-zero W3C span id: 16 hexadecimal digits."""
-    return f"{int.from_bytes(os.urandom(8)) or 1:016x}"
+    return f"{_dice.getrandbits(64) or 1:016x}"

@@ -77,7 +77,8 @@ class HttpSender:
                 response.arm(deadline, Failure.DEADLINE)
                 return await self._failing(response)
             content_type = response.headers.get("Content-Type", "")
-            reader = self._reader(response, content_type)
+            # A redirect's body is no stream, whatever its type.
+            reader = self._reader(response, content_type) if response.status < 300 else None
             if reader is not None:
                 by = started + timeouts.first_token
                 response.arm_sooner(by, Failure.FIRST_TOKEN_TIMEOUT, deadline)

@@ -42,6 +42,8 @@ class MemoryBudget:
     def __init__(self, total: int) -> None:
         self.total = total
         self.used = 0
+        #: Held by whoever has a body from the disk in memory for a moment.
+        self.one_large = asyncio.Lock()
 
     def reserve(self, size: int) -> bool:
         """Take `size` bytes if they are there."""

@@ -101,6 +101,9 @@ class CallerResponse(StreamResponse):
         await super().write_eof(data or self._rest)
         self._rest = b""
         if request is not None and not self._keep_alive and not request.content.is_eof():
+            if request.content.exception() is not None:
+                # A broken body: forgotten, or the server would hang up on reading it.
+                request.content.set_exception(None)  # type: ignore[arg-type]
             transport = request.transport
             if transport is not None and not transport.is_closing() and transport.can_write_eof():
                 transport.write_eof()

@@ -18,20 +18,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import Any, Final
 
-from aiohttp import StreamReader
+from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
-from aiohttp.web import StreamResponse
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDict
 
 from steer_proxy.engine.attempt import Problem
+from steer_proxy.engine.config import Limits
 from steer_proxy.http.problems import PLAIN, problem_response
-
-if TYPE_CHECKING:
-    from steer_proxy.http.server import Server
 
 LOGGER: Final = logging.getLogger("steer.http")
 
@@ -61,23 +59,33 @@ _BUSY: Final = (
 
 
 class Connection(RequestHandler):
-    """One caller's connection."""
+    """One caller's connection, unless `full` says that there are as many as may be."""
 
     __slots__ = (
         "_body",
         "_broken",
         "_chunked",
+        "_full",
         "_head_size",
         "_head_timer",
+        "_limits",
         "_overhead",
         "_raw_end",
-        "_server",
         "reusable",
     )
 
-    def __init__(self, server: Server, *, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
+    def __init__(
+        self,
+        server: web.Server,
+        limits: Limits,
+        full: Callable[[], bool],
+        *,
+        loop: asyncio.AbstractEventLoop,
+        **options: Any,
+    ) -> None:
         super().__init__(server, loop=loop, **options)
-        self._server = server
+        self._limits = limits
+        self._full = full
         self._head_timer: asyncio.TimerHandle | None = None
         #: Bytes that have come of a head that is not complete.
         self._head_size = 0
@@ -107,7 +115,7 @@ class Connection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to serve, unless as many as may are being served."""
-        if self._server.full:
+        if self._full():
             # `close` sends what was written first. (uvloop's transports are no asyncio.Transport.)
             self._close = True
             transport.write(_BUSY)  # type: ignore[attr-defined]
@@ -136,9 +144,7 @@ class Connection(RequestHandler):
 
     def _start_head_timer(self) -> None:
         if self._head_timer is None:
-            self._head_timer = self._loop.call_later(
-                self._server.limits.head_timeout, self._head_overdue
-            )
+            self._head_timer = self._loop.call_later(self._limits.head_timeout, self._head_overdue)
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -270,7 +276,7 @@ class Connection(RequestHandler):
         status: int = 500,
         exc: BaseException | None = None,
         message: str | None = None,
-    ) -> StreamResponse:
+    ) -> web.StreamResponse:
         """Answer what could not be parsed, or a bug of ours, and close the connection.
 
         Raises:

@@ -40,6 +40,14 @@ LOGGER: Final = logging.getLogger("steer.call")
 #: Methods that RFC 9110 §9.2.2 calls idempotent: repeating them is safe wherever they go.
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 
+_DRAINING: Final = Problem(
+    503,
+    "steer_draining",
+    "Steer is shutting down and could not finish this call.",
+    retry_after=1.0,
+    sdk_retry=True,
+)
+
 
 class Gateway:
     """Serves the data port; `reconfigure` swaps the revision that new calls begin with."""
@@ -54,7 +62,7 @@ class Gateway:
         # Instances differ, so that one Steer behind another is not taken for a loop.
         self._pseudonym = f"steer-{new_span_id()}"
         self._scopes: set[asyncio.Timeout] = set()
-        self._last_done: asyncio.Event | None = None
+        self._over = False
         self._install(config)
 
     @property
@@ -65,7 +73,7 @@ class Gateway:
     def _install(self, config: Config) -> None:
         self.config = config
         self._budget.total = config.limits.body_memory
-        self._guard = Guard.of(config.listen)
+        self._guard = Guard.of_data(config.listen)
         self._intake = Intake(config, self._budget, self.clock, self._pseudonym)
         self._addresses = Addresses(config, self.wire)
 
@@ -75,23 +83,14 @@ class Gateway:
         self.registry.forget_all_but(frozenset(config.upstreams))
 
     def cut(self) -> None:
-        """End every call that still runs with its dialect's error: the drain's time is up."""
+        """End every call that still runs with its dialect's error, and begin no other.
+
+        The drain's time is up.
+        """
+        self._over = True
         now = asyncio.get_running_loop().time()
         for scope in tuple(self._scopes):
             scope.reschedule(now)
-
-    async def quiet(self, timeout: float) -> bool:
-        """Wait at most `timeout` seconds until no call is being served; whether it came to that."""
-        if self._scopes:
-            self._last_done = asyncio.Event()
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._last_done.wait()
-            except TimeoutError:
-                return False
-            finally:
-                self._last_done = None
-        return True
 
     async def handle(self, request: BaseRequest) -> CallerResponse:
         """Serve one request."""
@@ -106,8 +105,6 @@ class Gateway:
                     return self._refused(progress, refusal)
                 finally:
                     self._scopes.discard(scope)
-                    if self._last_done is not None and not self._scopes:
-                        self._last_done.set()
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -115,10 +112,12 @@ class Gateway:
 
     async def _serve(self, request: BaseRequest, progress: CallProgress) -> CallerResponse:
         addresses = self._addresses
-        token_is_key = self._guard.check(request.headers)
+        token_is_key = self._guard.check(request.headers, request.raw_path)
         intake = self._intake
         matched = intake.route(request)
         progress.speaks = matched.dialect
+        if self._over:
+            raise Refusal(_DRAINING, close=True)
         call = await intake.accept(request, matched, token_is_key=token_is_key)
         progress.call = call
         try:
@@ -186,20 +185,13 @@ class Gateway:
     async def _cut(self, request: BaseRequest, progress: CallProgress) -> CallerResponse:
         """The drain's time is up: end this call with its dialect's error."""
         response, call = progress.response, progress.call
-        problem = Problem(
-            503,
-            "steer_draining",
-            "Steer is shutting down and could not finish this call.",
-            retry_after=1.0,
-            sdk_retry=True,
-        )
         if response is None or not response.prepared:
-            return problem_response(progress.speaks, problem, CIMultiDict(), close=True)
+            return problem_response(progress.speaks, _DRAINING, CIMultiDict(), close=True)
         # A tunnel has said goodbye by itself.
         if progress.tunnel is None and call is not None and not response.ended:
             content_type = response.headers.get("Content-Type", "")
             event = call.dialect.error_event(
-                call.facts, content_type, problem.code, problem.message
+                call.facts, content_type, _DRAINING.code, _DRAINING.message
             )
             if event:
                 await response.write(event)

@@ -7,17 +7,29 @@ A page in a browser can send requests to 127.0.0.1, by a rebound name (wrong `Ho
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
-from steer_proxy.engine.config import Listen
-from steer_proxy.engine.secret import Secret
+from steer_proxy.engine.config import Admin, Listen
+from steer_proxy.engine.secret import Secret, SecretUnavailable
 from steer_proxy.http.problems import refuse
+
+LOGGER: Final = logging.getLogger("steer.http")
 
 _LOOPBACK_NAMES: Final = frozenset({"localhost", "ip6-localhost", "host.docker.internal"})
 _SAME_SITE: Final = frozenset({"same-origin", "same-site", "none"})
+
+#: `Host` is a name or an address, and maybe a port (RFC 9110 §7.2).
+_HOST: Final = re.compile(
+    r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::\d{0,5})?"
+)
+
+#: Values of `Host` that were found good and need no second look, at most.
+_REMEMBERED: Final = 64
 
 #: Where the SDKs put their API key; the token is accepted there too, so that no code need change.
 _KEY_HEADERS: Final = ("Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key")
@@ -27,27 +39,43 @@ TOKEN_HEADER: Final = "X-Steer-Token"  # noqa: S105 - a header's name
 
 
 class Guard:
-    """Checks `Host`, `Origin`, `Sec-Fetch-Site` and the listen token of every request."""
+    """Checks `Host`, `Origin`, `Sec-Fetch-Site` and the token of every request to one port.
 
-    def __init__(self, host: str, allowed_hosts: tuple[str, ...], token: Secret | None) -> None:
+    `block` is the part of the configuration that could allow what is refused, for messages.
+    """
+
+    def __init__(
+        self, host: str, allowed_hosts: tuple[str, ...], token: Secret | None, block: str
+    ) -> None:
         self._token = token
+        self._block = block
         self._hosts = _LOOPBACK_NAMES | {name.lower() for name in allowed_hosts} | {host.lower()}
-        self._any = "*" in allowed_hosts
+        self._any_name = "*" in allowed_hosts
+        # Bound to all our addresses, whichever they are. An address cannot be rebound by a name
+        # server, so any of them is as good as the others.
+        self._any_address = host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
         self._good: set[str] = set()
 
     @classmethod
-    def of(cls, listen: Listen) -> Guard:
+    def of_data(cls, listen: Listen) -> Guard:
         """The guard of the data port."""
-        return cls(listen.host, listen.allowed_hosts, listen.token)
+        return cls(listen.host, listen.allowed_hosts, listen.token, "listen")
 
-    def check(self, headers: Mapping[str, str]) -> bool:
+    @classmethod
+    def of_admin(cls, admin: Admin) -> Guard:
+        """The guard of the admin port's open pages."""
+        return cls(admin.host, admin.allowed_hosts, None, "admin")
+
+    def check(self, headers: Mapping[str, str], target: str = "") -> bool:
         """Refuse who has no business here; True when the caller's credential is our own token.
 
+        `target` is the request's, whose query may hold an API key.
+
         Raises:
-            Refusal: 400, 401 or 403, saying why.
+            Refusal: 401 or 403, saying why; 503 when the token itself cannot be read.
         """
         host = headers.get("Host")
-        if host not in self._good:
+        if host is not None and host not in self._good:
             self._check_host(host)
         origin = headers.get("Origin")
         if origin is not None and not self._known_origin(origin):
@@ -59,29 +87,29 @@ class Guard:
         site = headers.get("Sec-Fetch-Site")
         if site is not None and site.lower() not in _SAME_SITE:
             raise refuse(403, "steer_foreign_origin", "Cross-site requests are refused.")
-        return self._token is not None and self._check_token(headers, self._token.read())
+        return self._token is not None and self._check_token(self._token, headers, target)
 
-    def _check_host(self, host: str | None) -> None:
-        if host is None or not self._known(_name(host)):
-            shown = "no Host" if host is None else f"the Host {host[:128]!r}"
+    def _check_host(self, host: str) -> None:
+        """A request without `Host` is HTTP/1.0's, which no browser speaks: it is not looked at."""
+        match = _HOST.fullmatch(host)
+        if match is None or not self._known((match["ipv6"] or match["name"]).lower()):
             raise refuse(
                 403,
                 "steer_foreign_host",
-                f"A request for {shown} is refused; add the name to listen.allowed_hosts "
-                "if it is meant to reach Steer.",
+                f"A request for the Host {host[:128]!r} is refused; add the name to "
+                f"{self._block}.allowed_hosts if it is meant to reach Steer.",
             )
-        if len(self._good) < 64:
+        if len(self._good) < _REMEMBERED:
             self._good.add(host)
 
     def _known(self, name: str) -> bool:
-        if self._any or name in self._hosts:
+        if self._any_name or name in self._hosts:
             return True
         try:
             address = ip_address(name)
         except ValueError:
             return False
-        # An address cannot be rebound by a name server. 0.0.0.0 as listen host means any of ours.
-        return address.is_loopback or bool(self._hosts & {"0.0.0.0", "::"})  # noqa: S104 - compared
+        return address.is_loopback or self._any_address
 
     def _known_origin(self, origin: str) -> bool:
         try:
@@ -89,14 +117,24 @@ class Guard:
         except ValueError:
             return False
 
-    def _check_token(self, headers: Mapping[str, str], token: str) -> bool:
-        """Whether the token came as an SDK's API key; refuses when it did not come at all."""
-        if hmac.compare_digest(headers.get(TOKEN_HEADER, "").encode(), token.encode()):
+    def _check_token(self, secret: Secret, headers: Mapping[str, str], target: str) -> bool:
+        """Whether the token came as an SDK's API key; refuses when it did not come at all.
+
+        Compared in constant time. All places are looked at: a token that is presented twice must
+        not be forwarded from the second.
+        """
+        try:
+            token = secret.read().encode()
+        except SecretUnavailable as error:
+            LOGGER.error("no call can be accepted: %s", error)  # noqa: TRY400 - names the reference
+            raise refuse(
+                503, "steer_token_unavailable", "This port's token cannot be read now.", close=True
+            ) from None
+        as_key = [_same(presented, token) for presented in _keys(headers, target)]
+        if any(as_key):
+            return True
+        if _same(headers.get(TOKEN_HEADER, ""), token):
             return False
-        for name in _KEY_HEADERS:
-            presented = headers.get(name, "").removeprefix("Bearer ")
-            if hmac.compare_digest(presented.encode(), token.encode()):
-                return True
         raise refuse(
             401,
             "steer_token_required",
@@ -104,9 +142,19 @@ class Guard:
         )
 
 
-def _name(host: str) -> str:
-    """The name or address in a `Host` value, without port and brackets."""
-    text = host.strip().lower()
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.rpartition(":")[0] if text.count(":") == 1 else text
+def _keys(headers: Mapping[str, str], target: str) -> Iterator[str]:
+    """What a caller presents as its API key, in every place where SDKs put one."""
+    for name in _KEY_HEADERS:
+        value = headers.get(name)
+        if value is not None:
+            scheme, _, rest = value.partition(" ")
+            yield rest.strip() if scheme.lower() == "bearer" else value
+    if "key=" in target:
+        for pair in target.partition("?")[2].split("&"):
+            name, _, value = pair.partition("=")
+            if name == "key":
+                yield unquote_plus(value)
+
+
+def _same(presented: str, token: bytes) -> bool:
+    return hmac.compare_digest(presented.encode("utf-8", "surrogateescape"), token)

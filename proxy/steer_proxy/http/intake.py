@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final
 
-import orjson
 from aiohttp.web_request import BaseRequest
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from steer_policies.deadline import sdk_silence_limit
 from steer_policies.dialects import dialect
 from steer_policies.dialects.base import Dialect
-from steer_policies.dialects.multipart import form_fields
 from steer_policies.headers import is_loop
 from steer_policies.paths import BadTarget, admit, after_route, match_route
 from steer_policies.steering import SteeringError, read_steering
@@ -27,23 +22,11 @@ from steer_policies.trace_context import (
 )
 from steer_proxy.engine.clock import Clock, new_id
 from steer_proxy.engine.config import Config, Route
-from steer_proxy.http.body import (
-    EMPTY,
-    BodyTooLarge,
-    BodyTooSlow,
-    MemoryBudget,
-    ReplayBody,
-    read_body,
-)
+from steer_proxy.http.body import MemoryBudget
 from steer_proxy.http.call import Call
+from steer_proxy.http.payload import parse_body, read_call_body
 from steer_proxy.http.problems import refuse
 from steer_proxy.http.websocket import wants_websocket
-
-#: A body larger than this is parsed in a thread, in bytes: orjson needs about 2 ms for it.
-PARSE_IN_THREAD: Final = 1024 * 1024
-
-#: Content types read as JSON; an absent one is how some clients send it.
-_JSON_TYPES: Final = frozenset({"application/json", "text/json", ""})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +63,9 @@ class Intake:
         """
         target = admit(request.method, request.raw_path)
         if isinstance(target, BadTarget):
-            raise refuse(400, "steer_bad_target", f"The request is refused: {target.reason}.")
+            raise refuse(
+                400, "steer_bad_target", f"The request is refused: {target.reason}.", close=True
+            )
         path = target.path
         prefix = match_route(self._prefixes, path)
         if prefix is not None and (means := self._aliases.get(prefix)) is not None:
@@ -121,10 +106,10 @@ class Intake:
                 "steer_bad_header",
                 "Idempotency-Key is not for a WebSocket: a conversation cannot be replayed.",
             )
-        body = await read_call_body(request, self._config, self._budget)
+        body = await read_call_body(request, self._config.limits, self._budget)
         try:
             content_type = headers.get("Content-Type", "")
-            parsed = await _parsed(body, content_type)
+            parsed = await parse_body(body, content_type, self._budget)
             facts = matched.dialect.describe(
                 request.method, matched.path, matched.query, content_type, parsed
             )
@@ -136,7 +121,7 @@ class Intake:
                 method=request.method,
                 path=matched.path,
                 query=matched.query,
-                headers=headers,
+                headers=as_written(request),
                 content_type=content_type,
                 body=body,
                 json=parsed,
@@ -193,60 +178,13 @@ def credential_number(headers: Mapping[str, str], query: str) -> int:
     )
 
 
-async def _parsed(body: ReplayBody, content_type: str) -> Any:
-    """The JSON value of a body, the plain fields of a form, or None when it is neither."""
-    if body.size == 0:
-        return None
-    kind = content_type.partition(";")[0].strip().lower()
-    form = kind == "multipart/form-data"
-    if not form and kind not in _JSON_TYPES and not kind.endswith("+json"):
-        return None
-    raw = await body.read()
-    parse = partial(form_fields, content_type) if form else _json
-    return parse(raw) if body.size <= PARSE_IN_THREAD else await asyncio.to_thread(parse, raw)
-
-
-def _json(raw: bytes) -> Any:
-    try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return None
-
-
-async def read_call_body(request: BaseRequest, config: Config, budget: MemoryBudget) -> ReplayBody:
-    """The request's whole body; asks for it with 100 Continue where the caller waits for that.
-
-    Raises:
-        Refusal: 408 or 413.
-    """
-    if not request.body_exists:
-        return EMPTY
-    limits = config.limits
-    declared = request.content_length
-    if declared is not None and declared > limits.max_body:
-        raise _too_large(limits.max_body)
-    if request.headers.get("Expect", "").lower() == "100-continue":
-        # RFC 9110 §10.1.1: only now, when nothing speaks against the request any more.
-        transport = request.transport
-        if transport is not None:
-            transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    try:
-        return await read_body(request.content, declared, limits, budget)
-    except BodyTooLarge:
-        raise _too_large(limits.max_body) from None
-    except BodyTooSlow:
-        raise refuse(
-            408,
-            "steer_body_timeout",
-            f"The body stopped coming for {limits.body_timeout:g} s.",
-            close=True,
-        ) from None
-
-
-def _too_large(limit: int) -> Exception:
-    return refuse(
-        413,
-        "steer_body_too_large",
-        f"The body is larger than limits.max_body, {limit} bytes.",
-        close=True,
+def as_written(request: BaseRequest) -> CIMultiDictProxy[str]:
+    """The request's headers in the caller's own spelling: aiohttp respells the names it knows."""
+    return CIMultiDictProxy(
+        CIMultiDict(
+            [
+                (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
+                for name, value in request.raw_headers
+            ]
+        )
     )

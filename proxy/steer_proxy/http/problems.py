@@ -31,7 +31,11 @@ def refuse(status: int, code: str, message: str, *, close: bool = False) -> Refu
     return Refusal(Problem(status, code, message), close=close)
 
 
-def advise(headers: CIMultiDict[str], retry_after: float | None, sdk_retry: bool | None) -> None:
+def advise(
+    headers: CIMultiDict[str],
+    retry_after: float | None,
+    sdk_retry: bool | None,  # noqa: FBT001 - three-valued: yes, no, no opinion
+) -> None:
     """Tell the caller's SDK when another try can make sense, and whether it can at all.
 
     Every official SDK obeys `x-should-retry`; `retry-after` is whole seconds, rounded up, and

@@ -72,7 +72,18 @@ async def relay_stream(
 async def _pump(
     caller: CallerResponse, response: UpstreamResponse, reader: StreamReader, sent: Sent | None
 ) -> None:
-    write = caller.write
+    read, write = response.read, caller.write
+    # Nearly all of a stream's life: one read, one look, one write.
+    while reader.progress < Progress.FINISHED:
+        chunk = await read()
+        if not chunk:
+            break
+        if released := reader.feed(chunk):
+            if sent is not None:
+                sent.add(released)
+            await write(released)
+        if reader.error is not None:
+            return
     while reader.error is None and reader.progress < Progress.COMPLETE:
         chunk = await read_event_bytes(response, reader)
         if not chunk:

@@ -70,9 +70,8 @@ class Server(web.Server):
 
     def __call__(self) -> Connection:
         """A new connection's protocol."""
-        return Connection(self, loop=self._loop, **self._kwargs)
+        return Connection(self, self.limits, self.full, loop=self._loop, **self._kwargs)
 
-    @property
     def full(self) -> bool:
         """Whether as many connections are open as may."""
         return len(self._connections) >= self.limits.max_connections

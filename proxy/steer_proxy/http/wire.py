@@ -12,6 +12,7 @@ Errors leave here as `UpstreamError`, named by the phase that failed.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,13 +24,12 @@ from aiohttp.client_exceptions import (
     ClientError,
     ClientPayloadError,
     ConnectionTimeoutError,
-    SocketTimeoutError,
 )
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_writer import StreamWriter
-from aiohttp.streams import StreamReader
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
@@ -79,14 +79,27 @@ class Address:
 
 
 class UpstreamResponse:
-    """An answer whose head has arrived; its body is read with `read`."""
+    """An answer whose head has arrived; its body is read with `read`.
+
+    Two limits watch over it: the moment at which a phase must be over (`arm`), and how long a read
+    may wait for a byte (`limit_silence`). One timer serves both. It is set for the earliest moment
+    at which either could have passed, and looks again when it fires: moving a limit further away,
+    which every byte of a stream does, costs nothing.
+    """
 
     __slots__ = (
         "_connection",
         "_content",
+        "_due",
+        "_failure",
         "_headed",
+        "_loop",
+        "_now",
+        "_patience",
         "_protocol",
         "_timer",
+        "_waiting_since",
+        "_wakes",
         "headers",
         "raw_headers",
         "reason",
@@ -98,16 +111,23 @@ class UpstreamResponse:
         self,
         connection: Connection,
         protocol: ResponseHandler,
-        upload: asyncio.Task[None] | None,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._connection: Connection | None = connection
         self._protocol = protocol
-        self.upload = upload
+        self._loop = loop
+        self._now = loop.time
+        self.upload: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes = math.inf
+        self._due = math.inf
+        self._failure = Failure.DEADLINE
+        self._patience = math.inf
+        self._waiting_since: float | None = None
         self._headed = False
-        self._content: StreamReader
-        self.status: int
-        self.reason: str
+        self._content: StreamReader = EMPTY_PAYLOAD
+        self.status = 0
+        self.reason = ""
         self.headers: CIMultiDictProxy[str]
         self.raw_headers: tuple[tuple[bytes, bytes], ...]
 
@@ -118,7 +138,7 @@ class UpstreamResponse:
             if message.code not in _INTERIM or message.code == 101:
                 break
         self._headed = True
-        self.disarm()
+        self._due = math.inf
         self.status = message.code
         self.reason = message.reason
         self.headers = message.headers
@@ -129,9 +149,8 @@ class UpstreamResponse:
 
     def arm(self, when: float, failure: Failure) -> None:
         """Fail whatever waits for the upstream at `when` (loop time) with `failure`."""
-        self.disarm()
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_at(when, self.fail, failure)
+        self._due, self._failure = when, failure
+        self._wake_by(when)
 
     def arm_sooner(self, when: float, failure: Failure, deadline: float) -> None:
         """Arm a phase's own limit or the call's deadline, whichever comes first."""
@@ -143,29 +162,49 @@ class UpstreamResponse:
     def expect_head(self, patience: float, deadline: float) -> None:
         """The whole request was sent: from now on the upstream's silence counts."""
         if not self._headed and self._connection is not None:
-            now = asyncio.get_running_loop().time()
-            self.arm_sooner(now + patience, Failure.FIRST_BYTE_TIMEOUT, deadline)
+            self.arm_sooner(self._now() + patience, Failure.FIRST_BYTE_TIMEOUT, deadline)
+
+    def limit_silence(self, seconds: float) -> None:
+        """Fail a read that waits for `seconds`; time in which nobody reads is free."""
+        self._patience = seconds
+        self._wake_by(self._now() + seconds)
 
     def disarm(self) -> None:
         """Take back `arm`."""
+        self._due = math.inf
+
+    def _wake_by(self, when: float) -> None:
+        if self._connection is None or self._wakes <= when:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wakes = when
+        self._timer = self._loop.call_at(when, self._look)
+
+    def _look(self) -> None:
+        """The earliest moment at which a limit could have passed: has it?"""
+        now = self._now()
+        self._timer, self._wakes = None, math.inf
+        waiting_since = now if self._waiting_since is None else self._waiting_since
+        silent_until = waiting_since + self._patience
+        if now >= self._due:
+            self.fail(self._failure)
+        elif now >= silent_until:
+            self.fail(Failure.IDLE_TIMEOUT)
+        elif (soonest := min(self._due, silent_until)) < math.inf:
+            self._wake_by(soonest)
+
+    def _stop_watching(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def fail(self, failure: Failure) -> None:
         """Make the pending or next read fail with `failure`."""
-        self._timer = None
         error = UpstreamError(failure)
         self._protocol.set_exception(error)
-        content = getattr(self, "_content", None)
-        if content is not None and not content.is_eof():
-            content.set_exception(error)
-
-    def limit_silence(self, seconds: float) -> None:
-        """Fail a read when no byte came for `seconds`; time in which we do not read is free."""
-        self._protocol.read_timeout = seconds
-        if not self.ended:
-            self._protocol.start_timeout()
+        if self._headed and not self._content.is_eof():
+            self._content.set_exception(error)
 
     @property
     def protocol(self) -> ResponseHandler:
@@ -188,14 +227,13 @@ class UpstreamResponse:
         Raises:
             UpstreamError: TRUNCATED, IDLE_TIMEOUT, RESET, or what `arm` set.
         """
+        self._waiting_since = self._now()
         try:
             return await self._content.readany()
-        except UpstreamError:
-            raise
-        except SocketTimeoutError:
-            raise UpstreamError(Failure.IDLE_TIMEOUT) from None
         except (ClientPayloadError, HttpProcessingError, ClientConnectionError, OSError) as error:
             raise UpstreamError(Failure.TRUNCATED, _brief(error)) from error
+        finally:
+            self._waiting_since = None
 
     def read_ready(self) -> bytes:
         """What has arrived and was not read yet, without waiting."""
@@ -205,11 +243,11 @@ class UpstreamResponse:
 
     def _ended(self) -> None:
         """The body has arrived whole: let another request have the connection."""
-        self.disarm()
+        self._stop_watching()
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        age = asyncio.get_running_loop().time() - getattr(self._protocol, "steer_born", 0.0)
+        age = self._now() - getattr(self._protocol, "steer_born", 0.0)
         if self.upload is not None and not self.upload.done():
             # Answered before the request was read: what is left of it must not follow.
             self.upload.cancel()
@@ -221,7 +259,7 @@ class UpstreamResponse:
 
     def close(self) -> None:
         """Let go of the answer; an unfinished one closes its connection at once. Idempotent."""
-        self.disarm()
+        self._stop_watching()
         if self.upload is not None and not self.upload.done():
             self.upload.cancel()
         connection, self._connection = self._connection, None
@@ -306,7 +344,7 @@ class Wire:
             max_line_size=MAX_FIELD,
             max_field_size=MAX_FIELD,
         )
-        response = UpstreamResponse(connection, protocol, None)
+        response = UpstreamResponse(connection, protocol, loop)
         try:
             writer = StreamWriter(protocol, loop)
             await write_head(writer, f"{method} {target} HTTP/1.1", headers)

@@ -304,6 +304,11 @@ def test_an_error_without_json_or_name() -> None:
             error("rate_limit_error", details={"error_code": "contract_spend_limit_reached"}),
             Failure.QUOTA,
         ),
+        (
+            429,
+            error("rate_limit_error", "Extra usage is required for long context requests."),
+            Failure.CONTEXT_LENGTH,
+        ),
         (500, error("api_error"), Failure.SERVER_ERROR),
         (504, error("timeout_error"), Failure.SERVER_ERROR),
         (529, error("overloaded_error"), Failure.OVERLOADED),

@@ -349,6 +349,14 @@ def test_an_error_in_a_stream_may_say_when() -> None:
             "RESOURCE_EXHAUSTED",
         ),
         (
+            429,
+            error(
+                429, "RESOURCE_EXHAUSTED", "Gemini Pro doesn't have a free quota tier.", RETRY_INFO
+            ),
+            Failure.QUOTA,
+            "RESOURCE_EXHAUSTED",
+        ),
+        (
             400,
             error(400, "INVALID_ARGUMENT", "API key not valid.", info("API_KEY_INVALID")),
             Failure.CREDENTIAL,

@@ -8,7 +8,7 @@ import pytest
 
 from steer_policies.dialects.base import Progress, Usage
 from steer_policies.dialects.openai_stream import ChoicesReader, TypedReader
-from steer_policies.outcome import Executed, Failure
+from steer_policies.outcome import Executed, Failure, HintSource, RetryHint
 from tests.policies.dialects.streams import CHAT, DONE, RESPONSE, chunk, data, named, read, typed
 
 PRELUDE, CONTENT, FINISHED, COMPLETE = Progress
@@ -232,6 +232,30 @@ def test_what_typed_events_tell() -> None:
     assert reader.text is None
     reader = read(TypedReader(), typed("transcript.text.done", usage={"input_tokens": 1}))
     assert reader.usage == Usage(input=1)
+
+
+@pytest.mark.parametrize(
+    ("headers", "hint"),
+    [
+        ({"Retry-After-Ms": "1500"}, RetryHint(1.5, HintSource.RETRY_AFTER)),
+        (
+            {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "6m0s"},
+            RetryHint(360.0, HintSource.RESET),
+        ),
+        ({"x-ratelimit-remaining-tokens": "7", "x-ratelimit-reset-tokens": "6m0s"}, None),
+        ({"retry-after": "3"}, RetryHint(3.0, HintSource.RETRY_AFTER)),
+        ({"retry-after": "Sun, 06 Nov 1994 08:49:37 GMT"}, None),
+        ({"retry-after-ms": 5}, None),
+        ([], None),
+    ],
+)
+def test_an_error_event_may_repeat_headers(headers: Any, hint: RetryHint | None) -> None:
+    """As OpenAI does for a rate limit; what cannot be told without the answer's date is left."""
+    error = {"type": "tokens", "code": "rate_limit_exceeded", "headers": headers}
+    reader: Any = TypedReader()
+    reader.feed(typed("error", error=error))
+    assert reader.error.failure is Failure.THROTTLED
+    assert reader.error.hint == hint
 
 
 @pytest.mark.parametrize(

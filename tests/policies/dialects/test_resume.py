@@ -74,8 +74,13 @@ def start(index: Any, kind: str = "text") -> bytes:
     ("first", "made"),
     [
         pytest.param(stream(*MESSAGE[:4]), delta(0, "more"), id="open block"),
+        pytest.param(stream(start(1), delta(1, "x")), delta(1, "more"), id="another index"),
+        pytest.param(stream(*MESSAGE[:6], start(1), delta(1, "x")), None, id="second block"),
         pytest.param(
-            stream(*MESSAGE[:6], start(1), delta(1, "x")), delta(1, "more"), id="second block"
+            stream(*MESSAGE[:4], *[MESSAGE[4]] * 1000), delta(0, "more"), id="long open block"
+        ),
+        pytest.param(
+            stream(*MESSAGE[:4], *[MESSAGE[4]] * 1000, *MESSAGE[5:7]), None, id="long closed block"
         ),
         pytest.param(stream(*MESSAGE[:6]), None, id="closed block"),
         pytest.param(stream(*MESSAGE[:1]), None, id="no block"),

@@ -19,12 +19,10 @@ from steer_policies.dialects.rewriting import (
 )
 from steer_policies.merge_patch import merge_patch
 
+NAMES = st.sampled_from(["model", 'x"model"', 'x"model', "\\"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["a", '"model":"x"', "\\"]),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["model", "a", 'x"model"', 'x"model', "\\"]), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
     max_leaves=10,
 )
 
