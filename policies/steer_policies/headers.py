@@ -1,14 +1,19 @@
 """Which headers pass through a proxy, and which it must keep back or add.
 
-Pure functions over `(name, value)` pairs: order, spelling and repetition of what passes is kept.
+Pure functions over fields as they stood on the wire, pairs of name and value in bytes: order,
+spelling and repetition of what passes is kept.
 """
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 from urllib.parse import unquote_plus
+
+Field = tuple[bytes, bytes]
+"""One header field: name and value, as they stood on the wire."""
 
 PSEUDONYM: Final = "steer"
 """How Steer names itself in `Via`, unless an instance has a name of its own."""
@@ -90,6 +95,10 @@ _CODINGS: Final = frozenset({"gzip", "deflate", "identity"})
 _REFUSED: Final = re.compile(r"q=0(?:\.0{0,3})?")
 _MAX_CODINGS: Final = 16
 
+_COOKIES: Final = frozenset({"set-cookie", "set-cookie2"})
+NO_NAMES: Final[frozenset[str]] = frozenset()
+_USUAL: Final = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close", b""})
+
 _VIA_HOST: Final = re.compile(r"[^\s,]+[ \t]+([^\s,(]+)")
 
 
@@ -98,68 +107,92 @@ def is_credential(name: str) -> bool:
     return name in CREDENTIAL_HEADERS or name.endswith(_CREDENTIAL_SUFFIXES)
 
 
-def request_headers(
-    pairs: Sequence[tuple[str, str]],
-    *,
-    strip_credentials: bool,
-    forward_idempotency_key: bool,
-    added: Sequence[tuple[str, str]] = (),
-) -> list[tuple[str, str]]:
-    """The headers for the next hop.
+def request_fields(
+    fields: Sequence[Field], *, replaced: frozenset[str], strip_credentials: bool
+) -> list[Field]:
+    """The caller's fields that go on to the next hop.
 
-    Kept back are hop-by-hop headers and those that `Connection` lists (RFC 9110, section 7.6.1),
-    `Host` and framing, Steer's own (`X-Steer-*`, and `Idempotency-Key` unless it is forwarded), and
-    with `strip_credentials` every form of the caller's credential. Each of `added` replaces the
-    caller's header of that name; the exception is `Via`, which is added to.
+    Kept back are hop-by-hop fields and those that `Connection` lists (RFC 9110, section 7.6.1),
+    `Host` and framing, Steer's own (`X-Steer-*`), and with `strip_credentials` every form of the
+    caller's credential. `replaced` are further lower-case names to keep back: what the sender puts
+    in its own words, or has no use for.
     """
-    dropped = {name.lower() for name, _ in added}
-    dropped.discard("via")
-    dropped |= _listed(pairs)
-    if not forward_idempotency_key:
-        dropped.add("idempotency-key")
-    passed = [
-        pair
-        for pair in pairs
-        if (name := pair[0].lower()) not in _REQUEST_DROPPED
-        and name not in dropped
-        and not name.startswith("x-steer-")
-        and not (strip_credentials and is_credential(name))
-    ]
-    passed += added
-    return passed
+    names = b"\n".join([name for name, _ in fields])
+    passing, connections = _passing_on(names, replaced, strip_credentials)
+    if listed := _listed(fields, connections):
+        passing, _ = _passing_on.__wrapped__(names, replaced | listed, strip_credentials)
+    return [fields[index] for index in passing]
 
 
-def response_headers(
-    pairs: Sequence[tuple[str, str]],
+def response_fields(
+    fields: Sequence[Field],
     *,
     strip_cookies: bool = False,
-    kept: Collection[str] = (),
-) -> list[tuple[str, str]]:
-    """The headers of an answer for the caller.
+    kept: frozenset[str] = NO_NAMES,
+    replaced: frozenset[str] = NO_NAMES,
+) -> list[Field]:
+    """The fields of an answer for the caller.
 
-    Kept back are hop-by-hop headers, framing, and `X-Steer-*` of a Steer further on. With
+    Kept back are hop-by-hop fields, framing, and `X-Steer-*` of a Steer further on. With
     `strip_cookies`, for answers to Steer's own credential, its cookies are, too. `kept` are
-    lower-case names that pass all the same: the length of a body that passes unchanged, say.
+    lower-case names that pass all the same: the length of a body that passes unchanged, say;
+    `replaced` are those that Steer says in its own words.
     """
-    dropped = _listed(pairs)
-    if strip_cookies:
-        dropped |= {"set-cookie", "set-cookie2"}
-    return [
-        pair
-        for pair in pairs
-        if (name := pair[0].lower()) in kept
-        or (name not in _HOP_BY_HOP and name not in dropped and not name.startswith("x-steer-"))
-    ]
+    names = b"\n".join([name for name, _ in fields])
+    passing, connections = _passing_back(names, kept, strip_cookies, replaced)
+    if listed := _listed(fields, connections):
+        passing, _ = _passing_back.__wrapped__(names, kept, strip_cookies, replaced | listed)
+    return [fields[index] for index in passing]
 
 
-def _listed(pairs: Iterable[tuple[str, str]]) -> set[str]:
-    """The lower-case names that `Connection` lists."""
-    return {
-        token.strip().lower()
-        for name, value in pairs
-        if len(name) == 10 and name.lower() == "connection"
-        for token in value.split(",")
-    }
+# A program's requests all have the same fields, and so have a provider's answers: which of them
+# pass is worked out once. Keys are foreign input, but no longer than a message's head may be.
+@lru_cache(maxsize=256)
+def _passing_on(
+    names: bytes, replaced: frozenset[str], strip_credentials: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Which fields of a request pass, and which of them are `Connection`."""
+    lower = _lower(names)
+    return tuple(
+        index
+        for index, name in enumerate(lower)
+        if name not in _REQUEST_DROPPED
+        and name not in replaced
+        and not name.startswith("x-steer-")
+        and not (strip_credentials and is_credential(name))
+    ), _connections(lower)
+
+
+@lru_cache(maxsize=256)
+def _passing_back(
+    names: bytes, kept: frozenset[str], strip_cookies: bool, also: frozenset[str]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Which fields of an answer pass, and which of them are `Connection`."""
+    lower = _lower(names)
+    dropped = _HOP_BY_HOP | also | (_COOKIES if strip_cookies else NO_NAMES)
+    return tuple(
+        index
+        for index, name in enumerate(lower)
+        if name in kept or (name not in dropped and not name.startswith("x-steer-"))
+    ), _connections(lower)
+
+
+def _lower(names: bytes) -> list[str]:
+    return names.decode("latin-1").lower().split("\n") if names else []
+
+
+def _connections(lower: Sequence[str]) -> tuple[int, ...]:
+    return tuple(index for index, name in enumerate(lower) if name == "connection")
+
+
+def _listed(fields: Sequence[Field], connections: Iterable[int]) -> frozenset[str]:
+    """The lower-case names that `Connection` lists, but for its own two words."""
+    listed: set[str] = set()
+    for index in connections:
+        value = fields[index][1]
+        if value not in _USUAL:
+            listed.update(token.strip().lower() for token in value.decode("latin-1").split(","))
+    return frozenset(listed)
 
 
 def via(version: str = "1.1", pseudonym: str = PSEUDONYM) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -66,7 +67,7 @@ def test_frames_are_followed_however_they_are_cut(frames: list[Frame], cuts: lis
     tracker = FrameTracker(LIMIT)
     passed = b""
     edges = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         passed += tracker.feed(stream[start:end])
         expected, at_boundary = _until(frames, end)
         assert passed == stream[:expected]

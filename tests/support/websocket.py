@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Literal
 
-from tests.provider.websocket import CLOSE, TEXT, accept_key, frame
+from tests.provider.websocket import CLOSE, TEXT, accept_key, frame, unmask
 from tests.support.exact import Asked, ExactClient, Got
 
 KEY = base64.b64encode(b"sixteen bytes ok").decode()
@@ -32,8 +32,7 @@ def masked(opcode: int, payload: bytes, *, final: bool = True) -> bytes:
     """One frame as clients send it."""
     plain = frame(opcode, payload, final=final)
     head = plain[: len(plain) - len(payload)]
-    body = bytes(byte ^ MASK[at % 4] for at, byte in enumerate(payload))
-    return bytes((head[0], head[1] | 0x80)) + head[2:] + MASK + body
+    return bytes((head[0], head[1] | 0x80)) + head[2:] + MASK + unmask(payload, MASK)
 
 
 class RawWebSocket:

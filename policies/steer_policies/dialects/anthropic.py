@@ -94,8 +94,17 @@ class Anthropic:
         """What a finished answer means."""
         return classify_answer(RULES, status, headers, body, wall)
 
+    def usage_options(self, facts: RequestFacts, body: Any) -> Mapping[str, Any]:
+        """None: every stream counts."""
+        return {}
+
     def read_stream(
-        self, facts: RequestFacts, content_type: str, *, keep_text: bool = False
+        self,
+        facts: RequestFacts,
+        content_type: str,
+        *,
+        keep_text: bool = False,
+        strip_usage: bool = False,
     ) -> StreamReader | None:
         """A reader for a message's event stream."""
         if facts.operation == "messages" and is_event_stream(content_type):

@@ -94,7 +94,7 @@ class StreamReader(Protocol):
     `feed` returns the bytes of all whole events that `data` completed, up to but excluding an
     in-band error event; the rest is held. After an in-band error `error` is its verdict,
     `error_event` its bytes (and what had come after it), and further `feed` calls return b"".
-    Everything returned plus everything held is everything fed.
+    Everything returned plus everything held is everything fed, but for what `strip_usage` takes.
 
     An event larger than `MAX_HELD_EVENT` is returned as it comes, and inspected at its end all the
     same, without its long strings.
@@ -183,11 +183,22 @@ class Dialect(Protocol):
         at most the first 64 KiB of a non-2xx answer, decoded; `wall` is Unix time in seconds, used
         only where the answer has no `Date` of its own."""
 
+    def usage_options(self, facts: RequestFacts, body: Any) -> Mapping[str, Any]:
+        """What to merge into a request, after a plan's options, so that its stream counts tokens
+        although the caller did not ask; empty where the caller did, or the dialect has no such
+        option. What it brings, `read_stream` takes out again with `strip_usage`."""
+
     def read_stream(
-        self, facts: RequestFacts, content_type: str, *, keep_text: bool = False
+        self,
+        facts: RequestFacts,
+        content_type: str,
+        *,
+        keep_text: bool = False,
+        strip_usage: bool = False,
     ) -> StreamReader | None:
         """A reader for an answer of this content type; None when it is not a stream this dialect
-        knows, and then only the HTTP framing tells its end."""
+        knows, and then only the HTTP framing tells its end. `strip_usage` takes out of what is
+        relayed, and only of that, what came because of `usage_options`."""
 
     def read_answer(self, facts: RequestFacts, body: bytes) -> tuple[str | None, Usage | None]:
         """The model and usage a complete plain 2xx answer reports."""

@@ -122,8 +122,17 @@ class Gemini:
         """What a finished answer means. A 200 with a blocked prompt is an answer."""
         return classify_answer(RULES, status, headers, body, wall)
 
+    def usage_options(self, facts: RequestFacts, body: Any) -> Mapping[str, Any]:
+        """None: every stream counts."""
+        return {}
+
     def read_stream(
-        self, facts: RequestFacts, content_type: str, *, keep_text: bool = False
+        self,
+        facts: RequestFacts,
+        content_type: str,
+        *,
+        keep_text: bool = False,
+        strip_usage: bool = False,
     ) -> StreamReader | None:
         """A reader for either form of stream."""
         if facts.operation != "streamGenerateContent":

@@ -66,8 +66,17 @@ class Http:
         """What a finished answer means."""
         return classify_answer(RULES, status, headers, body, wall)
 
+    def usage_options(self, facts: RequestFacts, body: Any) -> Mapping[str, Any]:
+        """None are known."""
+        return {}
+
     def read_stream(
-        self, facts: RequestFacts, content_type: str, *, keep_text: bool = False
+        self,
+        facts: RequestFacts,
+        content_type: str,
+        *,
+        keep_text: bool = False,
+        strip_usage: bool = False,
     ) -> StreamReader | None:
         """None: an event stream of an unknown API has no marker that could tell its end."""
         return None

@@ -22,6 +22,7 @@ from steer_policies.dialects.base import (
 )
 from steer_policies.dialects.openai_errors import RULES
 from steer_policies.dialects.openai_stream import ChoicesReader, TypedReader
+from steer_policies.dialects.openai_usage import WithoutUsage, usage_options
 from steer_policies.dialects.rewriting import dump
 from steer_policies.dialects.sse import is_event_stream
 from steer_policies.dialects.usage import openai_usage
@@ -67,14 +68,24 @@ class OpenAI:
         """What a finished answer means."""
         return classify_answer(RULES, status, headers, body, wall)
 
+    def usage_options(self, facts: RequestFacts, body: Any) -> Mapping[str, Any]:
+        """`stream_options` for a stream with choices."""
+        return usage_options(facts, body)
+
     def read_stream(
-        self, facts: RequestFacts, content_type: str, *, keep_text: bool = False
+        self,
+        facts: RequestFacts,
+        content_type: str,
+        *,
+        keep_text: bool = False,
+        strip_usage: bool = False,
     ) -> StreamReader | None:
         """A reader for an event stream of a known operation."""
         if not is_event_stream(content_type):
             return None
         if facts.operation in openai_requests.CHOICES:
-            return ChoicesReader(facts.choices, keep_text=keep_text)
+            splitter = WithoutUsage() if strip_usage else None
+            return ChoicesReader(facts.choices, splitter=splitter, keep_text=keep_text)
         if facts.operation in openai_requests.TYPED:
             return TypedReader(facts.choices)
         return None

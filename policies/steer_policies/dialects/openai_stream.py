@@ -12,26 +12,24 @@ from typing import Any, Final
 from steer_policies.classify import classify_event
 from steer_policies.dialects.base import Progress
 from steer_policies.dialects.openai_errors import RULES
-from steer_policies.dialects.reader import EventReader
+from steer_policies.dialects.reader import EventReader, Splitter
 from steer_policies.dialects.sse import fields
 from steer_policies.dialects.usage import openai_usage
 from steer_policies.foreign import items, label, load, mapping
 
 
+def is_error(name: bytes, document: Mapping[str, Any]) -> bool:
+    """Whether to call an event an error; `error: {}` or null beside content is none, as in the SDK.
+
+    They look the same in all of OpenAI's streams. vLLM sends `{"object": "error", ...}`.
+    """
+    return bool(document.get("error")) or name == b"error" or document.get("object") == "error"
+
+
 class _OpenAIReader(EventReader):
-    """Tells error events, which look the same in all of OpenAI's streams."""
+    """Says what an error event means."""
 
     __slots__ = ()
-
-    def _is_error(self, name: bytes, document: Mapping[str, Any]) -> bool:
-        """Whether to call it an error; `error: {}` or null beside content is none, as in the SDK.
-
-        vLLM sends its errors as `{"object": "error", ...}`.
-        """
-        if document.get("error") or name == b"error" or document.get("object") == "error":
-            self._break(document)
-            return True
-        return False
 
     def _break(self, document: Any) -> None:
         content_seen = self.progress is not Progress.PRELUDE
@@ -43,8 +41,10 @@ class ChoicesReader(_OpenAIReader):
 
     __slots__ = ("_choices", "_finished")
 
-    def __init__(self, choices: int = 1, *, keep_text: bool = False) -> None:
-        super().__init__(keep_text=keep_text)
+    def __init__(
+        self, choices: int = 1, *, splitter: Splitter | None = None, keep_text: bool = False
+    ) -> None:
+        super().__init__(splitter, keep_text=keep_text)
         self._choices = choices
         self._finished: set[int] = set()
 
@@ -66,7 +66,8 @@ class ChoicesReader(_OpenAIReader):
             self._reach(Progress.COMPLETE)
             return
         document = mapping(load(data)) if data else {}
-        if self._is_error(name, document):
+        if is_error(name, document):
+            self._break(document)
             return
         if self.model is None:
             self.model = label(document.get("model"))
@@ -147,9 +148,9 @@ class TypedReader(_OpenAIReader):
         response = mapping(document.get("response"))
         if kind == "response.failed":
             self._break(response)
-        elif kind == "error":
+        elif kind == "error" or is_error(name, document):
             self._break(document)
-        elif not self._is_error(name, document) and kind:
+        elif kind:
             self._learn(kind, document, response)
 
     def _learn(self, kind: str, document: Mapping[str, Any], response: Mapping[str, Any]) -> None:

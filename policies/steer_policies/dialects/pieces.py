@@ -1,4 +1,4 @@
-"""What a splitter hands out: whole events, or the fragments of one too large to hold."""
+"""What a splitter hands out: whole events, or what is relayed of those that are not."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Final, Self
 
 
 class Fragment(bytes):
-    """A piece of an event too large to hold.
+    """What is relayed of an event, where that is not the whole of it.
 
-    `event` is what a reader may inspect instead: on the last fragment the whole event without its
-    long strings, b"" on the others.
+    `event` is what a reader may inspect instead: for an event too large to hold the whole of it
+    without its long strings on the last fragment, b"" on the others; for one that is taken out of
+    the stream the event itself.
     """
 
     event: bytes

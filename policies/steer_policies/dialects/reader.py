@@ -92,7 +92,7 @@ class EventReader:
         if self.error is not None:
             return b""
         rest = self._splitter.finish()
-        if rest and not self._take(rest):
+        if not self._take(rest):
             self.error_event = rest
             return b""
         if self.progress is Progress.FINISHED and not self.marked:

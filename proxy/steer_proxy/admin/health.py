@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
-from multidict import CIMultiDict
 
 from steer_proxy.http.caller import CallerResponse
 from steer_proxy.http.guard import Guard
+from steer_proxy.http.lines import line
 from steer_proxy.http.problems import Refusal
 
 
@@ -42,13 +42,11 @@ class HealthPages:
 
 def _text(status: int, text: str, *headers: tuple[str, str]) -> CallerResponse:
     body = f"{text}\n".encode()
-    fields = CIMultiDict(
-        [
-            ("Content-Type", "text/plain; charset=utf-8"),
-            ("Content-Length", str(len(body))),
-            ("Cache-Control", "no-store"),
-            ("X-Content-Type-Options", "nosniff"),
-            *headers,
-        ]
-    )
-    return CallerResponse(status, None, fields, body)
+    fields = [
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
+        *headers,
+    ]
+    own = [line(name, value) for name, value in fields]
+    return CallerResponse(status, None, own=own, body=body, length=len(body))

@@ -20,7 +20,7 @@ def command(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[SCENARIO]...", help="Play only these; see --list.", show_default=False
+            metavar="SCENARIO", help="Play only these; see --list.", show_default=False
         ),
     ] = None,
     plain: Annotated[  # noqa: FBT002 - an option, given by name

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from multidict import CIMultiDictProxy
-
 from steer_policies.dialects.base import Progress, StreamReader
 from steer_policies.outcome import Failure, Verdict, failed
 from steer_proxy.http.wire import UpstreamResponse
@@ -26,7 +24,6 @@ class HttpAnswer:
 
     __slots__ = (
         "content_type",
-        "headers",
         "held",
         "reader",
         "reason",
@@ -50,7 +47,6 @@ class HttpAnswer:
         self.response = response
         self.status: int | None = None if response is None else response.status
         self.reason = "" if response is None else response.reason
-        self.headers: CIMultiDictProxy[str] | None = None if response is None else response.headers
         self.held = held
         self.whole = whole
         self.reader = reader

@@ -60,10 +60,8 @@ class HttpSender:
         response: UpstreamResponse | None = None
         try:
             response = await self._wire.send(
-                request.address,
-                call.method,
-                request.target,
-                request.headers,
+                request.address.origin,
+                request.head,
                 request.body,
                 connect=min(timeouts.connect, max(0.001, deadline - started)),
                 patience=patience,

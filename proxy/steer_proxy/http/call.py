@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +19,13 @@ from steer_proxy.http.body import ReplayBody
 class Call:
     """A request as it was admitted, bound to the configuration revision it began with.
 
-    `path` is relative to the route and begins with a slash; `query` has no question mark. `json` is
-    the parsed body, the plain fields of a form, or None. `accepted_at` is on the loop's clock;
-    `silence` bounds each silence towards the caller, in seconds, None for no bound. `credentials`
+    `headers` are for looking things up, `fields` the same as they stood on the wire, for passing
+    them on. `path` is relative to the route and begins with a slash; `query` has no question mark.
+    `json` is the parsed body, the plain fields of a form, or None. `accepted_at` is on the loop's
+    clock; `silence` bounds each silence towards the caller, in seconds, None for no bound. `credentials`
     maps an upstream to a number that stands for the credential used there. `token_is_key` says
     that what looks like the caller's API key is this port's own token, `upgrade` that the caller
-    asks to switch to WebSocket. `pseudonym` is how this process names itself in `Via`.
+    asks to switch to WebSocket. `via_line` is how this process names itself to the next hop.
     """
 
     config: Config
@@ -35,13 +36,14 @@ class Call:
     path: str
     query: str
     headers: CIMultiDictProxy[str]
+    fields: Sequence[tuple[bytes, bytes]]
     content_type: str
     body: ReplayBody
     json: Any
     steering: Steering
     request_id: str
     trace: TraceContext
-    pseudonym: str
+    via_line: bytes
     accepted_at: float
     silence: float | None = None
     credentials: Mapping[str, int] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from aiohttp import hdrs
@@ -11,12 +12,13 @@ from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_writer import StreamWriter
 from aiohttp.web import StreamResponse
 from aiohttp.web_request import BaseRequest
-from multidict import CIMultiDict
 
-from steer_proxy.http.head import write_head
+from steer_proxy.http.lines import Field, head, line
 
 #: Statuses and methods whose answers have no body (RFC 9110 §6.4.1).
 _BODILESS: Final = frozenset({204, 304})
+
+_LENGTH: Final = b"content-length"
 
 
 class CallerResponse(StreamResponse):
@@ -28,14 +30,28 @@ class CallerResponse(StreamResponse):
     """
 
     def __init__(
-        self, status: int, reason: str | None, headers: CIMultiDict[str], body: bytes = b""
+        self,
+        status: int,
+        reason: str | None,
+        fields: Sequence[Field] = (),
+        own: Sequence[bytes] = (),
+        *,
+        body: bytes = b"",
+        length: int | None = None,
+        content_type: str = "",
     ) -> None:
-        """A response with these headers, and no others; `body` is written when it ends."""
+        """A response with a provider's fields and lines of our own, and no others.
+
+        `body` is written when it ends. `length` is that of the whole body, when one is to be
+        announced that `fields` do not announce; `content_type` is remembered for an error event.
+        """
         super().__init__(status=status, reason=reason)
-        self._headers = headers
+        self._fields = fields
+        self._own = own
         self._rest = body
-        self._length_known = hdrs.CONTENT_LENGTH in headers
+        self._announced = length
         self._closing = False
+        self.media_type = content_type
 
     def close_connection(self) -> None:
         """Ask for the connection to be closed after this response."""
@@ -44,37 +60,43 @@ class CallerResponse(StreamResponse):
 
     async def _prepare_headers(self) -> None:
         request, writer = self._req, self._payload_writer
-        if request is None or writer is None:
+        if request is None or not isinstance(writer, StreamWriter):
             raise RuntimeError("the response has not been started")
-        headers = self._headers
+        lines = list(self._own)
         if self.status == 101:
             writer.length = 0  # what follows is not written through it
-            return
+        else:
+            self._frame(request, writer, lines)
+        # Our own version, whatever the caller's (RFC 9110 §6.2).
+        first_line = f"HTTP/1.1 {self.status} {self.reason}"
+        writer._headers_buf = head(first_line, self._fields, lines)  # noqa: SLF001 - see `lines`
+
+    def _frame(self, request: BaseRequest, writer: StreamWriter, lines: list[bytes]) -> None:
+        """Say where the body ends, and whether the connection outlives it (RFC 9112 §6, §9.3)."""
         version = request.version
         keep_alive = request.keep_alive and not self._closing and _reusable(request)
+        length = self._announced
+        if length is None:
+            length = _length_in(self._fields)
+        else:
+            lines.append(line("Content-Length", str(length)))
         if request.method == hdrs.METH_HEAD or self.status in _BODILESS:
             writer.length = 0
-            if self.status == 204:
-                headers.popall(hdrs.CONTENT_LENGTH, None)  # RFC 9110 §8.6
-        elif self._length_known:
-            writer.length = int(headers[hdrs.CONTENT_LENGTH])
+        elif length is not None:
+            writer.length = length
         elif version >= HttpVersion11:
             writer.enable_chunking()
-            headers[hdrs.TRANSFER_ENCODING] = "chunked"
+            lines.append(b"Transfer-Encoding: chunked\r\n")
         else:
             keep_alive = False
         self._keep_alive = keep_alive
         if not keep_alive:
-            headers[hdrs.CONNECTION] = "close"
+            lines.append(b"Connection: close\r\n")
         elif version == HttpVersion10:
-            headers[hdrs.CONNECTION] = "keep-alive"
+            lines.append(b"Connection: keep-alive\r\n")
 
     async def _write_headers(self) -> None:
-        writer = self._payload_writer
-        if writer is None:
-            raise RuntimeError("the response has not been started")
-        # Our own version, whatever the caller's (RFC 9110 §6.2).
-        await write_head(writer, f"HTTP/1.1 {self.status} {self.reason}", self._headers)
+        """The head is written already, with the first part of the body to follow."""
 
     @property
     def empty(self) -> bool:
@@ -107,6 +129,14 @@ class CallerResponse(StreamResponse):
             transport = request.transport
             if transport is not None and not transport.is_closing() and transport.can_write_eof():
                 transport.write_eof()
+
+
+def _length_in(fields: Sequence[Field]) -> int | None:
+    """The length that a provider's fields announce."""
+    for name, value in fields:
+        if len(name) == len(_LENGTH) and name.lower() == _LENGTH:
+            return int(value)
+    return None
 
 
 def _reusable(request: BaseRequest) -> bool:

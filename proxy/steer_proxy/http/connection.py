@@ -23,9 +23,9 @@ from typing import Any, Final
 
 from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_request import BaseRequest
-from multidict import CIMultiDict
 
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.config import Limits
@@ -187,31 +187,28 @@ class Connection(RequestHandler):
 
     def _heads_came(self, count: int, data: bytes) -> None:
         self._stop_head_timer()
-        message, payload = self._messages[-1]
+        messages = self._messages
+        message, payload = messages[-1]
         if isinstance(message, _ErrInfo):
             self._framing_broke(message)
             return
-        if self._head_size + len(data) > MAX_HEAD:
-            size = sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
-            if size + len(message.path) > MAX_HEAD:
-                self._messages.pop()
-                self._head_too_large()
-                return
+        new = [each for each, _ in list(messages)[-count:] if not isinstance(each, _ErrInfo)]
+        if self._head_size + len(data) > MAX_HEAD and any(map(_too_large, new)):
+            for _ in new:
+                messages.pop()
+            self._head_too_large()
+            return
         self._head_size = 0
-        before, self._body = self._body, None if payload.is_eof() else payload
-        doubtful = self._chunked and before is not None
-        doubtful |= any(
-            not isinstance(each, _ErrInfo) and each.chunked
-            for each, _ in list(self._messages)[-count:-1]
-        )
+        body, self._body = self._body, None if payload.is_eof() else payload
+        if (body is not None and self._chunked) or any(each.chunked for each in new[:-1]):
+            # Messages after a chunked one: whether it had trailers cannot be told.
+            self.reusable = False
         self._chunked = bool(message.chunked)
         self._overhead = 0
-        if doubtful:
-            self.reusable = False
-        elif self._chunked:
+        if self._chunked:
             self._raw_end = data[-len(_LAST_CHUNK) :]
             if self._body is None:
-                self._chunks_ended(len(self._messages) - 1)
+                self._chunks_ended(len(messages) - 1)
 
     def _body_came(self, body: StreamReader, data: bytes, before: int) -> None:
         if self._chunked:
@@ -295,7 +292,7 @@ class Connection(RequestHandler):
             )
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun; it can only be cut")
-        return problem_response(PLAIN, problem, CIMultiDict(), close=True)
+        return problem_response(PLAIN, problem, close=True)
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """Log a bug with its traceback; a caller's broken body or hang-up is none."""
@@ -304,6 +301,12 @@ class Connection(RequestHandler):
             LOGGER.debug("a connection ended: %s", _brief(str(error)))
         else:
             LOGGER.error(*args, **kw)
+
+
+def _too_large(message: RawRequestMessage) -> bool:
+    """Whether a head that the parser took is larger than all of it together may be."""
+    fields = sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
+    return fields + len(message.path) > MAX_HEAD
 
 
 def _brief(message: str) -> str:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from aiohttp.web_request import BaseRequest
-from multidict import CIMultiDict
 
 from steer_policies.config import CommitPoint, OnBreak
 from steer_policies.dialects.base import Progress, StreamReader
@@ -25,7 +24,7 @@ from steer_proxy.http.caller import CallerResponse, abandon
 from steer_proxy.http.problems import problem_response
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.relay import Broken, relay_plain, relay_stream
-from steer_proxy.http.replies import answer_headers, own_headers, tell
+from steer_proxy.http.replies import answer_head, own_lines, tell
 from steer_proxy.http.resume import Joint, NotTheSame, Sent
 from steer_proxy.http.websocket import Tunnel
 from steer_proxy.http.wire import UpstreamError, UpstreamResponse, Wire
@@ -87,16 +86,20 @@ class Delivery:
         closing = self._services.draining
         if answer is None or answer.status is None:
             problem = settled.problem or Problem(502, "steer_upstream_broken", "No answer came.")
-            headers = own_headers(call, made, settled)
-            return problem_response(call.dialect, problem, headers, close=closing), None
-        headers = answer_headers(call, made, settled, answer)
+            own = own_lines(call, made, settled)
+            return problem_response(call.dialect, problem, own, close=closing), None
+        fields, own = answer_head(call, made, settled, answer)
         if answer.status == 101 and answer.response is not None:
-            return await self._tunnel(headers, settled, answer.response)
+            response = CallerResponse(101, answer.reason, fields, own)
+            return await self._tunnel(response, settled, answer.response)
         verdict = answer.verdict
         if answer.whole and (answer.reader is None or answer.finished or not verdict.ok):
-            response = CallerResponse(answer.status, answer.reason, headers, answer.held)
+            body = answer.held
         else:
-            response = CallerResponse(answer.status, answer.reason, headers)
+            body = b""
+        response = CallerResponse(
+            answer.status, answer.reason, fields, own, body=body, content_type=answer.content_type
+        )
         self._progress.response = response
         if closing:
             response.close_connection()
@@ -106,12 +109,12 @@ class Delivery:
 
     async def _tunnel(
         self,
-        headers: CIMultiDict[str],
+        response: CallerResponse,
         settled: Settled[HttpAnswer],
         upstream: UpstreamResponse,
     ) -> tuple[CallerResponse, Verdict | None]:
         """Both sides switch protocols; bytes flow until one of them has had enough."""
-        response = self._progress.response = CallerResponse(101, upstream.reason, headers)
+        self._progress.response = response
         await response.prepare(self._request)
         response.send_head()
         tunnel = self._progress.tunnel = Tunnel(self._request, upstream)

@@ -7,7 +7,6 @@ import logging
 from typing import Final
 
 from aiohttp.web_request import BaseRequest
-from multidict import CIMultiDict
 
 from steer_policies.budget import tightest
 from steer_policies.config import Ambiguous, DialectName
@@ -30,6 +29,7 @@ from steer_proxy.http.caller import CallerResponse, abandon
 from steer_proxy.http.delivery import Delivery
 from steer_proxy.http.guard import Guard
 from steer_proxy.http.intake import Intake
+from steer_proxy.http.lines import line
 from steer_proxy.http.outbound import Outbound
 from steer_proxy.http.problems import Refusal, problem_response
 from steer_proxy.http.progress import CallProgress
@@ -175,23 +175,20 @@ class Gateway:
         return await delivery.deliver(settled)
 
     def _refused(self, progress: CallProgress, refusal: Refusal) -> CallerResponse:
-        headers: CIMultiDict[str] = CIMultiDict()
-        if progress.call is not None:
-            headers["X-Steer-Request-ID"] = progress.call.request_id
-        return problem_response(
-            progress.speaks, refusal.problem, headers, close=refusal.close or self.draining
-        )
+        call = progress.call
+        own = [] if call is None else [line("X-Steer-Request-ID", call.request_id)]
+        closing = refusal.close or self.draining
+        return problem_response(progress.speaks, refusal.problem, own, close=closing)
 
     async def _cut(self, request: BaseRequest, progress: CallProgress) -> CallerResponse:
         """The drain's time is up: end this call with its dialect's error."""
         response, call = progress.response, progress.call
         if response is None or not response.prepared:
-            return problem_response(progress.speaks, _DRAINING, CIMultiDict(), close=True)
+            return problem_response(progress.speaks, _DRAINING, close=True)
         # A tunnel has said goodbye by itself.
         if progress.tunnel is None and call is not None and not response.ended:
-            content_type = response.headers.get("Content-Type", "")
             event = call.dialect.error_event(
-                call.facts, content_type, _DRAINING.code, _DRAINING.message
+                call.facts, response.media_type, _DRAINING.code, _DRAINING.message
             )
             if event:
                 await response.write(event)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aiohttp.web_request import BaseRequest
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDictProxy
 
 from steer_policies.deadline import sdk_silence_limit
 from steer_policies.dialects import dialect
 from steer_policies.dialects.base import Dialect
-from steer_policies.headers import is_loop
+from steer_policies.headers import is_loop, via
 from steer_policies.paths import BadTarget, admit, after_route, match_route
 from steer_policies.steering import SteeringError, read_steering
 from steer_policies.trace_context import (
@@ -24,6 +24,7 @@ from steer_proxy.engine.clock import Clock, new_id
 from steer_proxy.engine.config import Config, Route
 from steer_proxy.http.body import MemoryBudget
 from steer_proxy.http.call import Call
+from steer_proxy.http.lines import line
 from steer_proxy.http.payload import parse_body, read_call_body
 from steer_proxy.http.problems import refuse
 from steer_proxy.http.websocket import wants_websocket
@@ -45,6 +46,7 @@ class Intake:
     def __init__(self, config: Config, budget: MemoryBudget, clock: Clock, pseudonym: str) -> None:
         self._config = config
         self._pseudonym = pseudonym
+        self._via_line = line(*via(pseudonym=pseudonym))
         self._budget = budget
         self._clock = clock
         self._routes = {
@@ -121,14 +123,15 @@ class Intake:
                 method=request.method,
                 path=matched.path,
                 query=matched.query,
-                headers=as_written(request),
+                headers=headers,
+                fields=request.raw_headers,
                 content_type=content_type,
                 body=body,
                 json=parsed,
                 steering=steering,
                 request_id=request_id,
                 trace=trace,
-                pseudonym=self._pseudonym,
+                via_line=self._via_line,
                 accepted_at=now,
                 silence=sdk_silence_limit(headers),
                 credentials=self._credentials(matched, headers),
@@ -174,17 +177,5 @@ def credential_number(headers: Mapping[str, str], query: str) -> int:
             headers.get("Api-Key"),
             headers.get("X-Goog-Api-Key"),
             query if "key=" in query else None,
-        )
-    )
-
-
-def as_written(request: BaseRequest) -> CIMultiDictProxy[str]:
-    """The request's headers in the caller's own spelling: aiohttp respells the names it knows."""
-    return CIMultiDictProxy(
-        CIMultiDict(
-            [
-                (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
-                for name, value in request.raw_headers
-            ]
         )
     )

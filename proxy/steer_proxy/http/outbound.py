@@ -6,23 +6,20 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
-from multidict import CIMultiDict
-
 from steer_policies.config import DialectName
 from steer_policies.headers import (
     accept_encoding,
-    request_headers,
+    request_fields,
     strip_query_credentials,
     strip_subprotocol_credentials,
-    via,
 )
 from steer_policies.plan import Candidate
 from steer_proxy.engine.clock import new_span_id
 from steer_proxy.engine.config import Upstream
-from steer_proxy.http.addresses import Addresses
+from steer_proxy.http.addresses import Address, Addresses
 from steer_proxy.http.body import ReplayBody
 from steer_proxy.http.call import Call
-from steer_proxy.http.wire import Address
+from steer_proxy.http.lines import head, line
 
 #: A body larger than this is rewritten in a thread, in bytes.
 REWRITE_IN_THREAD: Final = 1024 * 1024
@@ -48,8 +45,7 @@ class OutboundRequest:
 
     upstream: Upstream
     address: Address
-    target: str
-    headers: CIMultiDict[str]
+    head: bytes
     body: ReplayBody
 
 
@@ -74,11 +70,11 @@ class Outbound:
         strip = not presents_caller(call, upstream)
         if strip and query:
             query = strip_query_credentials(query)
-        headers = self._headers(upstream, address, body, strip=strip)
         target = f"{address.proxied_origin}{address.base_path}{path}" or "/"
         if query:
             target = f"{target}?{query}"
-        return OutboundRequest(upstream, address, target, headers, body)
+        start = self._head(upstream, address, target, body, strip=strip)
+        return OutboundRequest(upstream, address, start, body)
 
     async def _effective(self, candidate: Candidate) -> tuple[str, str, ReplayBody]:
         """Path, query and body with the candidate's options applied."""
@@ -101,41 +97,38 @@ class Outbound:
             made = self._rewritten[key] = (changed.path, changed.query, body)
         return made
 
-    def _headers(
-        self, upstream: Upstream, address: Address, body: ReplayBody, *, strip: bool
-    ) -> CIMultiDict[str]:
+    def _head(
+        self, upstream: Upstream, address: Address, target: str, body: ReplayBody, *, strip: bool
+    ) -> bytes:
         call = self._call
-        added = [
-            ("X-Request-ID", call.request_id),
-            *call.trace.headers(new_span_id()),
-            via(pseudonym=call.pseudonym),
+        own = [
+            address.host_line,
+            line("X-Request-ID", call.request_id),
+            *(line(name, value) for name, value in call.trace.headers(new_span_id())),
+            call.via_line,
         ]
         if body.size or call.method in _BODY_METHODS:
-            added.append(("Content-Length", str(body.size)))
+            own.append(b"Content-Length: %d\r\n" % body.size)
+        replaced = address.replaced
         if call.upgrade:
-            added += self._handshake(strip=strip)
+            own += self._handshake(strip=strip)
         elif call.dialect.name is not DialectName.HTTP:
             asked = call.headers.get("Accept-Encoding")
-            added.append(("Accept-Encoding", accept_encoding(asked, identity=call.facts.stream)))
-        added += upstream.headers.items()
+            own.append(line("Accept-Encoding", accept_encoding(asked, identity=call.facts.stream)))
+            replaced = address.replaced_for_llm
         credential = upstream.credential
         if credential is not None:
-            added.append((credential.header, credential.value()))
-        passed = request_headers(
-            # `tracestate` belongs to the `traceparent` that is sent, if that has one.
-            [pair for pair in call.headers.items() if pair[0].lower() != "tracestate"],
-            strip_credentials=strip,
-            forward_idempotency_key=upstream.policy.forwards_idempotency_key,
-            added=added,
-        )
-        return CIMultiDict([("Host", address.host_header), *passed])
+            own.append(line(credential.header, credential.value()))
+        own += address.lines
+        fields = request_fields(call.fields, replaced=replaced, strip_credentials=strip)
+        return head(f"{call.method} {target} HTTP/1.1", fields, own)
 
-    def _handshake(self, *, strip: bool) -> list[tuple[str, str]]:
+    def _handshake(self, *, strip: bool) -> list[bytes]:
         """The caller's WebSocket handshake as it is, key and extensions too: it is end to end."""
         headers = self._call.headers
-        lines = [("Connection", "Upgrade"), ("Upgrade", "websocket")]
+        lines = [line("Connection", "Upgrade"), line("Upgrade", "websocket")]
         for name in _HANDSHAKE:
-            lines += [(name, value) for value in headers.getall(name, ())]
+            lines += [line(name, value) for value in headers.getall(name, ())]
         protocols = [
             protocol.strip()
             for value in headers.getall("Sec-WebSocket-Protocol", ())
@@ -144,5 +137,5 @@ class Outbound:
         if strip:
             protocols = strip_subprotocol_credentials(protocols)
         if protocols:
-            lines.append(("Sec-WebSocket-Protocol", ", ".join(protocols)))
+            lines.append(line("Sec-WebSocket-Protocol", ", ".join(protocols)))
         return lines

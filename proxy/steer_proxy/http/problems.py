@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
-
-from multidict import CIMultiDict
 
 from steer_policies.config import DialectName
 from steer_policies.dialects import dialect
 from steer_policies.dialects.base import Dialect
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.http.caller import CallerResponse
+from steer_proxy.http.lines import line
 
 #: The shape of an error when no route, and so no dialect, is known.
 PLAIN: Final[Dialect] = dialect(DialectName.HTTP)
@@ -31,32 +31,37 @@ def refuse(status: int, code: str, message: str, *, close: bool = False) -> Refu
     return Refusal(Problem(status, code, message), close=close)
 
 
-def advise(
-    headers: CIMultiDict[str],
+def advice(
     retry_after: float | None,
     sdk_retry: bool | None,  # noqa: FBT001 - three-valued: yes, no, no opinion
-) -> None:
-    """Tell the caller's SDK when another try can make sense, and whether it can at all.
+) -> dict[str, bytes]:
+    """Header lines, by lower-case name, that tell the caller's SDK when and whether to try again.
 
     Every official SDK obeys `x-should-retry`; `retry-after` is whole seconds, rounded up, and
     `retry-after-ms` the same more finely.
     """
+    lines: dict[str, bytes] = {}
     if retry_after is not None:
-        headers["Retry-After"] = str(math.ceil(retry_after))
-        headers["Retry-After-Ms"] = str(math.ceil(retry_after * 1000))
+        lines["retry-after"] = line("Retry-After", str(math.ceil(retry_after)))
+        lines["retry-after-ms"] = line("Retry-After-Ms", str(math.ceil(retry_after * 1000)))
     if sdk_retry is not None:
-        headers["X-Should-Retry"] = "true" if sdk_retry else "false"
+        lines["x-should-retry"] = line("X-Should-Retry", "true" if sdk_retry else "false")
+    return lines
 
 
 def problem_response(
-    speaks: Dialect, problem: Problem, headers: CIMultiDict[str], *, close: bool
+    speaks: Dialect, problem: Problem, own: Sequence[bytes] = (), *, close: bool
 ) -> CallerResponse:
-    """The response for one of Steer's own errors."""
+    """The response for one of Steer's own errors, with further header lines of ours."""
     answer = speaks.error(problem.status, problem.code, problem.message)
-    headers["Content-Type"] = answer.content_type
-    headers["Content-Length"] = str(len(answer.body))
-    advise(headers, problem.retry_after, problem.sdk_retry)
-    response = CallerResponse(problem.status, None, headers, answer.body)
+    lines = [
+        *own,
+        line("Content-Type", answer.content_type),
+        *advice(problem.retry_after, problem.sdk_retry).values(),
+    ]
+    response = CallerResponse(
+        problem.status, None, own=lines, body=answer.body, length=len(answer.body)
+    )
     if close:
         response.close_connection()
     return response

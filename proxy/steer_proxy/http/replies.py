@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
 from typing import Final
 
-from multidict import CIMultiDict
-
-from steer_policies.headers import response_headers
+from steer_policies.headers import NO_NAMES, Field, response_fields
 from steer_policies.outcome import Verdict
 from steer_policies.plan import Plan
 from steer_proxy.engine.conclusion import Settled
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.call import Call
+from steer_proxy.http.lines import line
 from steer_proxy.http.outbound import presents_caller
-from steer_proxy.http.problems import advise
+from steer_proxy.http.problems import advice
 
 LOGGER: Final = logging.getLogger("steer.call")
 
@@ -31,57 +29,45 @@ _SWITCHING: Final = frozenset(
 )
 
 
-def own_headers(call: Call, made: Plan, settled: Settled[HttpAnswer]) -> CIMultiDict[str]:
-    """The headers that say what Steer did."""
-    headers: CIMultiDict[str] = CIMultiDict()
-    _add_own(headers, call, made, settled)
-    return headers
-
-
-def _add_own(
-    headers: CIMultiDict[str], call: Call, made: Plan, settled: Settled[HttpAnswer]
-) -> None:
-    headers["X-Steer-Request-ID"] = call.request_id
-    headers["X-Steer-Trace-ID"] = call.trace.trace_id
+def own_lines(call: Call, made: Plan, settled: Settled[HttpAnswer]) -> list[bytes]:
+    """The header lines that say what Steer did."""
+    lines = [
+        line("X-Steer-Request-ID", call.request_id),
+        line("X-Steer-Trace-ID", call.trace.trace_id),
+    ]
     candidate = settled.candidate
     if candidate is not None:
-        headers["X-Steer-Upstream"] = candidate.upstream
+        lines.append(line("X-Steer-Upstream", candidate.upstream))
         if candidate.model is not None and candidate.model != call.facts.model:
-            headers["X-Steer-Model"] = candidate.model
+            lines.append(line("X-Steer-Model", candidate.model))
     if made.rule is not None:
-        headers["X-Steer-Rule"] = made.rule
-    headers["X-Steer-Attempts"] = str(len(settled.attempts))
+        lines.append(line("X-Steer-Rule", made.rule))
+    lines.append(b"X-Steer-Attempts: %d\r\n" % len(settled.attempts))
+    return lines
 
 
-def answer_headers(
+def answer_head(
     call: Call, made: Plan, settled: Settled[HttpAnswer], answer: HttpAnswer
-) -> CIMultiDict[str]:
-    """The provider's own headers less what belongs to its connection, and ours."""
-    candidate = settled.candidate
+) -> tuple[list[Field], list[bytes]]:
+    """The provider's own fields less what belongs to its connection, and our lines."""
+    candidate, response = settled.candidate, answer.response
     own = candidate is not None and not presents_caller(
         call, call.config.upstreams[candidate.upstream]
     )
     if answer.status == 101:
         # The tunnel is end to end, so the provider's side of the handshake passes whole.
-        kept: Collection[str] = _SWITCHING
+        kept = _SWITCHING
     else:
         # Of a stream the length is left out: an error event may have to follow what was promised.
-        kept = _LENGTH if answer.reader is None else ()
-    headers = CIMultiDict(response_headers(_fields(answer), strip_cookies=own, kept=kept))
-    _add_own(headers, call, made, settled)
-    if settled.hold is None:
-        advise(headers, settled.retry_after, settled.sdk_retry)
-    return headers
-
-
-def _fields(answer: HttpAnswer) -> list[tuple[str, str]]:
-    """The provider's headers as it wrote them: aiohttp's mapping respells the names it knows."""
-    if answer.response is None:
-        return list((answer.headers or CIMultiDict[str]()).items())
-    return [
-        (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
-        for name, value in answer.response.raw_headers
-    ]
+        kept = _LENGTH if answer.reader is None and answer.status != 204 else NO_NAMES
+    told = {} if settled.hold is not None else advice(settled.retry_after, settled.sdk_retry)
+    fields = response_fields(
+        () if response is None else response.raw_headers,
+        strip_cookies=own,
+        kept=kept,
+        replaced=frozenset(told),
+    )
+    return fields, [*own_lines(call, made, settled), *told.values()]
 
 
 def tell(

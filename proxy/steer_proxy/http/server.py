@@ -14,7 +14,6 @@ from typing import Final
 from aiohttp import web
 from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.web_request import BaseRequest
-from multidict import CIMultiDict
 
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.config import Limits
@@ -98,7 +97,7 @@ class Server(web.Server):
     async def _refused(self, fault: str) -> web.StreamResponse:
         LOGGER.debug("a request was refused: %s", fault)
         problem = Problem(400, "steer_bad_request", f"The request is refused: {fault}.")
-        return problem_response(PLAIN, problem, CIMultiDict(), close=True)
+        return problem_response(PLAIN, problem, close=True)
 
     async def close(self) -> None:
         """Drop every connection and what is being done for it."""

@@ -11,7 +11,6 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from math import inf
 from typing import Final
 
@@ -31,6 +30,10 @@ CLOSING: Final = 30.0
 
 #: How long a side may take to say goodbye and hang up once the other has gone, in seconds.
 FAREWELL: Final = 10.0
+
+#: How long a side may take none of the bytes that wait for it, in seconds. Reading slowly is fine;
+#: whoever neither reads nor leaves would keep an upstream's slot for good.
+STALLED: Final = 120.0
 
 #: Silence after which the kernel asks whether a peer is still there, in seconds; it asks four times
 #: as many seconds apart as `_ASK_EVERY`. A tunnel may be idle for hours, and peers vanish.
@@ -91,11 +94,16 @@ class _Lane:
         transport.write(data)
         if self._waiting is None and self._sink.writing_paused:
             self._source.pause_reading()
-            self._waiting = asyncio.create_task(self._wait_for_room())
+            self._waiting = asyncio.create_task(self._wait_for_room(transport))
 
-    async def _wait_for_room(self) -> None:
-        with suppress(ConnectionError):  # the sink is gone, and its own lane tells so
+    async def _wait_for_room(self, transport: asyncio.Transport) -> None:
+        patience = _Patience(transport)
+        try:
             await self._sink._drain_helper()  # noqa: SLF001 - aiohttp's writers do the same
+        except ConnectionError:
+            pass  # the sink is gone, and its own lane tells so
+        finally:
+            patience.end()
         self._waiting = None
         self._source.resume_reading()
 
@@ -122,6 +130,29 @@ class _Lane:
         """Let go of everything; after `end`."""
         if self._waiting is not None:
             await asyncio.wait({self._waiting})
+
+
+class _Patience:
+    """Drops a connection whose peer takes nothing for `STALLED` seconds."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._look()
+
+    def _look(self) -> None:
+        left = self._transport.get_write_buffer_size()
+        self._timer = self._loop.call_later(STALLED, self._judge, left)
+
+    def _judge(self, left: int) -> None:
+        if self._transport.get_write_buffer_size() < left:
+            self._look()
+        else:
+            self._transport.abort()
+
+    def end(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
 
 
 class Tunnel:

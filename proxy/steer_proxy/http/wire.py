@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import ClientRequest, ClientTimeout, TCPConnector
@@ -28,14 +27,12 @@ from aiohttp.client_exceptions import (
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_writer import StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDictProxy
 from yarl import URL
 
 from steer_policies.outcome import Failure
 from steer_proxy.http.body import ReplayBody
-from steer_proxy.http.head import write_head
 from steer_proxy.http.resolver import StaleResolver
 
 #: Longest answer head line and field accepted from an upstream, in bytes. Providers send long
@@ -65,17 +62,6 @@ class UpstreamError(Exception):
     def __init__(self, failure: Failure, detail: str = "") -> None:
         super().__init__(detail or str(failure))
         self.failure = failure
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where an upstream is: its origin, and the path its base URL begins with."""
-
-    template: ClientRequest
-    host_header: str
-    base_path: str
-    proxied_origin: str = ""
-    """Set when a plain-HTTP proxy wants absolute-form targets (RFC 9112 §3.2.2)."""
 
 
 class UpstreamResponse:
@@ -137,6 +123,10 @@ class UpstreamResponse:
             message, content = await self._protocol.read()
             if message.code not in _INTERIM or message.code == 101:
                 break
+        values = b"".join([value for _, value in message.raw_headers])
+        if b"\n" in values or b"\r" in values or b"\0" in values:
+            # aiohttp reads answers leniently; passed on, such a value could become another line.
+            raise UpstreamError(Failure.PROTOCOL, "a control character in a header")
         self._headed = True
         self._due = math.inf
         self.status = message.code
@@ -280,11 +270,6 @@ class Wire:
         )
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def connector(self) -> TCPConnector:
-        """The pool itself, for WebSocket sessions."""
-        return self._connector
-
     async def close(self) -> None:
         """Close every connection and wait for what still runs."""
         for task in tuple(self._tasks):
@@ -293,27 +278,14 @@ class Wire:
             await asyncio.wait(tuple(self._tasks))
         await self._connector.close()
 
-    def address(self, base_url: str, proxy: URL | None = None) -> Address:
-        """Prepare an upstream's base URL; `proxy` is the HTTP proxy to reach it by."""
-        url = URL(base_url, encoded=True)
-        origin = url.origin()
-        template = ClientRequest(
-            "GET", origin, loop=asyncio.get_running_loop(), proxy=proxy, ssl=True
-        )
-        host = url.host_port_subcomponent or ""
-        return Address(
-            template=template,
-            host_header=host,
-            base_path=url.raw_path.rstrip("/"),
-            proxied_origin=str(origin) if proxy is not None and url.scheme == "http" else "",
-        )
+    def origin(self, origin: URL, proxy: URL | None) -> ClientRequest:
+        """What the connector wants to know of an origin, and of the HTTP proxy to reach it by."""
+        return ClientRequest("GET", origin, loop=asyncio.get_running_loop(), proxy=proxy, ssl=True)
 
     async def send(
         self,
-        address: Address,
-        method: str,
-        target: str,
-        headers: CIMultiDict[str],
+        origin: ClientRequest,
+        head: bytes,
         body: ReplayBody,
         *,
         connect: float,
@@ -322,6 +294,7 @@ class Wire:
     ) -> UpstreamResponse:
         """Send a request and wait for the head of its answer.
 
+        `head` is the request's, whole; a body follows it as it is, so its length must be announced.
         `connect` bounds the phase in which nothing was sent and `patience` the silence after the
         whole request was, both in seconds; `deadline` (loop time) bounds all of it.
 
@@ -330,14 +303,16 @@ class Wire:
                 FIRST_BYTE_TIMEOUT or DEADLINE when the upstream may have seen the request.
         """
         loop = asyncio.get_running_loop()
-        connection = await self._connect(address, connect)
+        connection = await self._connect(origin, connect)
         protocol = connection.protocol
-        if protocol is None:
+        transport = None if protocol is None else protocol.transport
+        if protocol is None or transport is None or transport.is_closing():
+            connection.close()
             raise UpstreamError(Failure.CONNECT, "the connection was closed at once")
         if not hasattr(protocol, "steer_born"):
             protocol.steer_born = loop.time()  # type: ignore[attr-defined]
         protocol.set_response_params(
-            skip_payload=method == "HEAD",
+            skip_payload=head.startswith(b"HEAD "),
             read_until_eof=True,
             auto_decompress=False,
             read_bufsize=READ_AHEAD,
@@ -346,16 +321,13 @@ class Wire:
         )
         response = UpstreamResponse(connection, protocol, loop)
         try:
-            writer = StreamWriter(protocol, loop)
-            await write_head(writer, f"{method} {target} HTTP/1.1", headers)
             if body.memory is None:
+                transport.write(head)
                 response.arm(deadline, Failure.DEADLINE)
-                upload = response.upload = self._own(_upload(writer, body, protocol))
+                upload = response.upload = self._own(_upload(body, protocol))
                 upload.add_done_callback(lambda _: response.expect_head(patience, deadline))
             else:
-                if body.memory:
-                    await writer.write(body.memory, drain=False)
-                writer.set_eof()
+                transport.write(head + body.memory)
                 response.expect_head(patience, deadline)
             await response.start()
         except BaseException as error:
@@ -365,10 +337,10 @@ class Wire:
             raise translated from error
         return response
 
-    async def _connect(self, address: Address, connect: float) -> Connection:
+    async def _connect(self, origin: ClientRequest, connect: float) -> Connection:
         timeout = ClientTimeout(total=None, connect=connect, sock_connect=connect)
         try:
-            return await self._connector.connect(address.template, traces=[], timeout=timeout)
+            return await self._connector.connect(origin, traces=[], timeout=timeout)
         except (ClientConnectorError, ConnectionTimeoutError, TimeoutError, OSError) as error:
             raise UpstreamError(Failure.CONNECT, _brief(error)) from error
         except ClientError as error:
@@ -392,12 +364,14 @@ class Wire:
             _ = self._own(_retire(response))
 
 
-async def _upload(writer: StreamWriter, body: ReplayBody, protocol: ResponseHandler) -> None:
+async def _upload(body: ReplayBody, protocol: ResponseHandler) -> None:
     """Send a spooled body while the answer is awaited: a provider may answer before its end."""
     try:
         async for piece in body.pieces():
-            await writer.write(piece)
-        await writer.write_eof()
+            if protocol.transport is None or protocol.transport.is_closing():
+                return  # the reader of the answer learns of it
+            protocol.transport.write(piece)
+            await protocol._drain_helper()  # noqa: SLF001 - aiohttp's writers do the same
     except (OSError, ClientError) as error:
         # The reader of the answer learns of it, unless an answer is already there.
         if protocol.exception() is None:

@@ -55,12 +55,24 @@ class Ends:
         (attempt,) = self.provider.attempts
         return attempt
 
+    @property
+    def towards_caller(self) -> asyncio.Transport:
+        """Steer's end of the only caller's connection."""
+        (protocol,) = self.steer.sidecar._calls.connections
+        assert protocol.transport is not None
+        return protocol.transport
+
+    @property
+    def towards_provider(self) -> asyncio.Transport:
+        """Steer's end of the only connection in use to the provider."""
+        (protocol,) = self.steer.gateway.wire._connector._acquired
+        assert protocol.transport is not None
+        return protocol.transport
+
     async def given_back(self) -> None:
         """The provider's connection is closed, its slot free, no call is served."""
         await self.provider.wait_for_connections(0)
-        async with asyncio.timeout(60):
-            while self.steer.gateway.active:
-                await asyncio.sleep(0.01)
+        assert await self.steer.sidecar._quiet(60, None)
         policy = self.steer.sidecar.config.upstreams["tools"].policy
         assert self.steer.gateway.registry.state(policy).slots.busy == 0
 
@@ -98,8 +110,8 @@ async def test_every_frame_passes_to_the_byte(tmp_path: Path, cut: int) -> None:
     """Every opcode, length form and fragment, masks included, however the writes are cut."""
     up = b"".join(masked(opcode, payload, final=final) for opcode, payload, final in MESSAGES)
     down = b"".join(frame(opcode, payload, final=final) for opcode, payload, final in MESSAGES)
-    if cut == 1:  # one byte at a time is slow: the short frames say it all
-        up, down = up[:300], down[:300]
+    if 0 < cut < 10:  # piece by piece is slow: the short frames say it all
+        up, down = up[:1200], down[:1200]
     received = b""
 
     async def session(peer: WebSocket) -> None:
@@ -193,13 +205,10 @@ async def test_a_conversation_has_no_time_limit(tmp_path: Path) -> None:
 async def test_the_kernel_looks_after_silent_peers(tmp_path: Path) -> None:
     """Both connections are probed, so that a peer that vanished is noticed in minutes."""
     async with ends(tmp_path) as both, websocket(both.port, PATH):
-        (connection,) = both.steer.sidecar._calls.connections
-        upstream = [proto for proto in both.steer.gateway.wire._connector._acquired]
-        for protocol in (connection, *upstream):
-            found = protocol.transport.get_extra_info("socket")
+        for transport in (both.towards_caller, both.towards_provider):
+            found = transport.get_extra_info("socket")
             assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
-        assert len(upstream) == 1
 
 
 # --- how it ends
@@ -349,24 +358,16 @@ async def test_the_caller_vanishes(tmp_path: Path, how: Literal["close", "reset"
 async def test_the_caller_vanishes_within_a_frame(
     tmp_path: Path, how: Literal["close", "reset"]
 ) -> None:
-    """The provider sees the cut, too: 1006, and no message."""
-    codes: list[int] = []
-
-    async def session(peer: WebSocket) -> None:
-        try:
-            await peer.receive()
-        except WebSocketClosed as closed:
-            codes.append(closed.code)
-
+    """The provider sees the cut, too, and no close frame."""
     async with ends(tmp_path) as both:
-        both.serve(session)
         async with websocket(both.port, PATH) as caller:
             caller.send_raw(masked(TEXT, b"x" * 100)[:50])
             await asyncio.sleep(0.1)
             caller.end(how)
         await both.given_back()
-        assert codes == [1006]
+        assert both.attempt.closed_by_peer_at is not None
         assert both.attempt.messages == []
+        assert both.attempt.bytes_written < 300  # the head of the 101, and no answer to a close
 
 
 async def test_both_vanish(tmp_path: Path) -> None:
@@ -420,7 +421,7 @@ async def test_a_gone_side_does_not_keep_the_other(tmp_path: Path) -> None:
             began = both.now()
             await caller.closed()
             await caller.ended()
-            assert both.now() - began == pytest.approx(under_test.FAREWELL, abs=0.1)
+            assert both.now() - began == pytest.approx(under_test.FAREWELL, abs=0.2)
         await both.given_back()
     async with ends(tmp_path) as both:
         both.serve(deaf)
@@ -428,7 +429,7 @@ async def test_a_gone_side_does_not_keep_the_other(tmp_path: Path) -> None:
             pass
         began = both.now()
         await both.given_back()
-        assert both.now() - began == pytest.approx(under_test.FAREWELL, abs=0.1)
+        assert both.now() - began == pytest.approx(under_test.FAREWELL, abs=0.2)
 
 
 @pytest.mark.parametrize("breaks", [True, False])
@@ -512,8 +513,7 @@ async def test_a_slow_caller_holds_the_provider_back(tmp_path: Path) -> None:
         both.serve(session)
         async with websocket(both.port, PATH) as caller:
             await asyncio.sleep(60)
-            (connection,) = both.steer.sidecar._calls.connections
-            assert 0 < connection.transport.get_write_buffer_size() < MIB
+            assert 0 < both.towards_caller.get_write_buffer_size() < MIB
             assert both.attempt.bytes_written < 24 * MIB
             for piece in pieces:
                 assert (await caller.receive())[2] == piece
@@ -539,8 +539,7 @@ async def test_a_slow_provider_holds_the_caller_back(tmp_path: Path) -> None:
             caller.send_raw(whole)
             caller.close(1000, "done")
             await asyncio.sleep(60)
-            (upstream,) = both.steer.gateway.wire._connector._acquired
-            assert 0 < upstream.transport.get_write_buffer_size() < MIB
+            assert 0 < both.towards_provider.get_write_buffer_size() < MIB
             go_on.set()
             assert await caller.closed() == (1000, "")
         await both.given_back()
@@ -548,17 +547,22 @@ async def test_a_slow_provider_holds_the_caller_back(tmp_path: Path) -> None:
 
 
 async def test_a_caller_that_never_reads_is_cut_off(tmp_path: Path) -> None:
-    """When the provider has gone, what cannot be delivered in time is dropped."""
+    """Slowness is waited for as long as there is progress; without any, the slot is given back."""
+    # Several kernels' buffers full: a sender hears of progress only when much was read.
+    large = 4 * MIB
 
     async def session(peer: WebSocket) -> None:
-        for _ in range(16):
-            peer._connection.transport.write(frame(BINARY, b"x" * MIB))
-        await asyncio.sleep(5)
-        peer._connection.reset()
+        for _ in range(12):
+            await peer.send(b"x" * large)
 
     async with ends(tmp_path) as both:
         both.serve(session)
-        async with websocket(both.port, PATH):
+        async with websocket(both.port, PATH) as caller:
+            for _ in range(4):
+                await asyncio.sleep(0.9 * under_test.STALLED)
+                assert len((await caller.receive())[2]) == large
+            assert both.provider.open_connections == 1
+            await asyncio.sleep(2.1 * under_test.STALLED)
             await both.given_back()
 
 
@@ -587,14 +591,14 @@ async def test_a_drain_says_so(tmp_path: Path) -> None:
     async with ends(tmp_path) as both:
         both.serve(session)
         async with websocket(both.port, PATH) as caller:
-            draining = asyncio.create_task(both.steer.sidecar.drain(25))
+            draining = asyncio.create_task(both.steer.sidecar.drain(3))
             began = both.now()
             assert await caller.closed() == (1001, "Steer is shutting down")
-            assert both.now() - began == pytest.approx(25, abs=0.1)
+            assert both.now() - began == pytest.approx(3, abs=0.1)
             caller.close(1001)
             assert await caller.ended() == ("close", b"")
             assert await draining is False
-            assert both.now() - began < 25.5
+            assert both.now() - began < 3.5
         await both.given_back()
         assert codes == [1001]
 
@@ -602,8 +606,8 @@ async def test_a_drain_says_so(tmp_path: Path) -> None:
 async def test_a_conversation_that_ends_in_time_is_drained(tmp_path: Path) -> None:
     """Whoever says goodbye during the drain is not cut."""
     async with ends(tmp_path) as both, websocket(both.port, PATH) as caller:
-        draining = asyncio.create_task(both.steer.sidecar.drain(25))
-        await asyncio.sleep(5)
+        draining = asyncio.create_task(both.steer.sidecar.drain(3))
+        await asyncio.sleep(1)
         caller.send(TEXT, b"bye")
         assert await caller.text() == "bye"
         caller.close(1000)
@@ -618,9 +622,10 @@ async def test_stopping_at_once_leaves_nothing(tmp_path: Path) -> None:
             "upstreams": {"tools": {"dialect": "http", "base_url": provider.base_url}},
             "routes": [{"name": "tools", "path": "/tools", "candidates": ["tools"]}],
         }
-        async with running(configure(settings, tmp_path)) as steer, ExactClient(
-            steer.sidecar.port
-        ) as client:
+        async with (
+            running(configure(settings, tmp_path)) as steer,
+            ExactClient(steer.sidecar.port) as client,
+        ):
             got = await client.ask(handshake(PATH))
             caller = RawWebSocket(client, got)
             caller.send(TEXT, b"x")

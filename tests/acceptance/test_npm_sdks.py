@@ -1,0 +1,77 @@
+"""The official JavaScript SDKs behave through Steer as they do without it.
+
+One Node process for each SDK runs every scenario of `npm/*.mjs` against both base URLs and prints
+what it got; here the two are compared, and held against what the providers saw.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.provider import Attempt, faults
+from tests.provider.choosing import Predicate
+from tests.support.sdk import Doubles, compared, doubles, node
+
+STATUSES = [400, 401, 403, 404, 409, 422, 429, 500, 503]
+
+
+def asks_for(model: str) -> Predicate:
+    """Requests that name this model."""
+    return lambda attempt: attempt.object.get("model") == model
+
+
+def scripted(both: Doubles) -> None:
+    """What happens depends on the model that is asked for."""
+    for provider in (both.direct, both.behind):
+        for status in STATUSES:
+            provider.when(asks_for(f"status-{status}"), faults.status(status))
+            provider.when(asks_for(f"retries-{status}"), faults.status(status))
+        provider.when(asks_for("silent"), faults.silence())
+
+
+def about(attempts: list[Attempt], model: str) -> list[Attempt]:
+    return [attempt for attempt in attempts if attempt.object.get("model") == model]
+
+
+# What each of Steer's own answers must become: the class, the status, Steer's code, its words.
+OWN = {
+    "badHeader": ("BadRequestError", 400, "steer_bad_header", "X-Steer-Budget"),
+    "noRoute": ("NotFoundError", 404, "steer_no_route", "/openai/v1"),
+    "unreachable": ("InternalServerError", 502, "steer_upstream_unreachable", "attempt 3 at"),
+    "timeUp": ("InternalServerError", 504, "steer_deadline", "time is up"),
+}
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize(("script", "dialect"), [("openai", "openai"), ("anthropic", "anthropic")])
+async def test_npm(tmp_path: Path, script: str, dialect: str) -> None:
+    """Every call comes to the same as directly, errors included; nothing is retried twice over."""
+    async with doubles(tmp_path, quick_retries=True) as both:
+        scripted(both)
+        direct, steered = both.urls(dialect)
+        found: Any = await node(
+            f"{script}.mjs",
+            direct=direct,
+            steered=steered,
+            nowhere=f"{both.steer.url}/nowhere",
+            unreachable=f"{both.steer.url}/unreachable/{dialect}",
+            statuses=STATUSES,
+        )
+        compared(found["direct"], found["direct"], found["steered"])
+        raised = {name for name, value in found["steered"].items() if "raised" in (value or ())}
+        assert raised == {f"status-{code}{end}" for code in STATUSES for end in ("", " streamed")}
+        for name, (kind, status, code, words) in OWN.items():
+            error = found["own"][name]
+            assert (error["raised"], error["status"]) == (kind, status), error
+            assert code in str(error["body"])
+            assert words in error["says"]
+        for name, kind in (("429", "RateLimitError"), ("503", "InternalServerError")):
+            error = found["own"][f"retries{name}"]
+            assert error["raised"] == kind
+            assert error["fields"]["x-should-retry"] == "false"
+            attempts = about(both.behind.attempts, f"retries-{name}")
+            assert [attempt.header("x-stainless-retry-count") for attempt in attempts] == ["0"] * 3
+        assert len(about(both.behind.attempts, "silent")) == 1
