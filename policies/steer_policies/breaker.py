@@ -75,7 +75,8 @@ class Transition:
     """A change of state, for events, metrics and the ledger.
 
     `until` is the monotonic time at which an open breaker becomes due, else None. `window_calls`
-    and `window_failures` are what the window held when it happened.
+    and `window_failures` are what the window held when it happened. `upstream_wide` says that it is
+    the breaker of the upstream as a whole.
     """
 
     from_state: State
@@ -85,6 +86,7 @@ class Transition:
     until: float | None
     window_calls: int = 0
     window_failures: int = 0
+    upstream_wide: bool = False
 
 
 class Permit:
@@ -124,6 +126,8 @@ class Rejected:
 class Breaker:
     """One breaker. `now` is monotonic seconds, `jitter` a random number in [0, 1).
 
+    `upstream_wide` is told with its transitions: it stands for all models of an upstream.
+
     Attributes:
         generation: how many transitions there have been.
         failures: consecutive failures while closed; stays as it was until the breaker closes again.
@@ -137,13 +141,15 @@ class Breaker:
         "_state",
         "_successes",
         "_until",
+        "_upstream_wide",
         "_window",
         "failures",
         "generation",
     )
 
-    def __init__(self, policy: BreakerPolicy) -> None:
+    def __init__(self, policy: BreakerPolicy, *, upstream_wide: bool = False) -> None:
         self._policy = policy
+        self._upstream_wide = upstream_wide
         self._slow = math.inf if policy.slow_call is None else policy.slow_call
         self._window = Window(policy.window)
         self._state = _CLOSED
@@ -269,7 +275,16 @@ class Breaker:
         self._successes = 0
         self._probes.clear()
         calls, failures = self._window.totals(now)
-        return Transition(source, self._state, reason, self.generation, until, calls, failures)
+        return Transition(
+            source,
+            self._state,
+            reason,
+            self.generation,
+            until,
+            calls,
+            failures,
+            self._upstream_wide,
+        )
 
 
 class PermitPair:

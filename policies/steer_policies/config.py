@@ -66,7 +66,7 @@ class _Parsed:
         self._schema = schema
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema  # noqa: PLC0415 - only when pydantic asks
+        from pydantic_core import core_schema
 
         return core_schema.no_info_before_validator_function(self._parser, handler(source))
 
@@ -74,26 +74,30 @@ class _Parsed:
         return dict(self._schema)
 
 
+def _either(kind: str, text: re.Pattern[str]) -> Mapping[str, Any]:
+    """The JSON Schema of a number that may also be written as text with a unit."""
+    return {
+        "anyOf": [
+            {"type": kind, "minimum": 0},
+            {"type": "string", "pattern": f"^\\s*{text.pattern}\\s*$"},
+        ]
+    }
+
+
 Seconds = Annotated[
     float,
-    _Parsed(
-        parse_duration,
-        {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": _DURATION.pattern}]},
-    ),
+    _Parsed(parse_duration, _either("number", _DURATION)),
 ]
 """A duration in seconds; in configuration also text with a unit."""
 
 ByteSize = Annotated[
     int,
-    _Parsed(
-        parse_size,
-        {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": _SIZE.pattern}]},
-    ),
+    _Parsed(parse_size, _either("integer", _SIZE)),
 ]
 """A number of bytes; in configuration also text with a unit."""
 
 
-def _check(condition: bool, message: str) -> None:
+def _check(condition: bool, message: str) -> None:  # noqa: FBT001 - reads as an assertion
     if not condition:
         raise ValueError(message)
 
@@ -160,7 +164,7 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallTimeouts:
-    """Limits of a whole call, in seconds: `total` until commit, `max_stream` for a stream's life."""
+    """Limits of a whole call in seconds: `total` until commit, `max_stream` for a stream's life."""
 
     __pydantic_config__: ClassVar[Any] = _FORBID_UNKNOWN
 

@@ -7,8 +7,8 @@ spelling and repetition of what passes is kept.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 from urllib.parse import unquote_plus
 
@@ -149,7 +149,9 @@ def response_fields(
 # pass is worked out once. Keys are foreign input, but no longer than a message's head may be.
 @lru_cache(maxsize=256)
 def _passing_on(
-    names: bytes, replaced: frozenset[str], strip_credentials: bool
+    names: bytes,
+    replaced: frozenset[str],
+    strip_credentials: bool,  # noqa: FBT001 - a key of the cache
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Which fields of a request pass, and which of them are `Connection`."""
     lower = _lower(names)
@@ -165,7 +167,10 @@ def _passing_on(
 
 @lru_cache(maxsize=256)
 def _passing_back(
-    names: bytes, kept: frozenset[str], strip_cookies: bool, also: frozenset[str]
+    names: bytes,
+    kept: frozenset[str],
+    strip_cookies: bool,  # noqa: FBT001 - a key of the cache
+    also: frozenset[str],
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Which fields of an answer pass, and which of them are `Connection`."""
     lower = _lower(names)

@@ -125,7 +125,7 @@ TRAITS: Final[Mapping[Failure, Traits]] = MappingProxyType(
         Failure.FIRST_TOKEN_TIMEOUT: Traits(Outcome.TIMEOUT, True, _ANY, _BAD, _OK, _MAYBE),
         Failure.IDLE_TIMEOUT: Traits(Outcome.TIMEOUT, True, _ANY, _BAD, _OK, _MAYBE),
         Failure.TRUNCATED: Traits(Outcome.BROKEN, True, _ANY, _BAD, _OK, _MAYBE),
-        # Throttling is the provider working as it should: the throttle gate learns, no breaker does.
+        # Throttling is the provider at work as it should be: the gate learns, no breaker does.
         Failure.THROTTLED: Traits(Outcome.THROTTLED, True, _ANY, _NONE, _OK, _NO),
         Failure.OVERLOADED: Traits(Outcome.UPSTREAM_5XX, True, _ANY, _BAD, _OK, _NO),
         Failure.SERVER_ERROR: Traits(Outcome.UPSTREAM_5XX, True, _ANY, _BAD, _OK, _NO),

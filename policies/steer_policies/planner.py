@@ -18,6 +18,7 @@ from typing import Final
 from steer_policies.attributes import Scope, declared_of
 from steer_policies.budget import Budget, Estimate, UnknownPrice, estimate, estimate_usd, tightest
 from steer_policies.config import CandidateSpec
+from steer_policies.dialects.base import RequestFacts
 from steer_policies.facts import CallFacts, Calm, LiveContext
 from steer_policies.plan import Candidate, Plan, Refused
 from steer_policies.quality import Quality
@@ -55,6 +56,16 @@ def plan(
     ):
         return made
     return _Narrowing(route, facts, made).result(facts.quality, route.order)
+
+
+def plan_at_once(route: RoutePolicy, request: RequestFacts) -> Plan | None:
+    """The plan of a call that brings no budget, quality or override, where it needs no thought.
+
+    The same as `plan` would make; None where that has to be asked.
+    """
+    if not request.steered:
+        return route.plan_of(route.pinned, request.model)
+    return route.plan_of(route.own, request.model) if route.static else None
 
 
 def _choose(route: RoutePolicy, facts: CallFacts, live: LiveContext) -> Choice:

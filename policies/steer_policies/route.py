@@ -95,6 +95,8 @@ class RoutePolicy:
     """Each rule with what it chooses, highest priority first."""
     home: Home = field(init=False, repr=False, compare=False)
     """What estimates in conditions are made for."""
+    static: bool = field(init=False, repr=False, compare=False)
+    """Whether every call without demands of its own gets the same plan for its model."""
     ceiling: Budget | None = field(init=False, repr=False, compare=False)
     """The route's own budget for each call; its `ms` is already in every choice's time-outs."""
 
@@ -119,6 +121,14 @@ class RoutePolicy:
             tuple((rule, self._choice_of(rule)) for rule in by_priority(self.rules)),
         )
         set_(self, "ceiling", self.budget.ceiling())
+        set_(
+            self,
+            "static",
+            not self.rules
+            and self.ceiling is None
+            and self.order is Order.LISTED
+            and len(self.candidates) == 1,
+        )
         set_(
             self,
             "home",

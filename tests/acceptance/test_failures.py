@@ -264,6 +264,19 @@ async def test_the_fallbacks_own_401_never_reaches_the_caller(tmp_path: Path) ->
         assert len(parties.fallback.attempts) == asked
 
 
+@pytest.mark.parametrize("code", [401, 403])
+async def test_a_refused_key_of_the_callers_is_the_callers_to_mend(
+    tmp_path: Path, code: int
+) -> None:
+    """A wrong key is not served at the operator's cost: no fallback spends its own on it."""
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.status(code))
+        reply = await parties.ask()
+        assert reply.status == code
+        assert len(parties.primary.attempts) == 1
+        assert parties.fallback.attempts == []
+
+
 async def test_the_reported_model_is_that_of_whoever_answered(tmp_path: Path) -> None:
     """Body, usage and headers all come from the fallback."""
     async with world(tmp_path, fallback_options={"model": "gpt-4.1-mini"}) as parties:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,12 +56,10 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(
-    tmp_path: Path, env: Mapping[str, str] | None = None, **more: Any
-) -> AsyncIterator[Stage]:
+async def stage(tmp_path: Path, **more: Any) -> AsyncIterator[Stage]:
     """Steer over `settings`, and its provider."""
     async with Provider() as provider:
-        config = configure(settings(provider, **more), tmp_path, env or {})
+        config = configure(settings(provider, **more), tmp_path)
         async with running(config) as steer:
             yield Stage(provider, steer)
 

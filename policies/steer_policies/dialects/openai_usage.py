@@ -31,7 +31,7 @@ _BLANKS: Final = b" \t"
 _NULL: Final = re.compile(rb'"usage"[ \t]*:[ \t]*null')
 
 _MAX_TRIES: Final = 8
-"""How many members of that name an event may have, at any depth; a chunk of OpenAI's has one."""
+"""Members of that name, at any depth, among which a chunk's own is looked for; OpenAI's has one."""
 
 
 def usage_options(facts: RequestFacts, body: Any) -> Mapping[str, Any]:
@@ -80,7 +80,7 @@ class WithoutUsage:
             return piece
         name, data = fields(piece)
         chunk = mapping(load(data))
-        usage = chunk.get("usage", b"")
+        usage = chunk.get("usage", False)
         if usage is None:
             return _without_null(piece, chunk)
         if isinstance(usage, dict) and chunk.get("choices") == [] and not is_error(name, chunk):
@@ -96,7 +96,7 @@ def _without_null(event: bytes, chunk: Mapping[str, Any]) -> bytes:
         before = event[: match.start()].rstrip(_BLANKS)
         after = event[match.end() :]
         if before[-1:] == b",":
-            before = before[:-1]
+            before = before[:-1].rstrip(_BLANKS)
         elif before[-1:] == b"{":
             after = after.lstrip(_BLANKS).removeprefix(b",").lstrip(_BLANKS)
         left = before + after

@@ -44,7 +44,7 @@ class Sender(Protocol[A_co]):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AttemptRecord:
     """One attempt as the log, the headers and the ledger tell it. Times are monotonic seconds."""
 
@@ -59,7 +59,7 @@ class AttemptRecord:
     verdict: Verdict
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Terms:
     """What a call allows the exchange to do.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Generic, TypeVar
 
 from steer_policies.config import UpstreamPolicy
@@ -108,29 +108,32 @@ def conclude(
     now: float,
 ) -> Settled[A]:
     """The end of an exchange in which no attempt succeeded."""
+    # Until a circuit is probed or a provider's asked time is over, whichever comes first.
+    wait = min((refusal.seconds for refusal in refusals if refusal.seconds > 0), default=None)
     if best.answer is not None:
         failure = best.answer.verdict.failure
+        asked = wait if best.retry_at is None else max(0.0, best.retry_at - now)
+        final = failure in _NOT_RETRIED_BY_SDKS
         return Settled(
             records,
             answer=best.answer,
             candidate=best.candidate,
-            retry_after=None if best.retry_at is None else max(0.0, best.retry_at - now),
-            sdk_retry=None if failure in _NOT_RETRIED_BY_SDKS else False,
+            retry_after=None if final else asked,
+            sdk_retry=None if final else False,
         )
-    return Settled(records, problem=_problem(records, refusals, uncertain=best.uncertain))
+    problem = _problem(records, refusals, uncertain=best.uncertain)
+    return Settled(records, problem=replace(problem, retry_after=wait))
 
 
 def _problem(
     records: Sequence[AttemptRecord], refusals: Sequence[Refusal], *, uncertain: bool
 ) -> Problem:
     if not records:
-        waits = [refusal.seconds for refusal in refusals if refusal.seconds > 0]
         told = "; ".join(f"{refusal.upstream}: {refusal.why}" for refusal in refusals)
         return Problem(
             503,
             "steer_unavailable",
             f"No upstream can take this call now ({told or 'none is configured'}).",
-            retry_after=min(waits, default=None),
         )
     last = records[-1]
     tale = "; ".join(

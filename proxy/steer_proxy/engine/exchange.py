@@ -65,7 +65,7 @@ class _Tried(Generic[A]):
         return await self.visit.judge(self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Entry:
     """What an attempt had to get before it could be made."""
 
@@ -115,6 +115,22 @@ class _Visit(Generic[A]):
 class Exchange(Generic[A]):
     """Runs one call's attempts to their end. Use once."""
 
+    __slots__ = (
+        "_best",
+        "_clock",
+        "_deferred",
+        "_forced",
+        "_pending",
+        "_policy",
+        "_refusals",
+        "_sender",
+        "_settled",
+        "_spent_usd",
+        "_terms",
+        "_waited",
+        "records",
+    )
+
     def __init__(
         self,
         plan: Plan,
@@ -139,16 +155,13 @@ class Exchange(Generic[A]):
         self._settled: Settled[A] | None = None
         self._deferred: list[_Course] = []
         self.records: list[AttemptRecord] = []
-        self._pending = deque(
-            _Course(
-                index,
-                candidate,
-                upstreams[candidate.upstream],
-                registry.state(upstreams[candidate.upstream]),
-                credentials.get(candidate.upstream, 0),
+        self._pending: deque[_Course] = deque()
+        for index, candidate in enumerate(plan.candidates):
+            upstream = upstreams[candidate.upstream]
+            credential = credentials.get(candidate.upstream, 0)
+            self._pending.append(
+                _Course(index, candidate, upstream, registry.state(upstream), credential)
             )
-            for index, candidate in enumerate(plan.candidates)
-        )
 
     async def run(self) -> Settled[A]:
         """Try until an answer is committed, or until nothing more can be tried.
@@ -194,7 +207,7 @@ class Exchange(Generic[A]):
         if (
             course.policy.own_credential
             and course.state.credential_marked(now)
-            and (self._others(Elsewhere.ANY, course) or self.records)
+            and (self._others(course) or self.records)
         ):
             self._refusals.append(
                 Refusal(course.candidate.upstream, 0.0, "its credential was refused")
@@ -281,7 +294,7 @@ class Exchange(Generic[A]):
         return budget is not None and cost is not None and self._spent_usd + cost > budget
 
     def _worth_waiting(self, delay: float, course: _Course) -> bool:
-        patient = delay <= self._policy.hop_after or not self._others(Elsewhere.ANY, course)
+        patient = delay <= self._policy.hop_after or not self._others(course)
         return patient and self._fits(delay)
 
     def _record(self, visit: _Visit[A], started: float, answer: A) -> None:
@@ -348,7 +361,7 @@ class Exchange(Generic[A]):
             attempts_total=len(self.records),
             waited=self._waited,
             time_left=self._terms.deadline - now,
-            others=self._others(TRAITS[failure].elsewhere, course),
+            others=self._others(course, failure),
             ambiguous=self._terms.ambiguous,
             unsent_only=self._terms.unsent_only,
             idempotent_upstream=self._terms.keyed and course.policy.forwards_idempotency_key,
@@ -379,16 +392,20 @@ class Exchange(Generic[A]):
 
     def _hop(self, course: _Course, verdict: Verdict) -> None:
         """Go on to the candidates this failure allows, or come back after the time asked for."""
-        elsewhere = TRAITS[verdict.failure or Failure.REJECTED].elsewhere
+        failure = verdict.failure or Failure.REJECTED
         self._pending = deque(
-            other for other in self._pending if self._allowed(elsewhere, course, other)
+            other for other in self._pending if self._allowed(failure, course, other)
         )
         if verdict.hint is not None and course.attempts < self._policy.max_attempts:
             course.available_at = self._clock.now() + verdict.hint.seconds
             self._deferred.append(course)
 
-    def _allowed(self, elsewhere: Elsewhere, course: _Course, other: _Course) -> bool:
-        match elsewhere:
+    def _allowed(self, failure: Failure, course: _Course, other: _Course) -> bool:
+        """Whether a failure at one candidate may be made up for at another."""
+        if failure is Failure.CREDENTIAL and not course.policy.own_credential:
+            # The caller's own key was refused: nobody else's is spent on the call.
+            return False
+        match TRAITS[failure].elsewhere:
             case Elsewhere.ANY:
                 return True
             case Elsewhere.NEVER:
@@ -399,11 +416,11 @@ class Exchange(Generic[A]):
                 theirs = other.candidate.context_tokens
                 return theirs is not None and theirs > (course.candidate.context_tokens or 0)
 
-    def _others(self, elsewhere: Elsewhere, course: _Course) -> bool:
-        """Whether another candidate could take the call now."""
+    def _others(self, course: _Course, failure: Failure | None = None) -> bool:
+        """Whether another candidate could take the call now, given what failed at this one."""
         now = self._clock.now()
         return any(
-            self._allowed(elsewhere, course, other)
+            (failure is None or self._allowed(failure, course, other))
             and other.state.open_for(other.candidate.model, now) <= 0
             and not (other.policy.own_credential and other.state.credential_marked(now))
             for other in self._pending

@@ -70,7 +70,7 @@ class UpstreamState:
         self.slots: Final = Slots(policy.concurrency)
         self._clock = clock
         self._sink = sink
-        self._breaker = Breaker(policy.breaker)
+        self._breaker = Breaker(policy.breaker, upstream_wide=True)
         self._models: _Remembered[str | None, Breaker] = _Remembered(
             lambda: Breaker(policy.breaker)
         )
@@ -123,7 +123,7 @@ class UpstreamState:
             HealthEvent(
                 "breaker",
                 self.policy.name,
-                model,
+                None if transition.upstream_wide else model,
                 str(transition.from_state),
                 str(transition.to_state),
                 transition.reason,
@@ -215,7 +215,7 @@ class Registry:
             del self._states[name]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LiveView:
     """The live context a planner may ask about, for one call and its credential."""
 

@@ -105,7 +105,10 @@ class HttpSender:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             return None
         return self._call.dialect.read_stream(
-            self._call.facts, content_type, keep_text=self._keep_text
+            self._call.facts,
+            content_type,
+            keep_text=self._keep_text,
+            strip_usage=bool(self._call.usage_options),
         )
 
     async def _failing(self, response: UpstreamResponse) -> HttpAnswer:

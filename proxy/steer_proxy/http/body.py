@@ -127,6 +127,15 @@ async def read_body(
     """
     if declared is not None and declared > limits.max_body:
         raise BodyTooLarge
+    if (
+        declared is not None
+        and content.is_eof()
+        and declared == content.total_bytes <= limits.spool_above
+        and content.exception() is None
+        and budget.reserve(declared)
+    ):
+        # Nearly always: small, and all there already.
+        return ReplayBody(content.read_nowait(-1), declared, budget=budget, reserved=declared)
     keeping = _Keeping(limits, budget)
     pieces = _Pieces(content, limits.body_timeout)
     try:

@@ -22,10 +22,13 @@ class Call:
     `headers` are for looking things up, `fields` the same as they stood on the wire, for passing
     them on. `path` is relative to the route and begins with a slash; `query` has no question mark.
     `json` is the parsed body, the plain fields of a form, or None. `accepted_at` is on the loop's
-    clock; `silence` bounds each silence towards the caller, in seconds, None for no bound. `credentials`
-    maps an upstream to a number that stands for the credential used there. `token_is_key` says
-    that what looks like the caller's API key is this port's own token, `upgrade` that the caller
-    asks to switch to WebSocket. `via_line` is how this process names itself to the next hop.
+    clock; `silence` bounds each silence towards the caller, in seconds, None for no bound.
+    `credentials` maps an upstream to a number that stands for the credential used there.
+    `token_is_key` says that what looks like the caller's API key is this port's own token,
+    `upgrade` that the caller asks to switch to WebSocket. `via_line` is how this process names
+    itself to the next hop. `usage_options` are merged into a request after its candidate's own, for
+    a count of tokens that the caller did not ask for: when there are any, what they bring is taken
+    out of the answer again.
     """
 
     config: Config
@@ -49,3 +52,4 @@ class Call:
     credentials: Mapping[str, int] = field(default_factory=dict)
     token_is_key: bool = False
     upgrade: bool = False
+    usage_options: Mapping[str, Any] = field(default_factory=dict)

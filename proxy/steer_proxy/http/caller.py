@@ -70,6 +70,7 @@ class CallerResponse(StreamResponse):
         # Our own version, whatever the caller's (RFC 9110 §6.2).
         first_line = f"HTTP/1.1 {self.status} {self.reason}"
         writer._headers_buf = head(first_line, self._fields, lines)  # noqa: SLF001 - see `lines`
+        self._fields = self._own = ()  # a stream may last an hour
 
     def _frame(self, request: BaseRequest, writer: StreamWriter, lines: list[bytes]) -> None:
         """Say where the body ends, and whether the connection outlives it (RFC 9112 §6, §9.3)."""

@@ -136,12 +136,15 @@ class Delivery:
         if upstream is not None and (reader is not None or self._call.facts.operation != "http"):
             upstream.arm(loop.time() + longest, Failure.DEADLINE)
             stuck = loop.call_later(longest + LAST_WORDS, self._cut_off)
-        sent: Sent | None = None
+        elif upstream is not None:
+            upstream.disarm()  # the deadline was that of the commit
+        sent = None if reader is None else self._remembering(settled, reader)
+        if sent is None:
+            self._travel_light(upstream)
         try:
             if reader is None:
                 verdict = await relay_plain(response, answer)
             else:
-                sent = self._remembering(settled, reader)
                 verdict = await relay_stream(response, answer, reader, sent)
                 if upstream is not None:
                     answer.response = None
@@ -156,6 +159,13 @@ class Delivery:
         finally:
             if stuck is not None:
                 stuck.cancel()
+
+    def _travel_light(self, upstream: UpstreamResponse | None) -> None:
+        """Let go of what only another attempt would need: there is none after the commit."""
+        self._call.body.close()
+        self._call.json = None
+        if upstream is not None:
+            upstream.forget_head()
 
     def _remembering(self, settled: Settled[HttpAnswer], reader: StreamReader) -> Sent | None:
         """Where to remember what was sent, when the stream may be resumed."""

@@ -14,6 +14,8 @@ from steer_policies.deadline import call_deadline
 from steer_policies.facts import CallFacts
 from steer_policies.plan import Plan, Refused
 from steer_policies.planner import plan as make_plan
+from steer_policies.planner import plan_at_once
+from steer_policies.steering import NONE as NO_STEERING
 from steer_proxy.engine.attempt import Problem, Terms
 from steer_proxy.engine.clock import Clock, new_span_id
 from steer_proxy.engine.config import Config
@@ -61,14 +63,14 @@ class Gateway:
         self._budget = MemoryBudget(config.limits.body_memory)
         # Instances differ, so that one Steer behind another is not taken for a loop.
         self._pseudonym = f"steer-{new_span_id()}"
-        self._scopes: set[asyncio.Timeout] = set()
+        self._running: dict[asyncio.Task[object], CallProgress] = {}
         self._over = False
         self._install(config)
 
     @property
     def active(self) -> int:
         """How many calls are being served."""
-        return len(self._scopes)
+        return len(self._running)
 
     def _install(self, config: Config) -> None:
         self.config = config
@@ -88,27 +90,29 @@ class Gateway:
         The drain's time is up.
         """
         self._over = True
-        now = asyncio.get_running_loop().time()
-        for scope in tuple(self._scopes):
-            scope.reschedule(now)
+        for task, progress in tuple(self._running.items()):
+            progress.cut = True
+            task.cancel()
 
     async def handle(self, request: BaseRequest) -> CallerResponse:
         """Serve one request."""
         progress = CallProgress()
-        scope = asyncio.timeout(None)
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a request is served in a task")
+        self._running[task] = progress
         try:
-            async with scope:
-                self._scopes.add(scope)
-                try:
-                    return await self._serve(request, progress)
-                except Refusal as refusal:
-                    return self._refused(progress, refusal)
-                finally:
-                    self._scopes.discard(scope)
-        except TimeoutError:
-            if not scope.expired():
+            return await self._serve(request, progress)
+        except Refusal as refusal:
+            return self._refused(progress, refusal)
+        except asyncio.CancelledError:
+            # As asyncio.timeout does: our own cancellation is turned into something else, anybody
+            # else's (the caller hung up, say) goes on.
+            if not progress.cut or task.uncancel() > 0:
                 raise
             return await self._cut(request, progress)
+        finally:
+            del self._running[task]
 
     async def _serve(self, request: BaseRequest, progress: CallProgress) -> CallerResponse:
         addresses = self._addresses
@@ -130,7 +134,9 @@ class Gateway:
             call.body.close()
 
     def _plan(self, call: Call) -> Plan | Refused:
-        steering = call.steering
+        steering, policy = call.steering, call.route.policy
+        if steering is NO_STEERING and (made := plan_at_once(policy, call.facts)) is not None:
+            return made
         facts = CallFacts(
             request=call.facts,
             method=call.method,
@@ -142,7 +148,6 @@ class Gateway:
             body=call.json,
             body_size=call.body.size,
         )
-        policy = call.route.policy
         live = LiveView(self.registry, self.clock, policy.upstreams, call.credentials)
         return make_plan(policy, facts, live, steering.upstream)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
 from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDictProxy
 
 from steer_policies.deadline import sdk_silence_limit
 from steer_policies.dialects import dialect
-from steer_policies.dialects.base import Dialect
+from steer_policies.dialects.base import Dialect, RequestFacts
 from steer_policies.headers import is_loop, via
 from steer_policies.paths import BadTarget, admit, after_route, match_route
+from steer_policies.route import UsageMode
 from steer_policies.steering import SteeringError, read_steering
 from steer_policies.trace_context import (
     TraceContext,
@@ -28,6 +30,10 @@ from steer_proxy.http.lines import line
 from steer_proxy.http.payload import parse_body, read_call_body
 from steer_proxy.http.problems import refuse
 from steer_proxy.http.websocket import wants_websocket
+
+#: Targets whose routes are remembered, and the longest of them in characters.
+MAX_TARGETS: Final = 512
+MAX_TARGET: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,7 @@ class Intake:
         self._aliases = {
             alias.prefix: alias.means for route in config.routes for alias in route.aliases
         }
+        self._matched: dict[str, Matched] = {}
         self._prefixes = self._routes.keys() | self._aliases.keys()
 
     def route(self, request: BaseRequest) -> Matched:
@@ -63,7 +70,10 @@ class Intake:
         Raises:
             Refusal: 400 for a target that is not taken, 404 naming the routes, 508 for a loop.
         """
-        target = admit(request.method, request.raw_path)
+        target_text = request.raw_path
+        if (matched := self._matched.get(target_text)) is not None:
+            return matched
+        target = admit(request.method, target_text)
         if isinstance(target, BadTarget):
             raise refuse(
                 400, "steer_bad_target", f"The request is refused: {target.reason}.", close=True
@@ -82,7 +92,13 @@ class Intake:
             )
         route, speaks = self._routes[prefix]
         rest = speaks.canonical_path(after_route(prefix, path))
-        return Matched(route, speaks, rest, target.query)
+        matched = Matched(route, speaks, rest, target.query)
+        # A program asks for few targets, over and over. Foreign input: bounded in number and size.
+        if len(target_text) <= MAX_TARGET and target_text != "*":
+            if len(self._matched) >= MAX_TARGETS:
+                self._matched.clear()
+            self._matched[target_text] = matched
+        return matched
 
     async def accept(self, request: BaseRequest, matched: Matched, *, token_is_key: bool) -> Call:
         """Read a request whole and describe it.
@@ -137,6 +153,7 @@ class Intake:
                 credentials=self._credentials(matched, headers),
                 token_is_key=token_is_key,
                 upgrade=upgrade,
+                usage_options=_usage_options(matched, facts, parsed),
             )
         except BaseException:
             body.close()
@@ -154,6 +171,8 @@ class Intake:
         request_id = None if presented is None else safe_request_id(presented)
         if request_id is None:
             request_id = new_id(self._clock.wall())
+            if "traceparent" not in headers and "X-Trace-ID" not in headers:
+                return request_id, TraceContext(request_id.replace("-", ""))
         parent = headers.get("traceparent")
         if parent is not None:
             states = headers.getall("tracestate", ())
@@ -162,6 +181,12 @@ class Intake:
         named = headers.get("X-Trace-ID")
         safe = None if named is None else safe_request_id(named)
         return request_id, TraceContext(trace_id_from(safe or request_id))
+
+
+def _usage_options(matched: Matched, facts: RequestFacts, body: Any) -> Mapping[str, Any]:
+    if matched.route.policy.usage is not UsageMode.ASK:
+        return {}
+    return matched.dialect.usage_options(facts, body)
 
 
 def credential_number(headers: Mapping[str, str], query: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from steer_policies.config import DialectName
@@ -14,6 +15,7 @@ from steer_policies.headers import (
     strip_subprotocol_credentials,
 )
 from steer_policies.plan import Candidate
+from steer_policies.route import merged
 from steer_proxy.engine.clock import new_span_id
 from steer_proxy.engine.config import Upstream
 from steer_proxy.http.addresses import Address, Addresses
@@ -28,6 +30,11 @@ REWRITE_IN_THREAD: Final = 1024 * 1024
 _BODY_METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
 
 _HANDSHAKE: Final = ("Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Extensions")
+
+
+@lru_cache(maxsize=256)
+def _coding_line(asked: str | None, identity: bool) -> bytes:  # noqa: FBT001 - a key of the cache
+    return line("Accept-Encoding", accept_encoding(asked, identity=identity))
 
 
 def presents_caller(call: Call, upstream: Upstream) -> bool:
@@ -79,18 +86,17 @@ class Outbound:
     async def _effective(self, candidate: Candidate) -> tuple[str, str, ReplayBody]:
         """Path, query and body with the candidate's options applied."""
         call = self._call
-        if not candidate.options:
+        options = merged(candidate.options, call.usage_options)
+        if not options:
             return call.path, call.query, call.body
         key = id(candidate)
         if (made := self._rewritten.get(key)) is None:
             raw = await call.body.read()
             arguments = (call.facts, call.path, call.query, call.content_type, raw, call.json)
             if len(raw) > REWRITE_IN_THREAD:
-                changed = await asyncio.to_thread(
-                    call.dialect.rewrite, *arguments, candidate.options
-                )
+                changed = await asyncio.to_thread(call.dialect.rewrite, *arguments, options)
             else:
-                changed = call.dialect.rewrite(*arguments, candidate.options)
+                changed = call.dialect.rewrite(*arguments, options)
             body = call.body
             if changed.body is not None:
                 body = ReplayBody(changed.body, len(changed.body))
@@ -113,8 +119,7 @@ class Outbound:
         if call.upgrade:
             own += self._handshake(strip=strip)
         elif call.dialect.name is not DialectName.HTTP:
-            asked = call.headers.get("Accept-Encoding")
-            own.append(line("Accept-Encoding", accept_encoding(asked, identity=call.facts.stream)))
+            own.append(_coding_line(call.headers.get("Accept-Encoding"), call.facts.stream))
             replaced = address.replaced_for_llm
         credential = upstream.credential
         if credential is not None:

@@ -19,3 +19,5 @@ class CallProgress:
     call: Call | None = None
     response: CallerResponse | None = None
     tunnel: Tunnel | None = None
+    cut: bool = False
+    """Whether the drain's time is up for it."""

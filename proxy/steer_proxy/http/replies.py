@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from steer_policies.deadline import retry_count
 from steer_policies.headers import NO_NAMES, Field, response_fields
 from steer_policies.outcome import Verdict
 from steer_policies.plan import Plan
@@ -87,7 +88,7 @@ def tell(
     end = problem.code if problem is not None else str(failure or "answered")
     LOGGER.log(
         logging.INFO if problem is None and failure is None else logging.WARNING,
-        "%s %s%s: %s in %.2f s [%s]%s",
+        "%s %s%s: %s in %.2f s [%s]%s%s",
         call.request_id,
         call.route.path,
         call.path,
@@ -95,4 +96,5 @@ def tell(
         now - call.accepted_at,
         tale,
         f" rule {made.rule}" if made.rule else "",
+        f" (retry {again} of the caller's SDK)" if (again := retry_count(call.headers)) else "",
     )

@@ -28,7 +28,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from steer_policies.outcome import Failure
@@ -52,6 +52,8 @@ READ_AHEAD: Final = 64 * 1024
 
 #: How long the end of an answer is waited for when all of its content is there, in seconds.
 RETIRE_TIME: Final = 1.0
+
+_NO_HEADERS: Final = CIMultiDictProxy[str](CIMultiDict())
 
 _INTERIM: Final = range(100, 200)
 
@@ -200,6 +202,10 @@ class UpstreamResponse:
     def protocol(self) -> ResponseHandler:
         """The connection's protocol, for who takes it over after 101."""
         return self._protocol
+
+    def forget_head(self) -> None:
+        """Let go of the head: a stream may last an hour, and its fields are relayed by then."""
+        self.headers, self.raw_headers = _NO_HEADERS, ()
 
     @property
     def ended(self) -> bool:

@@ -181,9 +181,12 @@ def completions(attempt: Attempt, world: World) -> Answer:
     if not asked.get("stream"):
         whole = {**shared, "choices": choice("".join(words), "stop")}
         return json_answer(200, {**whole, "usage": usage(asked, len(words))}, headers)
-    events = [sse_event({**shared, "choices": choice(word, None)}) for word in words]
-    events.append(sse_event({**shared, "choices": choice("", "stop")}, role="closing"))
-    if (asked.get("stream_options") or {}).get("include_usage"):
+    include_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
+    uncounted = {"usage": None} if include_usage else {}
+    events = [sse_event({**shared, "choices": choice(word, None), **uncounted}) for word in words]
+    last = {**shared, "choices": choice("", "stop"), **uncounted}
+    events.append(sse_event(last, role="closing"))
+    if include_usage:
         total = {**shared, "choices": [], "usage": usage(asked, len(words))}
         events.append(sse_event(total, role="closing"))
     return sse_answer([*events, DONE], headers, pace=world.pace)

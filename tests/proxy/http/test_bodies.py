@@ -25,23 +25,41 @@ from tests.support.raw import ask, chunked, dialled, get, post, request, stage
 KIB, MIB = 2**10, 2**20
 LIMITS = Limits()
 
+#: Where the provider does not echo what it gets.
+SINK = "/tool/mcp"
+
 
 def random_bytes(size: int) -> bytes:
     """Bytes in which a lost, repeated or swapped piece shows."""
     return random.Random(size).randbytes(size)
 
 
-def spools() -> list[str]:
-    """Temporary files of request bodies this process has open."""
-    found = []
+def temporary_files() -> set[str]:
+    """Files without a name that this process has open."""
+    found = set()
     for entry in Path("/proc/self/fd").iterdir():
         try:
             target = str(entry.readlink())
         except OSError:
             continue
         if "(deleted)" in target and target.startswith(tempfile.gettempdir()):
-            found.append(target)
+            found.add(target)
     return found
+
+
+_OTHERS: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def _know_the_others() -> None:
+    """Those of pytest itself, which captures output in them."""
+    _OTHERS.clear()
+    _OTHERS.update(temporary_files())
+
+
+def spools() -> set[str]:
+    """Files of request bodies that are open."""
+    return temporary_files() - _OTHERS
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
@@ -55,15 +73,13 @@ async def test_every_attempt_gets_the_same_bytes(size: int, framing: str, tmp_pa
     body = random_bytes(size)
     async with stage(tmp_path) as world, dialled(world.port) as caller:
         world.provider.when(lambda attempt: attempt.number < 3, faults.status(503))
-        # The echo of 63 MiB is not what this is about.
-        world.provider.always(faults.status(200, {"ok": True}))
         if framing == "length":
-            caller.send(request("PUT", "/tool/x", body=body))
+            caller.send(request("PUT", SINK, body=body))
         else:
             pieces = [body[at : at + 50_000] for at in range(0, size, 50_000)]
-            caller.send(request("PUT", "/tool/x", "Transfer-Encoding: chunked") + chunked(*pieces))
+            caller.send(request("PUT", SINK, "Transfer-Encoding: chunked") + chunked(*pieces))
         reply = await caller.reply()
-        assert (reply.status, reply.value("X-Steer-Attempts")) == (200, "3")
+        assert (reply.status, reply.value("X-Steer-Attempts")) == (202, "3")
         attempts = world.provider.attempts
         assert len(attempts) == 3
         assert all(attempt.body == body for attempt in attempts)
@@ -71,7 +87,7 @@ async def test_every_attempt_gets_the_same_bytes(size: int, framing: str, tmp_pa
             [str(size)]
         ] * 3
         assert world.steer.gateway._budget.used == 0
-        assert spools() == []
+        assert spools() == set()
 
 
 @pytest.mark.parametrize(
@@ -90,7 +106,7 @@ async def test_where_a_body_is_kept(size: int, in_memory: bool, tmp_path: Path) 
         await attempt.finished.wait()
         await asyncio.sleep(1)
         assert world.steer.gateway._budget.used == 0
-        assert spools() == []
+        assert spools() == set()
 
 
 async def test_when_all_memory_is_taken(tmp_path: Path) -> None:
@@ -110,7 +126,7 @@ async def test_when_all_memory_is_taken(tmp_path: Path) -> None:
             assert reply.status == 200
         assert [attempt.body for attempt in world.provider.attempts] == [b"x" * 1000] * 5
         assert world.steer.gateway._budget.used == 0
-        assert spools() == []
+        assert spools() == set()
 
 
 @pytest.mark.parametrize("data", [b"x" * 2000, b"x" * 500])
@@ -148,7 +164,7 @@ async def test_every_way_out_frees_what_was_held(data: bytes, tmp_path: Path) ->
             assert reply.status == status, (fault, reply)
             await asyncio.sleep(1)
             assert world.steer.gateway._budget.used == 0, fault
-            assert spools() == [], fault
+            assert spools() == set(), fault
 
 
 async def test_a_caller_that_leaves_while_its_body_goes_to_disk(tmp_path: Path) -> None:
@@ -161,7 +177,7 @@ async def test_a_caller_that_leaves_while_its_body_goes_to_disk(tmp_path: Path) 
                 await asyncio.sleep(0)
                 caller.hang_up()
         await asyncio.sleep(1)
-        assert spools() == []
+        assert spools() == set()
         assert world.steer.gateway._budget.used == 0
         assert (await ask(world.port, get())).status == 200
 
@@ -179,7 +195,7 @@ async def test_a_disk_without_room(
         reply = await ask(world.port, post(b"x" * 2 * MIB))
         assert (reply.status, reply.code, reply.closes) == (503, "steer_overloaded", True)
         monkeypatch.undo()
-        assert spools() == []
+        assert spools() == set()
         assert (await ask(world.port, post(b"x" * 2 * MIB))).status == 200
     (line,) = [record for record in caplog.records if record.name == "steer.http"]
     assert "No space left on device" in line.getMessage()
@@ -205,10 +221,10 @@ async def test_readers_of_one_spool_do_not_disturb_each_other() -> None:
     async def read() -> bytes:
         return b"".join([piece async for piece in body.pieces()])
 
-    assert await asyncio.gather(read(), body.read(), read()) == [data] * 3
+    assert set(await asyncio.gather(read(), body.read(), read())) == {data}
     body.close()
     body.close()
-    assert spools() == []
+    assert spools() == set()
 
 
 async def test_a_spool_closed_under_its_reader() -> None:
@@ -219,7 +235,7 @@ async def test_a_spool_closed_under_its_reader() -> None:
     await asyncio.sleep(0)
     spool.close()
     assert await reading == b"x" * MIB
-    assert spools() == []
+    assert spools() == set()
     with pytest.raises(ValueError, match="closed"):
         await spool.read(0, 1)
 
@@ -252,7 +268,7 @@ async def test_many_small_pieces(size: int, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Spool, "append", counted)
     data = random_bytes(size)
     feed, budget = _Feed(), MemoryBudget(LIMITS.body_memory)
-    feeding = asyncio.create_task(feed.pieces(data, 64))
+    feeding = asyncio.create_task(feed.pieces(data, 256))
     began = time.process_time()
     body = await read_body(feed.content, None, LIMITS, budget)
     assert time.process_time() - began < 5.0
@@ -269,16 +285,15 @@ async def test_a_large_body_does_not_hold_up_the_others(tmp_path: Path) -> None:
     """While 63 MiB come in, are written, read and parsed, small calls are answered."""
     body = b'{"model": "m", "text": "' + b"x" * (63 * MIB) + b'"}'
     async with stage(tmp_path) as world:
-        world.provider.always(faults.status(200, {"ok": True}))
         kind = "Content-Type: application/json"
-        large = asyncio.create_task(ask(world.port, post(body, "/tool/large", kind)))
+        large = asyncio.create_task(ask(world.port, post(body, SINK, kind)))
         answered, slowest = 0, 0.0
         while not large.done():
             began = time.perf_counter()
             assert (await ask(world.port, get("/tool/small"))).status == 200
             slowest = max(slowest, time.perf_counter() - began)
             answered += 1
-        assert (await large).status == 200
+        assert (await large).status == 202
         assert answered > 20
         assert slowest < 1.0
 

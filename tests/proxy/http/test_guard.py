@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -169,7 +170,7 @@ async def test_browsers_with_websockets(field: str, status: int, tmp_path: Path)
 # --- the token
 
 
-def guarded(tmp_path: Path) -> dict[str, object]:
+def guarded(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     return {"listen": {"port": 0, "token": {"file": str(tmp_path / "token")}}}
 
