@@ -22,7 +22,10 @@ def main() -> int:
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a target is missed")
     options = parser.parse_args()
     if not sys.platform.startswith("linux"):
-        print("bench: processor time and memory are read from /proc, so this needs Linux", file=sys.stderr)
+        print(
+            "bench: processor time and memory are read from /proc, so this needs Linux",
+            file=sys.stderr,
+        )
         return 2
     # Servers are stopped on the way out, and inherit the limit: two sockets per stream.
     signal.signal(signal.SIGTERM, _stop)

@@ -34,12 +34,15 @@ class Connection(asyncio.Protocol):
         self._first_event: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember where to write."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Tell who waits for an answer that none will come."""
         self._fail(f"the connection was lost: {exc}")
 
     def data_received(self, data: bytes) -> None:
+        """Take a part of the answer."""
         self._parts.append(data)
         self._size += len(data)
         if self._end is None and not self._chunked:
@@ -96,7 +99,7 @@ class Connection(asyncio.Protocol):
 
 def _unframed(body: bytes) -> bytes:
     """A chunked body's content: proxies may cut it anew."""
-    pieces = []
+    pieces: list[bytes] = []
     position = 0
     while True:
         line = body.index(b"\r\n", position)
@@ -171,8 +174,9 @@ async def hold_streams(connections: Sequence[Connection], request: bytes) -> Non
         if not waiting:
             arrived.set()
 
+    begun: list[asyncio.Future[bytes]] = []
     for index, connection in enumerate(connections):
-        connection.call(request, first)
+        begun.append(connection.call(request, first))
         if index % 20 == 19:
             await asyncio.sleep(0.01)  # callers come in one after the other, if quickly
     async with asyncio.timeout(60):

@@ -37,18 +37,24 @@ SETTLE: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured: rounds, starts of each server, and calls per connection and round."""
+    """How much is measured.
 
-    rounds: int
+    `starts` is how often each server is started; the first `generations` of each are put under
+    load, for `rounds` rounds. `holds` is how often open streams are counted; the rest are calls per
+    connection and round.
+    """
+
     starts: int
+    generations: int
+    rounds: int
     holds: int
     alone: int
     together: int
     paced: int
 
 
-FULL: Final = Effort(rounds=9, starts=7, holds=2, alone=300, together=80, paced=10)
-QUICK: Final = Effort(rounds=2, starts=2, holds=1, alone=150, together=40, paced=6)
+FULL: Final = Effort(starts=6, generations=4, rounds=3, holds=2, alone=250, together=60, paced=8)
+QUICK: Final = Effort(starts=2, generations=2, rounds=1, holds=1, alone=150, together=40, paced=6)
 
 
 @dataclass(slots=True)
@@ -82,18 +88,21 @@ def measure(effort: Effort, say: Callable[[str], None]) -> Run:
     run = Run(Samples(), Samples(), Samples())
     parties: tuple[tuple[Start, Samples], ...] = ((_bare, run.bare), (steer, run.steer))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        with _wall(PACE) as wall, contextlib.ExitStack() as stack:
+        with _wall(PACE) as wall:
             for number in range(effort.starts):
                 say(f"start {number + 1} of {effort.starts}")
-                for start, samples in parties:
-                    with _started(start, wall) as server:
+                with contextlib.ExitStack() as stack:
+                    running = []
+                    for start, samples in parties:
+                        server = stack.enter_context(_started(start, wall))
                         samples.start.append(server.started_in)
                         runner.run(asyncio.sleep(0.2))
                         samples.idle.append(server.memory())
-            running = [
-                (stack.enter_context(_started(start, wall)), samples) for start, samples in parties
-            ]
-            runner.run(_rounds(effort, wall, running, run.direct, say))
+                        running.append((server, samples))
+                    # Where things happen to lie in memory makes one process faster than its twin
+                    # by some percent: hence several of each.
+                    if number < effort.generations:
+                        runner.run(_rounds(effort, wall, running, run.direct))
         with _wall(HELD_PACE) as wall:
             for number in range(effort.holds):
                 say(f"{HELD} open streams, {number + 1} of {effort.holds}")
@@ -113,37 +122,36 @@ def _bare(folder: Path, wall: Server) -> contextlib.AbstractContextManager[Serve
 @contextlib.contextmanager
 def _started(start: Start, wall: Server) -> Iterator[Server]:
     """A server in a folder of its own, for its configuration, database and log."""
-    with tempfile.TemporaryDirectory(prefix="steer-bench-") as folder:
-        with start(Path(folder), wall) as server:
-            yield server
+    with _folder() as folder, start(folder, wall) as server:
+        yield server
 
 
 @contextlib.contextmanager
 def _wall(pace: float) -> Iterator[Server]:
     """The provider: the one the tests use, in good health."""
     options = ("-m", "tests.provider", "--pace", str(pace), "--events", str(CHUNKS))
-    with tempfile.TemporaryDirectory(prefix="steer-bench-") as folder:
-        with announced(Path(folder), *options) as server:
-            yield server
+    with _folder() as folder, announced(folder, *options) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="steer-bench-") as name:
+        yield Path(name)
 
 
 # --- Loads
 
 
 async def _rounds(
-    effort: Effort,
-    wall: Server,
-    running: list[tuple[Server, Samples]],
-    direct: Samples,
-    say: Callable[[str], None],
+    effort: Effort, wall: Server, running: list[tuple[Server, Samples]], direct: Samples
 ) -> None:
     expected = await _answers(wall)
     for server, _ in running:
         if await _answers(server) != expected:
             raise LoadError("an answer through a proxy is not the provider's")
     parties = [(wall, direct), *running]
-    for number in range(effort.rounds):
-        say(f"round {number + 1} of {effort.rounds}")
+    for _ in range(effort.rounds):
         for server, samples in parties:
             load, used = await _calls(server, 1, effort.alone)
             samples.call_alone.append(used / effort.alone)

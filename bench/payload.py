@@ -1,4 +1,4 @@
-"""The two calls the benchmark makes, with the headers OpenAI's Python SDK sends and about 1 KB of body."""
+"""The benchmark's two calls: the headers of OpenAI's Python SDK, and about 1 KB of body."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The processes under test: started clean, measured from outside, stopped whatever happens.
 
-Processor time and memory are read from Linux's /proc, so that a server is measured as it is, without
-a line of ours inside it.
+Processor time and memory are read from Linux's /proc, so that a server is measured as it is,
+without a line of ours inside it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PATIENCE: Final = 30.0
 
 #: Variables that would change what is measured: our own settings, and other people's proxies.
-_FOREIGN: Final = ("STEER_", "OTEL_", "PYTHON", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_FOREIGN: Final = (
+    "STEER_",
+    "OTEL_",
+    "PYTHON",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+)
 
 _SET_PARENT_DEATH_SIGNAL: Final = 1
 _LIBC: Final = ctypes.CDLL(None)
@@ -71,7 +79,11 @@ def _process(arguments: Sequence[str], folder: Path) -> Iterator[subprocess.Pope
     }
     # The checkout's code, installed or not; nobody's own files beside it.
     sources = [str(ROOT / name) for name in ("policies", "proxy", "sdk", "")]
-    environment |= {"PYTHONPATH": os.pathsep.join(sources), "HOME": str(folder)}
+    environment |= {
+        "HOME": str(folder),
+        "PYTHONPATH": os.pathsep.join(sources),
+        "PYTHONHASHSEED": "0",  # the order of sets, and with it the cost of some look-ups
+    }
     log = folder / "log.txt"
     with log.open("a") as errors:
         process = subprocess.Popen(  # noqa: S603 - our own modules
@@ -113,7 +125,7 @@ def announced(folder: Path, *arguments: str) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def steer(folder: Path, upstream: Server) -> Iterator[Server]:
-    """`steer serve` with nothing configured but where its upstream is, and room for many streams."""
+    """`steer serve`, configured with nothing but its upstream and room for many streams."""
     config = folder / "steer.yaml"
     config.write_text(
         "upstreams:\n"

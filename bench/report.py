@@ -59,9 +59,7 @@ def figures(run: Run) -> list[Figure]:
             1.3,
         ),
         *_added("1 connection", run.direct.latency_alone, bare.latency_alone, steer.latency_alone),
-        *_added(
-            paced, run.direct.latency_together, bare.latency_together, steer.latency_together
-        ),
+        *_added(paced, run.direct.latency_together, bare.latency_together, steer.latency_together),
         _level("start to ready", "s", 1.0, bare.start, steer.start, 1.0),
         _level("memory, idle", "MB", _MEGA, bare.idle, steer.idle, 80.0),
         _level(f"memory per open stream, {HELD} of them", "KB", _KILO, bare.held, steer.held, 40.0),
@@ -137,8 +135,13 @@ def show(lines: Sequence[Figure]) -> None:
             target = f"<= {line.target:g} {unit}" if line.absolute else f"<= {line.target:g}{unit}"
         met = {None: "", True: "[green]met[/]", False: "[red]missed[/]"}[line.met]
         table.add_row(
-            line.what, _short(line.bare), _short(line.steer), line.unit, f"{line.ratio:.2f}x",
-            target, met,
+            line.what,
+            _short(line.bare),
+            _short(line.steer),
+            line.unit,
+            f"{line.ratio:.2f}x",
+            target,
+            met,
         )
     about = machine()
     console = Console()

@@ -38,7 +38,7 @@ BACKLOG: Final = 1024
 LULL: Final = 0.1
 
 #: How often that is looked at, in seconds.
-LOOK: Final = 0.02
+LOOK: Final = 0.05
 
 #: How long calls that are cut get to tell their callers so, in seconds.
 CUT_TIME: Final = 1.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +261,25 @@ async def test_a_wrong_length_is_never_a_clean_answer(
         else:
             # What exceeds the promised length is no part of the answer (RFC 9112 section 6.3).
             assert reply.status in {200, 502}
+
+
+async def test_a_caller_that_never_reads_is_dropped(tmp_path: Path) -> None:
+    """A stream's life is bounded also where nobody takes what it brings."""
+    route = {"timeouts": {"max_stream": 60}}
+    async with world(tmp_path, route=route) as parties:
+        parties.primary.always(faults.huge_answer(20 * 1024 * 1024))
+        reader, writer = await asyncio.open_connection("127.0.0.1", parties.steer.sidecar.port)
+        path, body = parties.request(stream=True)
+        raw = json.dumps(body).encode()
+        head = (
+            f"POST /route{path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
+        )
+        writer.write(head.encode() + raw)
+        await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(100)
+        assert parties.steer.gateway.active == 0
+        assert parties.primary.open_connections == 0
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()

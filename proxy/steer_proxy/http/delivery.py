@@ -29,7 +29,7 @@ from steer_proxy.http.resume import Joint, NotTheSame, Sent
 from steer_proxy.http.websocket import Tunnel
 from steer_proxy.http.wire import UpstreamError, UpstreamResponse, Wire
 
-#: How much longer than a stream may last its caller may take to read what is there, in seconds.
+#: How long a caller may take to read what is there when its stream has failed, in seconds.
 LAST_WORDS: Final = 5.0
 
 
@@ -39,6 +39,9 @@ class Services(Protocol):
     clock: Clock
     wire: Wire
     draining: bool
+
+    def overdue_later(self) -> None:
+        """See to it that calls are looked at which last longer than they may."""
 
     def exchange(
         self, call: Call, made: Plan, addresses: Addresses, deadline: float
@@ -132,10 +135,11 @@ class Delivery:
         await response.prepare(self._request)
         upstream, reader = answer.response, answer.reader
         longest = self._made.timeouts.max_stream
-        stuck: asyncio.TimerHandle | None = None
         if upstream is not None and (reader is not None or self._call.facts.operation != "http"):
             upstream.arm(loop.time() + longest, Failure.DEADLINE)
-            stuck = loop.call_later(longest + LAST_WORDS, self._cut_off)
+            # A caller that does not read holds us in a write, where no upstream's limit ends it.
+            self._progress.until = loop.time() + longest + LAST_WORDS
+            self._services.overdue_later()
         elif upstream is not None:
             upstream.disarm()  # the deadline was that of the commit
         sent = None if reader is None else self._remembering(settled, reader)
@@ -156,9 +160,6 @@ class Delivery:
             if sent is None or not await self._resume(response, settled, answer, sent):
                 await self._break(response, answer, broken.verdict)
             return broken.verdict
-        finally:
-            if stuck is not None:
-                stuck.cancel()
 
     def _travel_light(self, upstream: UpstreamResponse | None) -> None:
         """Let go of what only another attempt would need: there is none after the commit."""
@@ -249,8 +250,3 @@ class Delivery:
             return failed(Failure.TRUNCATED)
         await response.write_eof()
         return SUCCESS
-
-    def _cut_off(self) -> None:
-        """Drop a caller that neither reads nor leaves."""
-        if self._request.transport is not None:
-            self._request.transport.abort()

@@ -39,6 +39,9 @@ from steer_proxy.http.wire import Wire
 
 LOGGER: Final = logging.getLogger("steer.call")
 
+#: How often calls are looked at which may last too long, in seconds.
+SWEEP: Final = 15.0
+
 #: Methods that RFC 9110 §9.2.2 calls idempotent: repeating them is safe wherever they go.
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 
@@ -64,6 +67,7 @@ class Gateway:
         # Instances differ, so that one Steer behind another is not taken for a loop.
         self._pseudonym = f"steer-{new_span_id()}"
         self._running: dict[asyncio.Task[object], CallProgress] = {}
+        self._sweeping: asyncio.TimerHandle | None = None
         self._over = False
         self._install(config)
 
@@ -94,9 +98,29 @@ class Gateway:
             progress.cut = True
             task.cancel()
 
+    def overdue_later(self) -> None:
+        """See to it that calls are looked at which last longer than they may.
+
+        One timer looks after all of them, now and then: a stream's own would cost half a kilobyte.
+        """
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeping = None
+        now = asyncio.get_running_loop().time()
+        for progress in tuple(self._running.values()):
+            if progress.until is None:
+                continue
+            if now < progress.until:
+                self.overdue_later()
+            elif progress.transport is not None:
+                # It neither reads nor leaves.
+                progress.transport.abort()
+
     async def handle(self, request: BaseRequest) -> CallerResponse:
         """Serve one request."""
-        progress = CallProgress()
+        progress = CallProgress(transport=request.transport)
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a request is served in a task")

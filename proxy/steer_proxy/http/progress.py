@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from steer_policies.dialects.base import Dialect
@@ -16,8 +17,11 @@ class CallProgress:
     """What is known of a request so far."""
 
     speaks: Dialect = PLAIN
+    transport: asyncio.Transport | None = None
     call: Call | None = None
     response: CallerResponse | None = None
     tunnel: Tunnel | None = None
+    until: float | None = None
+    """The loop time after which a caller that does not read is dropped."""
     cut: bool = False
     """Whether the drain's time is up for it."""

@@ -222,20 +222,23 @@ async def test_a_slow_reader_gets_all_of_its_answer(tmp_path: Path) -> None:
 
 async def test_closing_without_a_drain(tmp_path: Path) -> None:
     """Whatever runs is dropped at once, its provider's connection too, and nothing is left."""
-    async with stage(tmp_path) as world:
-        async with dialled(world.port) as waiting, dialled(world.port) as streaming:
-            world.provider.when(lambda attempt: attempt.target == "/x", faults.silence())
-            world.provider.pace = 10.0
-            waiting.send(get())
-            streaming.send(chat(stream=True))
-            attempts = await world.provider.wait_for_attempts(2)
-            await streaming.head()
-            began = now()
-            await world.steer.sidecar.__aexit__(None, None, None)
-            assert now() - began < 1.0
-            for attempt in attempts:
-                await attempt.finished.wait()
-                assert attempt.closed_by_peer_at is not None
-            data, _ = await streaming.rest()
-            assert not data.endswith(b"0\r\n\r\n")
-            assert (await waiting.rest())[0] == b""
+    async with (
+        stage(tmp_path) as world,
+        dialled(world.port) as waiting,
+        dialled(world.port) as streaming,
+    ):
+        world.provider.when(lambda attempt: attempt.target == "/x", faults.silence())
+        world.provider.pace = 10.0
+        waiting.send(get())
+        streaming.send(chat(stream=True))
+        attempts = await world.provider.wait_for_attempts(2)
+        await streaming.head()
+        began = now()
+        await world.steer.sidecar.__aexit__(None, None, None)
+        assert now() - began < 1.0
+        for attempt in attempts:
+            await attempt.finished.wait()
+            assert attempt.closed_by_peer_at is not None
+        data, _ = await streaming.rest()
+        assert not data.endswith(b"0\r\n\r\n")
+        assert (await waiting.rest())[0] == b""
