@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 def command(
     names: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="SCENARIO", help="Play only these; see --list.", show_default=False
-        ),
+        typer.Argument(metavar="SCENARIO", help="Play only these; see --list.", show_default=False),
     ] = None,
     plain: Annotated[  # noqa: FBT002 - an option, given by name
         bool,

@@ -315,6 +315,12 @@ def test_events_too_large_to_hold_pass_whole(monkeypatch: pytest.MonkeyPatch) ->
     made = stripping()
     pieces = [whole[start : start + 10] for start in range(0, len(whole), 10)]
     assert b"".join(map(made.feed, pieces)) + made.finish() == whole
+    # Even when all of an event but its empty line comes at once.
+    again = stripping()
+    lines = whole.splitlines(keepends=True)
+    assert (
+        b"".join(map(again.feed, [part for text in lines for part in (text[:-1], b"\n")])) == whole
+    )
     assert progress(made) is Progress.COMPLETE
     assert made.usage is not None
 
