@@ -99,4 +99,3 @@ def _no_ambient_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
             or name.lower().endswith("_proxy")
         ):
             monkeypatch.delenv(name)
-    yield

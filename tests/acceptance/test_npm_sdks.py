@@ -43,17 +43,19 @@ OWN = {
     "unreachable": ("InternalServerError", 502, "steer_upstream_unreachable", "attempt 3 at"),
     "timeUp": ("InternalServerError", 504, "steer_deadline", "time is up"),
 }
+# Anthropic's client has finer classes for some statuses; they are kinds of `InternalServerError`.
+FINER = {"anthropic": {503: "ServiceUnavailableError", 504: "GatewayTimeoutError"}, "openai": {}}
 
 
 @pytest.mark.real_time
-@pytest.mark.parametrize(("script", "dialect"), [("openai", "openai"), ("anthropic", "anthropic")])
-async def test_npm(tmp_path: Path, script: str, dialect: str) -> None:
+@pytest.mark.parametrize("dialect", ["openai", "anthropic"])
+async def test_npm(tmp_path: Path, dialect: str) -> None:
     """Every call comes to the same as directly, errors included; nothing is retried twice over."""
     async with doubles(tmp_path, quick_retries=True) as both:
         scripted(both)
         direct, steered = both.urls(dialect)
         found: Any = await node(
-            f"{script}.mjs",
+            f"{dialect}.mjs",
             direct=direct,
             steered=steered,
             nowhere=f"{both.steer.url}/nowhere",
@@ -65,13 +67,13 @@ async def test_npm(tmp_path: Path, script: str, dialect: str) -> None:
         assert raised == {f"status-{code}{end}" for code in STATUSES for end in ("", " streamed")}
         for name, (kind, status, code, words) in OWN.items():
             error = found["own"][name]
-            assert (error["raised"], error["status"]) == (kind, status), error
+            assert error["raised"] == FINER[dialect].get(status, kind)
+            assert error["status"] == status
             assert code in str(error["body"])
             assert words in error["says"]
-        for name, kind in (("429", "RateLimitError"), ("503", "InternalServerError")):
-            error = found["own"][f"retries{name}"]
-            assert error["raised"] == kind
-            assert error["fields"]["x-should-retry"] == "false"
-            attempts = about(both.behind.attempts, f"retries-{name}")
+        for status, kind in ((429, "RateLimitError"), (503, "InternalServerError")):
+            error = found["own"][f"retries{status}"]
+            assert error["raised"] == FINER[dialect].get(status, kind)
+            attempts = about(both.behind.attempts, f"retries-{status}")
             assert [attempt.header("x-stainless-retry-count") for attempt in attempts] == ["0"] * 3
         assert len(about(both.behind.attempts, "silent")) == 1

@@ -195,7 +195,7 @@ async def world(
         }
         config = configure(settings, tmp_path, {"FALLBACK_KEY": "fallback-key"})
         steer = await stack.enter_async_context(running(config))
-        # A connector of its own that keeps nothing: what the caller's side pools is not in question.
+        # Nothing is kept: what the caller's side pools is not in question.
         connector = aiohttp.TCPConnector(force_close=True)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         yield World(dialect, first, second, steer, session)

@@ -5,8 +5,8 @@ own before `[DONE]`, which has no choices, while every other chunk has `"usage":
 (https://platform.openai.com/docs/api-reference/chat/create#chat-create-stream_options). Without
 either, the stream is, byte for byte, the one nobody asked to count.
 
-A count that stands beside choices stays: a server that puts it there, as DeepSeek does in the last
-chunk, does so whether asked or not (https://api-docs.deepseek.com/api/create-chat-completion).
+A count that stands beside choices stays: DeepSeek puts it into the last chunk whether asked or not
+(https://api-docs.deepseek.com/api/create-chat-completion).
 """
 
 from __future__ import annotations

@@ -244,13 +244,7 @@ class Connection(RequestHandler):
     def _body_broke(self, body: StreamReader, reason: str) -> None:
         self._broken = True
         self.reusable = False
-        waited_for = any(payload is body for _, payload in self._messages)
-        if self._current_request is not None or waited_for:
-            body.set_exception(RequestPayloadError(reason))
-        else:
-            # Answered already; the rest was only being waited for.
-            body.feed_eof()
-            self.close()
+        body.set_exception(RequestPayloadError(reason))
 
     def _head_too_large(self) -> None:
         self._stop_head_timer()

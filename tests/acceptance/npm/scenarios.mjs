@@ -22,8 +22,7 @@ async function told(scenario, client) {
     return (await scenario(client)) ?? null;
   } catch (error) {
     const { status, code, error: body } = error;
-    const fields = { 'x-should-retry': error.headers?.get('x-should-retry') };
-    return { raised: error.constructor.name, says: String(error.message), status, code, body, fields };
+    return { raised: error.constructor.name, says: String(error.message), status, code, body };
   }
 }
 

@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -227,17 +228,56 @@ async def test_readers_of_one_spool_do_not_disturb_each_other() -> None:
     assert spools() == set()
 
 
-async def test_a_spool_closed_under_its_reader() -> None:
-    """The reader gets its bytes, or an error; never those of another file."""
+class _Held:
+    """Makes a system call wait in its thread until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self._call = getattr(os, name)
+        self._loop = asyncio.get_running_loop()
+        self.begun = asyncio.Event()
+        self.go_on = threading.Event()
+        monkeypatch.setattr(os, name, self)
+
+    def __call__(self, *arguments: Any) -> Any:
+        self._loop.call_soon_threadsafe(self.begun.set)
+        assert self.go_on.wait(10)
+        return self._call(*arguments)
+
+
+async def test_a_spool_closed_under_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader gets its bytes: a descriptor closed under it could be another file by then."""
     spool = Spool()
-    await spool.append(b"x" * MIB)
-    reading = asyncio.create_task(spool.read(0, MIB))
-    await asyncio.sleep(0)
+    await spool.append(b"x" * 1000)
+    held = _Held(monkeypatch, "pread")
+    reading = asyncio.create_task(spool.read(0, 1000))
+    await held.begun.wait()
     spool.close()
-    assert await reading == b"x" * MIB
+    assert len(spools()) == 1
+    held.go_on.set()
+    assert await reading == b"x" * 1000
     assert spools() == set()
     with pytest.raises(ValueError, match="closed"):
         await spool.read(0, 1)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_writer_that_is_cancelled(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread writes on; the file is closed when it is done, whatever comes of it."""
+    spool = Spool()
+    await spool.append(b"x" * 1000)
+    held = _Held(monkeypatch, "pwrite")
+    if fails:
+        held._call = lambda *_: 1 / 0
+    writing = asyncio.create_task(spool.append(b"y" * 1000))
+    await held.begun.wait()
+    writing.cancel()
+    await asyncio.wait({writing})
+    assert writing.cancelled()
+    spool.close()
+    assert len(spools()) == 1
+    held.go_on.set()
+    await asyncio.sleep(1.0)
+    assert spools() == set()
 
 
 class _Feed:
@@ -255,7 +295,7 @@ class _Feed:
         self.content.feed_eof()
 
 
-@pytest.mark.parametrize("size", [MIB - 1, MIB + 1])
+@pytest.mark.parametrize("size", [MIB - 1, 2 * MIB])
 async def test_many_small_pieces(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A body in tiny pieces costs no more memory than it is long, and no copy for each piece."""
     writes: list[int] = []

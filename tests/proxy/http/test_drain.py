@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
 from steer_proxy.app import CUT_TIME, LULL
-from tests.provider import faults
+from tests.provider import bytes_answer, faults
 from tests.support.raw import ask, chat, dialled, get, post, request, stage
 
 
@@ -217,6 +218,42 @@ async def test_a_slow_reader_gets_all_of_its_answer(tmp_path: Path) -> None:
         assert not draining.done()
         body, _ = await caller.rest()
         assert len(body) == int(head.value("Content-Length") or 0)
+        assert await draining is True
+
+
+async def test_an_answer_that_is_still_being_read(tmp_path: Path) -> None:
+    """Nothing is under way any more but bytes that the caller has not taken."""
+    async with stage(tmp_path) as world, dialled(world.port) as caller:
+        body = b"x" * 1_000_000
+        world.provider.always(bytes_answer(200, body))
+        caller.send(get())
+        await world.provider.wait_for_attempts(1)
+        (connection,) = world.steer.sidecar._calls.connections
+        assert connection.transport is not None
+        # The kernel would take it all off our hands.
+        server = connection.transport.get_extra_info("socket")
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        await caller.head()
+        await asyncio.sleep(1.0)
+        assert world.steer.gateway.active == 0
+        draining = asyncio.create_task(world.steer.sidecar.drain(60.0))
+        await asyncio.sleep(30.0)
+        assert not draining.done()
+        assert await caller.reader.readexactly(len(body)) == body
+        assert await draining is True
+
+
+async def test_half_a_request(tmp_path: Path) -> None:
+    """A call that is arriving counts."""
+    async with stage(tmp_path) as world, dialled(world.port) as caller:
+        caller.send(get()[:30])
+        await asyncio.sleep(1.0)
+        draining = asyncio.create_task(world.steer.sidecar.drain(60.0))
+        await asyncio.sleep(10.0)
+        assert not draining.done()
+        caller.send(get()[30:])
+        reply = await caller.reply()
+        assert (reply.status, reply.closes) == (200, True)
         assert await draining is True
 
 

@@ -178,8 +178,8 @@ async def test_what_is_malformed(
         async with dialled(world.port) as caller:
             # Byte by byte: what the parser is given at once must make no difference.
             await caller.send_slowly(data, 1)
-            caller.send(NEXT)
             assert (await caller.reply()).status == 400
+            caller.send(NEXT)
             assert await caller.ended() == "close"
         assert world.forwarded == []
     assert noise(caplog) == []
