@@ -31,8 +31,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _stop)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    run = measure(QUICK if options.quick else FULL, _say)
-    _say("")
+    try:
+        run = measure(QUICK if options.quick else FULL, _say)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
+        _say("")
     lines = figures(run)
     if options.json:
         document = {

@@ -28,7 +28,7 @@ class Figure:
     unit: str
     bare: float
     steer: float
-    ratio: float
+    ratio: float | None
     target: float | None = None
     absolute: bool = False
 
@@ -37,32 +37,23 @@ class Figure:
         """Whether the target is met; None without one."""
         if self.target is None:
             return None
-        return (self.steer if self.absolute else self.ratio) <= self.target
+        value = self.steer if self.absolute else self.ratio
+        return value is not None and value <= self.target
 
 
 def figures(run: Run) -> list[Figure]:
     """The report's lines."""
-    bare, steer = run.bare, run.steer
-    paced = f"{TOGETHER} connections, {TOGETHER / INTERVAL:g} calls/s"
+    bare, steer, direct = run.bare, run.steer, run.direct
+    together = f"{TOGETHER} connections"
     return [
         _cost("CPU per JSON call, 1 connection", bare.call_alone, steer.call_alone),
-        _cost(
-            f"CPU per JSON call, {TOGETHER} connections",
-            bare.call_together,
-            steer.call_together,
-            1.5,
-        ),
-        _cost(
-            f"CPU per streamed chunk, {STREAMS} streams of {CHUNKS}, {PACE * 1000:g} ms apart",
-            bare.chunk,
-            steer.chunk,
-            1.3,
-        ),
-        *_added("1 connection", run.direct.latency_alone, bare.latency_alone, steer.latency_alone),
-        *_added(paced, run.direct.latency_together, bare.latency_together, steer.latency_together),
+        _cost(f"CPU per JSON call, {together}", bare.call_together, steer.call_together, 1.5),
+        _cost(f"CPU per streamed chunk, {STREAMS} streams", bare.chunk, steer.chunk, 1.3),
+        *_added("1 connection", direct.latency_alone, bare.latency_alone, steer.latency_alone),
+        *_added(together, direct.latency_together, bare.latency_together, steer.latency_together),
         _level("start to ready", "s", 1.0, bare.start, steer.start, 1.0),
         _level("memory, idle", "MB", _MEGA, bare.idle, steer.idle, 80.0),
-        _level(f"memory per open stream, {HELD} of them", "KB", _KILO, bare.held, steer.held, 40.0),
+        _level("memory per open stream", "KB", _KILO, bare.held, steer.held, 40.0),
     ]
 
 
@@ -90,7 +81,8 @@ def _added(
         base = _percentile(direct, percent)
         theirs = (_percentile(bare, percent) - base) * _MICRO
         ours = (_percentile(steer, percent) - base) * _MICRO
-        lines.append(Figure(f"added latency, {name}, {load}", "µs", theirs, ours, ours / theirs))
+        ratio = ours / theirs if theirs > 0 else None  # on a busy machine chance may win
+        lines.append(Figure(f"added latency, {load}, {name}", "µs", theirs, ours, ratio))
     return lines
 
 
@@ -128,30 +120,33 @@ def show(lines: Sequence[Figure]) -> None:
     for name in ("bare", "Steer", "unit", "ratio", "target"):
         table.add_column(name, justify="left" if name == "unit" else "right", no_wrap=True)
     table.add_column("")
-    for line in lines:
-        target = ""
-        if line.target is not None:
-            unit = line.unit if line.absolute else "x"
-            target = f"<= {line.target:g} {unit}" if line.absolute else f"<= {line.target:g}{unit}"
-        met = {None: "", True: "[green]met[/]", False: "[red]missed[/]"}[line.met]
+    for each in lines:
         table.add_row(
-            line.what,
-            _short(line.bare),
-            _short(line.steer),
-            line.unit,
-            f"{line.ratio:.2f}x",
-            target,
-            met,
+            each.what,
+            _short(each.bare),
+            _short(each.steer),
+            each.unit,
+            "" if each.ratio is None else f"{each.ratio:.2f}x",
+            _target(each),
+            {None: "", True: "[green]met[/]", False: "[red]missed[/]"}[each.met],
         )
     about = machine()
-    console = Console()
+    console = Console(highlight=False)
     console.print(table)
     console.print(
-        f"\nPython {about['python']}, aiohttp {about['aiohttp']}, uvloop {about['uvloop']}, "
+        f"\nbare: a pass-through of aiohttp alone. Streams: {CHUNKS} chunks, {PACE * 1000:g} ms "
+        f"apart. Latency with {TOGETHER} connections: at {TOGETHER / INTERVAL:g} calls/s. "
+        f"Open streams: {HELD:,}.\n"
+        f"Python {about['python']}, aiohttp {about['aiohttp']}, uvloop {about['uvloop']}, "
         f"{about['cores']} cores, {about['system']}",
         style="dim",
-        highlight=False,
     )
+
+
+def _target(line: Figure) -> str:
+    if line.target is None:
+        return ""
+    return f"<= {line.target:g} {line.unit}" if line.absolute else f"<= {line.target:g}x"
 
 
 def _short(value: float) -> str:

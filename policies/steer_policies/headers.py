@@ -66,19 +66,50 @@ CREDENTIAL_HEADERS: Final = frozenset(
 )
 """Every header by which a caller presents, or chooses, an account of its own."""
 
-# Gateways invent names of these forms (`x-portkey-api-key`, `x-litellm-api-key`, `x-auth-token`).
-_CREDENTIAL_SUFFIXES: Final = ("api-key", "auth-token", "access-token")
+# Gateways and tools invent names of these forms (`x-portkey-api-key`, `cf-aig-authorization`,
+# `helicone-auth`, `x-functions-key`). Not every key or token: some name a page or a partition.
+_CREDENTIAL_SUFFIXES: Final = (
+    "-auth",
+    "-secret",
+    "access-key",
+    "access-token",
+    "api-key",
+    "api-token",
+    "apikey",
+    "auth-key",
+    "auth-token",
+    "authorization",
+    "bearer-token",
+    "functions-key",
+    "id-token",
+    "private-token",
+    "refresh-token",
+    "secret-key",
+    "security-token",
+    "session-token",
+    "subscription-key",
+    "vault-token",
+)
 
 _CREDENTIAL_PARAMETERS: Final = frozenset(
     {
-        "key",
-        "api_key",
-        "api-key",
-        "apikey",
         "access_token",
-        "oauth_token",
+        "api-key",
+        "api_key",
+        "api_token",
+        "apikey",
+        "auth_token",
+        "authorization",
         "bearer_token",
+        "client_secret",
+        "id_token",
+        "key",
+        "oauth_token",
+        "refresh_token",
         "subscription-key",
+        "token",
+        "x-api-key",
+        "x-goog-api-key",
         "$httpheaders",  # Google lets a query carry headers
     }
 )
@@ -92,6 +123,7 @@ _CREDENTIAL_SUBPROTOCOLS: Final = (
 )
 
 _CODINGS: Final = frozenset({"gzip", "deflate", "identity"})
+_WEIGHT: Final = re.compile(r"q=[01](?:\.\d{0,3})?", re.ASCII)
 _REFUSED: Final = re.compile(r"q=0(?:\.0{0,3})?")
 _MAX_CODINGS: Final = 16
 
@@ -225,11 +257,11 @@ def accept_encoding(asked: str | None, *, identity: bool) -> str:
     kept: list[str] = []
     for item in asked.split(",", _MAX_CODINGS)[:_MAX_CODINGS]:
         coding, _, weight = item.strip().partition(";")
-        coding = coding.strip().lower()
-        if coding == "*" and not _REFUSED.fullmatch(weight.strip()):
+        coding, weight = coding.strip().lower(), weight.strip()
+        if coding == "*" and not _REFUSED.fullmatch(weight):
             return "gzip, deflate, identity"
         if coding in _CODINGS:
-            kept.append(f"{coding};{weight.strip()}" if weight else coding)
+            kept.append(f"{coding};{weight}" if _WEIGHT.fullmatch(weight) else coding)
     return ", ".join(kept) or "identity"
 
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import gc
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -29,6 +30,9 @@ from steer_proxy.settings import ConfigurationError, reload_differences
 from steer_proxy.watch import Stamp, stamp, watch
 
 LOGGER: Final = logging.getLogger("steer")
+
+#: Open files besides connections: listeners, logs, spooled bodies, name resolution.
+FILES_TO_SPARE: Final = 512
 
 #: Connections the kernel may hold for us while the loop is busy.
 BACKLOG: Final = 1024
@@ -185,12 +189,27 @@ def serve(source: ConfigSource) -> int:
     _log_to_stderr()
     known = None if source.path is None else stamp(source.path)
     config = source.load()
+    _raise_file_limit(config.limits.max_connections)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_run(source, config, known))
     except StartError as error:
         print(f"steer: {error}", file=sys.stderr)  # noqa: T201
         return 1
+
+
+def _raise_file_limit(connections: int) -> None:
+    """Have as many open files as the connections need, one on each side and some to spare.
+
+    The usual soft limit of 1,024 is for programs that use `select`; the hard one is the system's
+    word. `steer doctor` tells when even that is too little.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections + FILES_TO_SPARE
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _spare_the_collector() -> None:

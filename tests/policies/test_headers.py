@@ -205,6 +205,7 @@ def test_an_instance_may_have_a_name_of_its_own() -> None:
         ("br, *;q=0.1", False, "gzip, deflate, identity"),
         ("gzip, *;q=0", False, "gzip"),
         ("br," * 100 + "gzip", False, "identity"),
+        ("gzip;q=\udce9, deflate;\tq=0.5, identity;x\ty", False, "gzip, deflate;q=0.5, identity"),
     ],
 )
 def test_accept_encoding(asked: str | None, identity: bool, answer: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -233,12 +234,22 @@ class RawCaller:
 
 
 @asynccontextmanager
-async def dialled(port: int, *, limit: int = 2**16) -> AsyncIterator[RawCaller]:
+async def dialled(port: int, *, window: int | None = None) -> AsyncIterator[RawCaller]:
     """A connection that is closed, and seen to be closed, at the end.
 
-    `limit` is how far the caller reads ahead of the test.
+    `window` is how many bytes the kernel may hold for a caller that does not read.
     """
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=limit)
+    # With the protocol named, asyncio turns off Nagle's algorithm: waits for it are real ones.
+    connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    connection.setblocking(False)
+    if window is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+    try:
+        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
+    except BaseException:
+        connection.close()
+        raise
+    reader, writer = await asyncio.open_connection(sock=connection)
     try:
         yield RawCaller(reader, writer)
     finally:

@@ -41,20 +41,27 @@ class Addresses:
 
     def __init__(self, config: Config, wire: Wire) -> None:
         self.config = config
+        # Whatever header any upstream takes a credential in may hold a caller's.
+        credentials = frozenset(
+            upstream.credential.header.lower()
+            for upstream in config.upstreams.values()
+            if upstream.credential is not None
+        )
         self._addresses = {
-            name: _address(upstream, wire) for name, upstream in config.upstreams.items()
+            name: _address(upstream, wire, credentials)
+            for name, upstream in config.upstreams.items()
         }
 
     def __getitem__(self, name: str) -> Address:
         return self._addresses[name]
 
 
-def _address(upstream: Upstream, wire: Wire) -> Address:
+def _address(upstream: Upstream, wire: Wire, credentials: frozenset[str]) -> Address:
     url = URL(upstream.base_url, encoded=True)
     origin, proxy = url.origin(), _proxy(upstream, url)
     names = {*_OURS, *(name.lower() for name in upstream.headers)}
-    if upstream.credential is not None:
-        names.add(upstream.credential.header.lower())
+    if not upstream.passthrough:
+        names |= credentials
     if not upstream.policy.forwards_idempotency_key:
         names.add("idempotency-key")
     replaced = frozenset(names)

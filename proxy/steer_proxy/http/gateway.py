@@ -153,6 +153,8 @@ class Gateway:
             made = self._plan(call)
             if isinstance(made, Refused):
                 raise Refusal(Problem(made.status, made.code, made.message))
+            if call.body.memory is None and not needs_value(call, made):
+                call.json = None  # as large as the body, which is on disk to save memory
             return await self._exchange(request, progress, call, made, addresses)
         finally:
             call.body.close()
@@ -235,6 +237,11 @@ async def warm_prices(call: Call) -> None:
         and not prices.loaded
     ):
         await asyncio.to_thread(prices.load)
+
+
+def needs_value(call: Call, made: Plan) -> bool:
+    """Whether the parsed body is needed after planning: to apply options to it."""
+    return bool(call.usage_options) or any(each.options for each in made.candidates)
 
 
 def deadline_of(call: Call, made: Plan) -> float:

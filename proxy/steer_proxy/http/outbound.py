@@ -29,7 +29,10 @@ REWRITE_IN_THREAD: Final = 1024 * 1024
 #: Methods whose requests have a body, if an empty one (RFC 9110 §8.6).
 _BODY_METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
 
-_HANDSHAKE: Final = ("Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Extensions")
+_HANDSHAKE: Final = frozenset(
+    {b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions"}
+)
+_PROTOCOL: Final = b"sec-websocket-protocol"
 
 
 @lru_cache(maxsize=256)
@@ -130,17 +133,17 @@ class Outbound:
 
     def _handshake(self, *, strip: bool) -> list[bytes]:
         """The caller's WebSocket handshake as it is, key and extensions too: it is end to end."""
-        headers = self._call.headers
-        lines = [line("Connection", "Upgrade"), line("Upgrade", "websocket")]
-        for name in _HANDSHAKE:
-            lines += [line(name, value) for value in headers.getall(name, ())]
-        protocols = [
-            protocol.strip()
-            for value in headers.getall("Sec-WebSocket-Protocol", ())
-            for protocol in value.split(",")
-        ]
-        if strip:
-            protocols = strip_subprotocol_credentials(protocols)
-        if protocols:
-            lines.append(line("Sec-WebSocket-Protocol", ", ".join(protocols)))
+        lines = [b"Connection: Upgrade\r\n", b"Upgrade: websocket\r\n"]
+        for name, value in self._call.fields:
+            if name.lower() in _HANDSHAKE:
+                lines.append(b"%b: %b\r\n" % (name, value))
+            elif name.lower() == _PROTOCOL and (offered := _protocols(value) if strip else value):
+                lines.append(b"%b: %b\r\n" % (name, offered))
         return lines
+
+
+def _protocols(value: bytes) -> bytes:
+    """The subprotocols of one line without those that are credentials."""
+    offered = value.decode("utf-8", "surrogateescape").split(",")
+    kept = strip_subprotocol_credentials(protocol.strip() for protocol in offered)
+    return ", ".join(kept).encode("utf-8", "surrogateescape")

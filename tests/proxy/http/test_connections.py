@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from steer_proxy.http.server import LINGER
 from tests.provider import Answer, Pause
 from tests.support.raw import RawCaller, dialled, get, post, request, stage
 
@@ -134,6 +135,21 @@ async def test_a_slow_body_that_gets_there(tmp_path: Path) -> None:
         await caller.send_slowly(body, 1000, 2.0)
         assert (await caller.reply()).status == 200
         assert world.provider.attempts[0].body == body
+
+
+async def test_a_caller_that_stays_after_a_refusal(tmp_path: Path) -> None:
+    """It sees the end at once; what it still sends is read for a moment, then it is dropped."""
+    async with stage(tmp_path) as world, dialled(world.port) as caller:
+        caller.send(request("POST", "/nowhere", "Content-Length: 5000"))
+        assert (await caller.reply()).status == 404
+        assert await closed_after(caller) < 0.1
+        connections = world.steer.sidecar._calls
+        caller.send(b"x" * 1000)
+        await asyncio.sleep(LINGER * 0.9)
+        assert len(connections.connections) == 1
+        await asyncio.sleep(LINGER * 0.2)
+        assert connections.connections == []
+        assert world.forwarded == []
 
 
 async def test_requests_in_a_row(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ async def test_a_slow_reader_gets_all_of_its_answer(tmp_path: Path) -> None:
 
 async def test_an_answer_that_is_still_being_read(tmp_path: Path) -> None:
     """Nothing is under way any more but bytes that the caller has not taken."""
-    async with stage(tmp_path) as world, dialled(world.port) as caller:
+    async with stage(tmp_path) as world, dialled(world.port, window=4096) as caller:
         body = b"x" * 1_000_000
         world.provider.always(bytes_answer(200, body))
         caller.send(get())
@@ -237,7 +237,7 @@ async def test_an_answer_that_is_still_being_read(tmp_path: Path) -> None:
         await asyncio.sleep(1.0)
         assert world.steer.gateway.active == 0
         draining = asyncio.create_task(world.steer.sidecar.drain(60.0))
-        await asyncio.sleep(30.0)
+        await asyncio.sleep(5.0)
         assert not draining.done()
         assert await caller.reader.readexactly(len(body)) == body
         assert await draining is True

@@ -395,3 +395,65 @@ def test_any_bytes(
             assert (await ask(world.port, get())).status == 200
 
     run(main)
+
+
+_REQUESTS = st.lists(
+    st.tuples(
+        st.sampled_from(["none", "length", "chunked", "trailers", "h2c", "bad"]),
+        st.binary(max_size=30),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def _as_sent(index: int, kind: str, body: bytes) -> bytes:
+    target, own = f"/tool/{index}", f"X-Own: {index}"
+    chunks = [body[at : at + 7] for at in range(0, len(body), 7)]
+    match kind:
+        case "none":
+            return get(target, own)
+        case "length":
+            return post(body, target, own)
+        case "h2c":
+            return get(target, own, "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c")
+        case "bad":
+            return get(target, own, "A : b")
+        case _:
+            trailers = f"X-Evil: {index}\r\n" if kind == "trailers" else ""
+            return request("POST", target, own, CHUNKED) + chunked(*chunks, trailers=trailers)
+
+
+@settings(max_examples=60)
+@given(_REQUESTS, st.lists(st.integers(1, 80), max_size=30))
+def test_nothing_of_one_request_becomes_part_of_another(
+    tmp_path_factory: pytest.TempPathFactory, cases: list[tuple[str, bytes]], cuts: list[int]
+) -> None:
+    """Pipelined, in any segments: what is forwarded are the first requests, each as it was sent."""
+    data = b"".join(_as_sent(index, *case) for index, case in enumerate(cases))
+
+    async def main() -> None:
+        async with stage(tmp_path_factory.mktemp("rows")) as world:
+            async with dialled(world.port) as caller:
+                at = 0
+                for size in [*cuts, len(data)]:
+                    caller.send(data[at : at + size])
+                    at += size
+                    await asyncio.sleep(0.001 if size % 2 else 0)
+                await asyncio.sleep(1.0)
+                caller.writer.write_eof()
+                answer, _ = await caller.rest()
+            attempts = world.provider.attempts
+            assert answer.count(b"HTTP/1.1 200 OK\r\n") == len(attempts)
+            for index, attempt in enumerate(attempts):
+                kind, body = cases[index]
+                assert kind != "bad"
+                assert attempt.target == f"/{index}"
+                assert attempt.header_values("X-Own") == [str(index)]
+                assert attempt.header("X-Evil") is None
+                assert attempt.body == (body if kind in {"length", "chunked", "trailers"} else b"")
+            doubtful = [kind in {"trailers", "h2c", "bad"} for kind, _ in cases]
+            if not any(doubtful) and len(cases) == sum(kind != "chunked" for kind, _ in cases):
+                assert len(attempts) == len(cases)
+
+    run(main)
