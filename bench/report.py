@@ -44,12 +44,12 @@ class Figure:
 def figures(run: Run) -> list[Figure]:
     """The report's lines."""
     bare, steer, direct = run.bare, run.steer, run.direct
-    together = f"{TOGETHER} connections"
+    together = f"{TOGETHER} callers"
     return [
-        _cost("CPU per JSON call, 1 connection", bare.call_alone, steer.call_alone),
+        _cost("CPU per JSON call, 1 caller", bare.call_alone, steer.call_alone),
         _cost(f"CPU per JSON call, {together}", bare.call_together, steer.call_together, 1.5),
         _cost(f"CPU per streamed chunk, {STREAMS} streams", bare.chunk, steer.chunk, 1.3),
-        *_added("1 connection", direct.latency_alone, bare.latency_alone, steer.latency_alone),
+        *_added("1 caller", direct.latency_alone, bare.latency_alone, steer.latency_alone),
         *_added(together, direct.latency_together, bare.latency_together, steer.latency_together),
         _level("start to ready", "s", 1.0, bare.start, steer.start, 1.0),
         _level("memory, idle", "MB", _MEGA, bare.idle, steer.idle, 80.0),
@@ -135,7 +135,7 @@ def show(lines: Sequence[Figure]) -> None:
     console.print(table)
     console.print(
         f"\nbare: a pass-through of aiohttp alone. Streams: {CHUNKS} chunks, {PACE * 1000:g} ms "
-        f"apart. Latency with {TOGETHER} connections: at {TOGETHER / INTERVAL:g} calls/s. "
+        f"apart. Latency with {TOGETHER} callers: at {TOGETHER / INTERVAL:g} calls/s. "
         f"Open streams: {HELD:,}.\n"
         f"Python {about['python']}, aiohttp {about['aiohttp']}, uvloop {about['uvloop']}, "
         f"{about['cores']} cores, {about['system']}",

@@ -168,6 +168,11 @@ class RawCaller:
             await self.writer.drain()
             await asyncio.sleep(pace)
 
+    def finish(self) -> None:
+        """Send nothing more, and go on reading."""
+        with suppress(OSError):  # the other side may have hung up already
+            self.writer.write_eof()
+
     def hang_up(self) -> None:
         """Close without a word."""
         self.writer.close()
@@ -214,7 +219,7 @@ class RawCaller:
         try:
             while piece := await self.reader.read(65536):
                 data += piece
-        except ConnectionResetError:
+        except (ConnectionResetError, BrokenPipeError):
             return bytes(data), "reset"
         return bytes(data), "close"
 

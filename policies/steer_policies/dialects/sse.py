@@ -48,6 +48,8 @@ class SseSplitter:
         # The usual case, kept free of loops and copies: whole events, nothing held.
         if not self._held and not self._after_cr and self._skimmer is None:
             if data[-2:] == b"\n\n" and b"\r" not in data:
+                if data.find(b"\n\n") == len(data) - 2:
+                    return [data]
                 return self._split(data, b"\n\n")
             if data[-4:] == b"\r\n\r\n":
                 lines = data.count(b"\r\n")

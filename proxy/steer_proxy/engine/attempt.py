@@ -24,6 +24,10 @@ class Answer(Protocol):
         """What it means."""
 
     @property
+    def lesson(self) -> Verdict | None:
+        """What breakers learn from it at the commit; None for nothing."""
+
+    @property
     def status(self) -> int | None:
         """The HTTP status; None when no answer head came."""
 

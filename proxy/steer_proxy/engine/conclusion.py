@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Final, Generic, TypeVar
 
 from steer_policies.config import UpstreamPolicy
@@ -17,6 +18,15 @@ A = TypeVar("A", bound=Answer)
 
 
 @dataclass(slots=True)
+class Spent:
+    """What the attempts of a call have taken of its limits so far: they are one call's."""
+
+    records: list[AttemptRecord] = field(default_factory=list)
+    waited: float = 0.0
+    usd: float = 0.0
+
+
+@dataclass(slots=True)
 class Settled(Generic[A]):
     """How a call's exchange ended.
 
@@ -26,7 +36,7 @@ class Settled(Generic[A]):
     what to tell. `remaining` are the candidates not yet asked, for a stream that breaks later.
     """
 
-    attempts: list[AttemptRecord]
+    spent: Spent
     answer: A | None = None
     candidate: Candidate | None = None
     hold: Hold | None = None
@@ -35,6 +45,23 @@ class Settled(Generic[A]):
     retry_after: float | None = None
     sdk_retry: bool | None = None
 
+    @property
+    def attempts(self) -> list[AttemptRecord]:
+        """All attempts of the call, the first first."""
+        return self.spent.records
+
+
+class Reason(StrEnum):
+    """Why a candidate was not asked."""
+
+    CIRCUIT = "its circuit is open"
+    GATE = "its provider asked for patience"
+    QUEUE_FULL = "its queue is full"
+    QUEUE_SLOW = "no slot became free"
+    BUDGET = "the call's budget is spent"
+    CREDENTIAL = "its credential was refused"
+    LATE = "the call's time is up"
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -42,7 +69,7 @@ class Refusal:
 
     upstream: str
     seconds: float
-    why: str
+    why: Reason
 
 
 #: Failures that are the provider's word on the caller's own request: nothing else fits it better.
@@ -103,7 +130,7 @@ class Best(Generic[A]):
 
 def conclude(
     best: Best[A],
-    records: list[AttemptRecord],
+    spent: Spent,
     refusals: Sequence[Refusal],
     now: float,
 ) -> Settled[A]:
@@ -115,19 +142,22 @@ def conclude(
         asked = wait if best.retry_at is None else max(0.0, best.retry_at - now)
         final = failure in _NOT_RETRIED_BY_SDKS
         return Settled(
-            records,
+            spent,
             answer=best.answer,
             candidate=best.candidate,
             retry_after=None if final else asked,
             sdk_retry=None if final else False,
         )
-    problem = _problem(records, refusals, uncertain=best.uncertain)
-    return Settled(records, problem=replace(problem, retry_after=wait))
+    problem = _problem(spent.records, refusals, uncertain=best.uncertain)
+    return Settled(spent, problem=replace(problem, retry_after=wait))
 
 
 def _problem(
     records: Sequence[AttemptRecord], refusals: Sequence[Refusal], *, uncertain: bool
 ) -> Problem:
+    late = any(refusal.why is Reason.LATE for refusal in refusals)
+    if not records and late:
+        return Problem(504, "steer_deadline", "The call's time is up.", sdk_retry=False)
     if not records:
         told = "; ".join(f"{refusal.upstream}: {refusal.why}" for refusal in refusals)
         return Problem(
@@ -147,7 +177,7 @@ def _problem(
             sdk_retry=False,
         )
     failure = last.verdict.failure
-    if failure is Failure.DEADLINE:
+    if late or failure is Failure.DEADLINE:
         return Problem(504, "steer_deadline", f"The call's time is up ({tale}).", sdk_retry=False)
     if failure in _SILENCE:
         told = f"No answer in time ({tale})."

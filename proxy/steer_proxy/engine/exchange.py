@@ -6,13 +6,12 @@ For one candidate the loop is aiohttp-retry's (`attempt_loop`), driven by the de
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
 from steer_policies.breaker import Rejected
-from steer_policies.config import RetryPolicy, UpstreamPolicy, WhenAllOpen
+from steer_policies.config import Ambiguous, RetryPolicy, UpstreamPolicy, WhenAllOpen
 from steer_policies.outcome import TRAITS, Elsewhere, Executed, Failure, Outcome, Verdict
 from steer_policies.plan import Candidate, Plan
 from steer_policies.retry import Decision, GiveUp, Hop, RetryIn, Standing, WaitSource, decide
@@ -20,9 +19,9 @@ from steer_policies.throttle import Gate, Pass
 from steer_proxy.engine.attempt import Answer, AttemptRecord, Sender, Terms
 from steer_proxy.engine.attempt_loop import METHOD, run_attempts
 from steer_proxy.engine.clock import Clock
-from steer_proxy.engine.conclusion import Best, Refusal, Settled, conclude
+from steer_proxy.engine.conclusion import Best, Reason, Refusal, Settled, Spent, conclude
 from steer_proxy.engine.hold import Hold
-from steer_proxy.engine.registry import Registry, UpstreamState
+from steer_proxy.engine.registry import UpstreamState
 from steer_proxy.engine.slots import QueueFull, QueueTimeout
 
 #: An attempt with less time than this left is not worth its bytes, in seconds.
@@ -42,6 +41,7 @@ class _Course:
     credential: int
     attempts: int = 0
     available_at: float = 0.0
+    waited: float = 0.0
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class _Tried(Generic[A]):
     answer: A | None = None
     hold: Hold | None = None
     refused_for: float = 0.0
-    why: str = ""
+    why: Reason = Reason.CIRCUIT
     method: str = METHOD
     status: int = 0
 
@@ -74,8 +74,11 @@ class _Entry:
     hold: Hold
 
 
-def _throttled(verdict: Verdict) -> bool | None:
+def _throttled(lesson: Verdict | None) -> bool | None:
     """What a throttle gate learns: None when no provider said anything."""
+    if lesson is None:
+        return None
+    verdict = lesson
     if verdict.failure is None or verdict.failure not in _UNHEARD:
         return verdict.failure is Failure.THROTTLED
     return None
@@ -125,10 +128,8 @@ class Exchange(Generic[A]):
         "_refusals",
         "_sender",
         "_settled",
-        "_spent_usd",
+        "_spent",
         "_terms",
-        "_waited",
-        "records",
     )
 
     def __init__(
@@ -137,31 +138,27 @@ class Exchange(Generic[A]):
         terms: Terms,
         policy: RetryPolicy,
         *,
-        upstreams: Mapping[str, UpstreamPolicy],
+        states: Mapping[str, UpstreamState],
         credentials: Mapping[str, int],
-        registry: Registry,
         clock: Clock,
         sender: Sender[A],
+        spent: Spent | None = None,
     ) -> None:
         self._terms = terms
         self._policy = policy
         self._clock = clock
         self._sender = sender
-        self._waited = 0.0
-        self._spent_usd = 0.0
+        self._spent = spent or Spent()
         self._forced = False
         self._best: Best[A] = Best()
         self._refusals: list[Refusal] = []
         self._settled: Settled[A] | None = None
         self._deferred: list[_Course] = []
-        self.records: list[AttemptRecord] = []
-        self._pending: deque[_Course] = deque()
+        self._pending: list[_Course] = []
         for index, candidate in enumerate(plan.candidates):
-            upstream = upstreams[candidate.upstream]
+            state = states[candidate.upstream]
             credential = credentials.get(candidate.upstream, 0)
-            self._pending.append(
-                _Course(index, candidate, upstream, registry.state(upstream), credential)
-            )
+            self._pending.append(_Course(index, candidate, state.policy, state, credential))
 
     async def run(self) -> Settled[A]:
         """Try until an answer is committed, or until nothing more can be tried.
@@ -181,16 +178,18 @@ class Exchange(Generic[A]):
                 await self._follow(first)
                 if self._settled is not None:
                     return self._settled
-            return conclude(self._best, self.records, self._refusals, self._clock.now())
+            return conclude(self._best, self._spent, self._refusals, self._clock.now())
         except BaseException:
             await self._best.discard()
             raise
 
     async def _next(self) -> _Course | None:
         """The next candidate; after all of them, the one that asked for the least patience."""
+        if len(self._spent.records) >= self._policy.max_total_attempts:
+            return None
         if self._pending:
-            return self._pending.popleft()
-        if not self._deferred or len(self.records) >= self._policy.max_total_attempts:
+            return self._pending.pop(0)
+        if not self._deferred:
             return None
         course = min(self._deferred, key=lambda deferred: deferred.available_at)
         self._deferred.remove(course)
@@ -198,7 +197,10 @@ class Exchange(Generic[A]):
         course.available_at = 0.0
         if not self._fits(delay):
             return None
+        if course.attempts and not course.state.budget(self._policy).take(self._clock.now()):
+            return None
         await self._wait(delay)
+        course.waited = delay
         return course
 
     async def _follow(self, course: _Course) -> None:
@@ -207,13 +209,14 @@ class Exchange(Generic[A]):
         if (
             course.policy.own_credential
             and course.state.credential_marked(now)
-            and (self._others(course) or self.records)
+            and (self._others(course) or self._spent.records)
         ):
-            self._refusals.append(
-                Refusal(course.candidate.upstream, 0.0, "its credential was refused")
-            )
+            self._refusals.append(Refusal(course.candidate.upstream, 0.0, Reason.CREDENTIAL))
             return
-        await run_attempts(_Visit(self, course).attempt, self._policy.max_attempts)
+        visit = _Visit(self, course)
+        if course.waited:
+            visit.wait(course.waited, WaitSource.GATE)
+        await run_attempts(visit.attempt, self._policy.max_attempts)
 
     async def attempt(self, visit: _Visit[A]) -> _Tried[A]:
         """One whole attempt: what has to be had first, then the request up to its commit point."""
@@ -232,7 +235,7 @@ class Exchange(Generic[A]):
             entry.hold.release()
             raise
         self._learn(course, answer.verdict)
-        entry.gate.settle(entry.admission, _throttled(answer.verdict), self._clock.now())
+        entry.gate.settle(entry.admission, _throttled(answer.lesson), self._clock.now())
         self._record(visit, now, answer)
         return _Tried(visit, answer, entry.hold)
 
@@ -240,15 +243,19 @@ class Exchange(Generic[A]):
         """Pass the gate, get a slot, and permits last, so that no probe waits in line."""
         course = visit.course
         state, model = course.state, course.candidate.model
+        if self._terms.deadline - self._clock.now() < LEAST_TIME:
+            self._pending.clear()
+            self._deferred.clear()
+            return _Tried(visit, why=Reason.LATE)
         if self._too_dear(course.candidate):
-            return _Tried(visit, why="the call's budget is spent")
+            return _Tried(visit, why=Reason.BUDGET)
         if not self._forced and (wait := state.open_for(model, self._clock.now())) > 0:
-            return _Tried(visit, refused_for=wait, why="its circuit is open")
+            return _Tried(visit, refused_for=wait, why=Reason.CIRCUIT)
         gate = state.gate(model, course.credential)
         admission = await self._pass_gate(gate, visit)
         if not isinstance(admission, Pass):
             course.available_at = self._clock.now() + admission
-            return _Tried(visit, refused_for=admission, why="its provider asked for patience")
+            return _Tried(visit, refused_for=admission, why=Reason.GATE)
         slot = entered = False
         try:
             if not (slot := state.slots.try_acquire()):
@@ -259,13 +266,13 @@ class Exchange(Generic[A]):
             now = self._clock.now()
             permits = None if self._forced else state.acquire(model, now)
             if isinstance(permits, Rejected):
-                return _Tried(visit, refused_for=permits.retry_in, why="its circuit is open")
+                return _Tried(visit, refused_for=permits.retry_in, why=Reason.CIRCUIT)
             entered = True
             return _Entry(gate, admission, Hold(state, model, permits, now))
         except QueueFull:
-            return _Tried(visit, refused_for=1.0, why="its queue is full")
+            return _Tried(visit, refused_for=1.0, why=Reason.QUEUE_FULL)
         except QueueTimeout:
-            return _Tried(visit, refused_for=1.0, why="no slot became free")
+            return _Tried(visit, refused_for=1.0, why=Reason.QUEUE_SLOW)
         finally:
             if not entered:
                 gate.settle(admission, None, self._clock.now())
@@ -291,7 +298,7 @@ class Exchange(Generic[A]):
     def _too_dear(self, candidate: Candidate) -> bool:
         """Whether one more attempt could exceed the budget, after what may have been billed."""
         budget, cost = self._terms.budget_usd, candidate.estimated_usd
-        return budget is not None and cost is not None and self._spent_usd + cost > budget
+        return budget is not None and cost is not None and self._spent.usd + cost > budget
 
     def _worth_waiting(self, delay: float, course: _Course) -> bool:
         patient = delay <= self._policy.hop_after or not self._others(course)
@@ -299,9 +306,9 @@ class Exchange(Generic[A]):
 
     def _record(self, visit: _Visit[A], started: float, answer: A) -> None:
         candidate = visit.course.candidate
-        self.records.append(
+        self._spent.records.append(
             AttemptRecord(
-                number=len(self.records) + 1,
+                number=len(self._spent.records) + 1,
                 upstream=candidate.upstream,
                 model=candidate.model,
                 started=started,
@@ -314,20 +321,20 @@ class Exchange(Generic[A]):
         )
         visit.waited, visit.source = 0.0, WaitSource.NONE
         if answer.verdict.executed is not Executed.NO:
-            self._spent_usd += candidate.estimated_usd or 0.0
+            self._spent.usd += candidate.estimated_usd or 0.0
 
     async def judge(self, visit: _Visit[A], tried: _Tried[A]) -> bool:
         """Whether this candidate is done with; waits before it says no."""
         course, answer, hold = visit.course, tried.answer, tried.hold
         if answer is None or hold is None:
-            self._refuse(course, tried)
+            await self._refuse(course, tried)
             return True
         verdict = answer.verdict
         now = self._clock.now()
         if verdict.ok:
-            hold.commit(now)
+            hold.commit(answer.lesson, now)
             self._settled = Settled(
-                self.records,
+                self._spent,
                 answer=answer,
                 candidate=course.candidate,
                 hold=hold,
@@ -335,7 +342,7 @@ class Exchange(Generic[A]):
             )
             return True
         failure = verdict.failure or Failure.REJECTED
-        hold.settle(verdict)
+        hold.settle(answer.lesson)
         hold.release()
         decision = self._decide(course, verdict)
         await self._best.offer(answer, course.candidate, course.policy, course.index, now)
@@ -346,10 +353,11 @@ class Exchange(Generic[A]):
                 return False
             case Hop():
                 self._hop(course, verdict)
-            case GiveUp(uncertain=uncertain):
-                self._best.uncertain = uncertain
+            case GiveUp(uncertain=True):
+                await self._give_up(self._doubtful() or self._spent.records[-1])
+            case GiveUp():
                 self._pending.clear()
-                if uncertain or TRAITS[failure].elsewhere is Elsewhere.NEVER:
+                if TRAITS[failure].elsewhere is Elsewhere.NEVER:
                     self._deferred.clear()
         return True
 
@@ -358,8 +366,8 @@ class Exchange(Generic[A]):
         failure = verdict.failure or Failure.REJECTED
         standing = Standing(
             attempts_here=course.attempts,
-            attempts_total=len(self.records),
-            waited=self._waited,
+            attempts_total=len(self._spent.records),
+            waited=self._spent.waited,
             time_left=self._terms.deadline - now,
             others=self._others(course, failure),
             ambiguous=self._terms.ambiguous,
@@ -368,7 +376,7 @@ class Exchange(Generic[A]):
             retry_allowed=True,
             jitter=self._clock.jitter(),
             executed_before=any(
-                record.verdict.executed is not Executed.NO for record in self.records[:-1]
+                record.verdict.executed is not Executed.NO for record in self._spent.records[:-1]
             ),
         )
         decision = decide(self._policy, verdict, standing)
@@ -385,18 +393,35 @@ class Exchange(Generic[A]):
         ):
             course.state.mark_credential(verdict.code or str(verdict.failure))
 
-    def _refuse(self, course: _Course, tried: _Tried[A]) -> None:
+    async def _refuse(self, course: _Course, tried: _Tried[A]) -> None:
         self._refusals.append(Refusal(course.candidate.upstream, tried.refused_for, tried.why))
-        if course.available_at:
+        doubtful = self._doubtful()
+        if doubtful is not None and self._terms.ambiguous is Ambiguous.FAIL:
+            # It was to be repeated here or nowhere, and here it cannot be.
+            await self._give_up(doubtful)
+        elif course.available_at:
             self._deferred.append(course)
+
+    def _doubtful(self) -> AttemptRecord | None:
+        """The last attempt that may have been executed."""
+        records = reversed(self._spent.records)
+        return next((each for each in records if each.verdict.executed is not Executed.NO), None)
+
+    async def _give_up(self, doubtful: AttemptRecord) -> None:
+        """Nothing more is tried, since what was tried may have been executed."""
+        self._best.uncertain = True
+        self._pending.clear()
+        self._deferred.clear()
+        if doubtful.status is None:
+            # An older failure's answer would say that nothing happened.
+            await self._best.discard()
 
     def _hop(self, course: _Course, verdict: Verdict) -> None:
         """Go on to the candidates this failure allows, or come back after the time asked for."""
         failure = verdict.failure or Failure.REJECTED
-        self._pending = deque(
-            other for other in self._pending if self._allowed(failure, course, other)
-        )
-        if verdict.hint is not None and course.attempts < self._policy.max_attempts:
+        self._pending = [other for other in self._pending if self._allowed(failure, course, other)]
+        asked = verdict.hint is not None and verdict.again
+        if asked and verdict.hint is not None and course.attempts < self._policy.max_attempts:
             course.available_at = self._clock.now() + verdict.hint.seconds
             self._deferred.append(course)
 
@@ -427,12 +452,19 @@ class Exchange(Generic[A]):
         )
 
     def _may_force(self, first: _Course) -> bool:
-        return not self.records and first.policy.breaker.when_all_open is WhenAllOpen.TRY
+        return (
+            first.policy.breaker.when_all_open is WhenAllOpen.TRY
+            and not self._spent.records
+            and all(refusal.why is Reason.CIRCUIT for refusal in self._refusals)
+        )
 
     def _fits(self, delay: float) -> bool:
         left = self._terms.deadline - self._clock.now()
-        return delay + LEAST_TIME <= left and self._waited + delay <= self._policy.max_total_delay
+        return (
+            delay + LEAST_TIME <= left
+            and self._spent.waited + delay <= self._policy.max_total_delay
+        )
 
     async def _wait(self, delay: float) -> None:
-        self._waited += delay
+        self._spent.waited += delay
         await self._clock.sleep(delay)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from steer_policies.breaker import PermitPair
-from steer_policies.outcome import SUCCESS, Verdict
+from steer_policies.outcome import Verdict
 from steer_proxy.engine.registry import UpstreamState
 
 
@@ -15,7 +15,7 @@ class Hold:
     the failure it is.
     """
 
-    __slots__ = ("_began", "_model", "_pair", "_released", "_state")
+    __slots__ = ("_began", "_committed", "_model", "_pair", "_released", "_state")
 
     def __init__(
         self, state: UpstreamState, model: str | None, pair: PermitPair | None, began: float
@@ -24,21 +24,24 @@ class Hold:
         self._model = model
         self._pair = pair
         self._began = began
+        self._committed: float | None = None
         self._released = False
 
-    def commit(self, now: float) -> None:
-        """The answer reached its commit point in good order at `now`."""
+    def commit(self, lesson: Verdict | None, now: float) -> None:
+        """The answer reached its commit point at `now`, and this is what it taught so far."""
+        self._committed = now
         if self._pair is not None and self._pair.probe:
-            self.settle(SUCCESS, now)
+            self.settle(lesson)
 
-    def settle(self, verdict: Verdict | None, now: float | None = None) -> None:
+    def settle(self, verdict: Verdict | None) -> None:
         """Tell the breakers what was learned, None for nothing; only the first word counts.
 
-        `now` gives the moment up to which the duration is counted, where a duration means anything.
+        The time told with it is that to the commit: how long an answer then lasts is a matter of
+        its length and of its caller's pace.
         """
         if self._pair is not None:
             pair, self._pair = self._pair, None
-            seconds = None if now is None else now - self._began
+            seconds = None if self._committed is None else self._committed - self._began
             self._state.settle(self._model, pair, verdict, seconds)
 
     def release(self) -> None:

@@ -7,7 +7,7 @@ input, so everything keyed by them is bounded and forgets the least recently use
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -200,42 +200,44 @@ class Registry:
     def __init__(self, clock: Clock, sink: EventSink = log_event) -> None:
         self._clock = clock
         self._sink = sink
-        self._states: dict[str, UpstreamState] = {}
+        #: The states of the newest revision, by upstream name.
+        self.states: Mapping[str, UpstreamState] = {}
 
-    def state(self, policy: UpstreamPolicy) -> UpstreamState:
-        """What is remembered of an upstream; a changed policy begins anew."""
-        state = self._states.get(policy.name)
-        if state is None or (state.policy is not policy and state.policy != policy):
-            state = self._states[policy.name] = UpstreamState(policy, self._clock, self._sink)
-        return state
+    def bind(self, policies: Iterable[UpstreamPolicy]) -> Mapping[str, UpstreamState]:
+        """The states of one configuration revision, by upstream name.
 
-    def forget_all_but(self, names: frozenset[str]) -> None:
-        """Drop upstreams that left the configuration."""
-        for name in self._states.keys() - names:
-            del self._states[name]
+        What is known of an upstream whose policy did not change is taken over; a changed policy
+        begins anew, and what left the configuration is forgotten. Calls keep the states of the
+        revision they began with.
+        """
+        bound: dict[str, UpstreamState] = {}
+        for policy in policies:
+            known = self.states.get(policy.name)
+            same = known is not None and known.policy == policy
+            bound[policy.name] = known if known is not None and same else self._made(policy)
+        self.states = bound
+        return bound
+
+    def _made(self, policy: UpstreamPolicy) -> UpstreamState:
+        return UpstreamState(policy, self._clock, self._sink)
 
 
 @dataclass(slots=True)
 class LiveView:
     """The live context a planner may ask about, for one call and its credential."""
 
-    registry: Registry
+    states: Mapping[str, UpstreamState]
     clock: Clock
-    policies: Mapping[str, UpstreamPolicy]
     credentials: Mapping[str, int]
-
-    def _state(self, upstream: str) -> UpstreamState | None:
-        policy = self.policies.get(upstream)
-        return None if policy is None else self.registry.state(policy)
 
     def breaker(self, upstream: str, model: str | None) -> str:
         """closed, half_open or open."""
-        state = self._state(upstream)
+        state = self.states.get(upstream)
         return "closed" if state is None else state.breaker_state(model, self.clock.now())
 
     def throttled_for(self, upstream: str, model: str | None) -> float:
         """Seconds for which the provider asked not to be called."""
-        state = self._state(upstream)
+        state = self.states.get(upstream)
         if state is None:
             return 0.0
         gate = state.gate(model, self.credentials.get(upstream, 0))
@@ -243,10 +245,10 @@ class LiveView:
 
     def recent_failures(self, upstream: str) -> int:
         """Consecutive failures, as of now."""
-        state = self._state(upstream)
+        state = self.states.get(upstream)
         return 0 if state is None else state.recent_failures
 
     def latency_ms(self, upstream: str) -> float | None:
         """Smoothed time to commit of successful calls, in milliseconds; None before the first."""
-        state = self._state(upstream)
+        state = self.states.get(upstream)
         return None if state is None else state.latency_ms

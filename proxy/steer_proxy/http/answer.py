@@ -19,12 +19,14 @@ class HttpAnswer:
     """What one attempt brought back.
 
     `held` are the bytes that may be relayed as they are; `whole` says that nothing follows them.
+    `lesson` is what breakers learn at the commit, None for nothing.
     `reader` is set for a stream the dialect understands. `status` None means that no head came.
     """
 
     __slots__ = (
         "content_type",
         "held",
+        "lesson",
         "reader",
         "reason",
         "response",
@@ -44,6 +46,7 @@ class HttpAnswer:
         content_type: str = "",
     ) -> None:
         self.verdict = verdict
+        self.lesson: Verdict | None = verdict
         self.response = response
         self.status: int | None = None if response is None else response.status
         self.reason = "" if response is None else response.reason

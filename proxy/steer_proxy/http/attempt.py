@@ -7,7 +7,7 @@ from typing import Final
 
 from steer_policies.config import CommitPoint
 from steer_policies.dialects.base import Progress, StreamReader
-from steer_policies.outcome import SUCCESS, Failure
+from steer_policies.outcome import SUCCESS, Executed, Failure, failed
 from steer_policies.plan import Candidate, Plan
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.secret import SecretUnavailable
@@ -53,7 +53,9 @@ class HttpSender:
             request = await self._outbound.request(candidate)
         except SecretUnavailable:
             # Named in the log by whoever looks; the caller can do nothing about it.
-            return HttpAnswer.without_head(Failure.CREDENTIAL, "secret_unavailable")
+            answer = HttpAnswer.without_head(Failure.CREDENTIAL, "secret_unavailable")
+            answer.lesson = None  # nothing was sent: no breaker learns from it
+            return answer
         timeouts = request.upstream.policy.timeouts
         prompt = call.facts.stream or call.upgrade
         patience = timeouts.first_byte if prompt else timeouts.answer
@@ -67,10 +69,14 @@ class HttpSender:
                 patience=patience,
                 deadline=deadline,
             )
+            del request  # its head is sent, and a first token may take its time
             if response.status == 101:
                 return self._switched(response)
-            idle = timeouts.idle if call.silence is None else min(timeouts.idle, call.silence)
-            response.limit_silence(idle)
+            if call.silence is None or call.silence > timeouts.idle:
+                response.limit_silence(timeouts.idle)
+            else:
+                # The caller's own impatience says nothing about the upstream.
+                response.limit_silence(call.silence, Failure.DEADLINE)
             if response.status >= 400:
                 response.arm(deadline, Failure.DEADLINE)
                 return await self._failing(response)
@@ -86,6 +92,9 @@ class HttpSender:
         except UpstreamError as error:
             if response is not None:
                 response.close()
+            if error.failure is Failure.CONNECT and self._clock.now() >= deadline:
+                # Nor does it when it left no time to connect.
+                return HttpAnswer(failed(Failure.DEADLINE, executed=Executed.NO))
             return HttpAnswer.without_head(error.failure)
         except BaseException:
             if response is not None:
@@ -104,6 +113,8 @@ class HttpSender:
     def _reader(self, response: UpstreamResponse, content_type: str) -> StreamReader | None:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             return None
+        if self._call.method == "HEAD":
+            return None
         return self._call.dialect.read_stream(
             self._call.facts,
             content_type,
@@ -117,6 +128,8 @@ class HttpSender:
         verdict = self._call.dialect.classify(
             self._call.facts, response.status, response.headers, seen, self._clock.wall()
         )
+        # It may be kept for longer than the call's deadline, while others are asked.
+        response.disarm()
         return HttpAnswer(verdict, response, held=held, whole=response.exhausted)
 
     async def _plain(self, response: UpstreamResponse, content_type: str) -> HttpAnswer:
@@ -159,7 +172,7 @@ class HttpSender:
         else:
             verdict = SUCCESS
             response.disarm()
-        return HttpAnswer(
+        answer = HttpAnswer(
             verdict,
             response,
             held=b"".join(held),
@@ -167,6 +180,9 @@ class HttpSender:
             reader=reader,
             content_type=content_type,
         )
+        # Content came, and an error with it: committed, but no proof of health.
+        answer.lesson = reader.error or verdict
+        return answer
 
 
 #: How long a stream that has said everything is waited on for its terminal marker, in seconds.

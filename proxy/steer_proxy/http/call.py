@@ -12,6 +12,7 @@ from steer_policies.dialects.base import Dialect, RequestFacts
 from steer_policies.steering import Steering
 from steer_policies.trace_context import TraceContext
 from steer_proxy.engine.config import Config, Route
+from steer_proxy.engine.registry import UpstreamState
 from steer_proxy.http.body import ReplayBody
 
 
@@ -19,16 +20,17 @@ from steer_proxy.http.body import ReplayBody
 class Call:
     """A request as it was admitted, bound to the configuration revision it began with.
 
-    `headers` are for looking things up, `fields` the same as they stood on the wire, for passing
-    them on. `path` is relative to the route and begins with a slash; `query` has no question mark.
-    `json` is the parsed body, the plain fields of a form, or None. `accepted_at` is on the loop's
-    clock; `silence` bounds each silence towards the caller, in seconds, None for no bound.
+    `headers` are for looking things up, `fields` the same as they stood on the wire, for
+    passing them on. `path` is relative to the route and begins with a slash; `query` has no
+    question mark. `json` is the parsed body, the plain fields of a form, or None. `accepted_at`
+    is on the loop's clock; `silence` bounds each silence towards the caller, in seconds, None
+    for no bound. `states` is what is remembered of the upstreams of that revision.
     `credentials` maps an upstream to a number that stands for the credential used there.
     `token_is_key` says that what looks like the caller's API key is this port's own token,
     `upgrade` that the caller asks to switch to WebSocket. `via_line` is how this process names
-    itself to the next hop. `usage_options` are merged into a request after its candidate's own, for
-    a count of tokens that the caller did not ask for: when there are any, what they bring is taken
-    out of the answer again.
+    itself to the next hop. `usage_options` are merged into a request after its candidate's own,
+    for a count of tokens that the caller did not ask for: when there are any, what they bring
+    is taken out of the answer again.
     """
 
     config: Config
@@ -48,6 +50,7 @@ class Call:
     trace: TraceContext
     via_line: bytes
     accepted_at: float
+    states: Mapping[str, UpstreamState] = field(default_factory=dict)
     silence: float | None = None
     credentials: Mapping[str, int] = field(default_factory=dict)
     token_is_key: bool = False

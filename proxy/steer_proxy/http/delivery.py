@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -14,7 +15,7 @@ from steer_policies.outcome import SUCCESS, Failure, Verdict, failed
 from steer_policies.plan import Plan
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.clock import Clock
-from steer_proxy.engine.conclusion import Settled
+from steer_proxy.engine.conclusion import Settled, Spent
 from steer_proxy.engine.exchange import Exchange
 from steer_proxy.http.addresses import Addresses
 from steer_proxy.http.answer import HttpAnswer
@@ -28,6 +29,9 @@ from steer_proxy.http.replies import answer_head, own_lines, tell
 from steer_proxy.http.resume import Joint, NotTheSame, Sent
 from steer_proxy.http.websocket import Tunnel
 from steer_proxy.http.wire import UpstreamError, UpstreamResponse, Wire
+
+#: An answer larger than this, in bytes, is written under the eyes of the sweep.
+AT_ONCE: Final = 64 * 1024
 
 #: How long a caller may take to read what is there when its stream has failed, in seconds.
 LAST_WORDS: Final = 5.0
@@ -44,9 +48,17 @@ class Services(Protocol):
         """See to it that calls are looked at which last longer than they may."""
 
     def exchange(
-        self, call: Call, made: Plan, addresses: Addresses, deadline: float
+        self,
+        call: Call,
+        made: Plan,
+        addresses: Addresses,
+        deadline: float,
+        spent: Spent | None = None,
     ) -> Exchange[HttpAnswer]:
-        """The attempts of a call by a plan, to commit before `deadline` (loop time)."""
+        """The attempts of a call by a plan, to commit before `deadline` (loop time).
+
+        `spent` is what earlier attempts of the call took of its limits.
+        """
 
 
 class Delivery:
@@ -77,7 +89,7 @@ class Delivery:
             return response
         finally:
             if settled.hold is not None:
-                settled.hold.settle(verdict, clock.now())
+                settled.hold.settle(verdict)
                 settled.hold.release()
             if settled.answer is not None:
                 await settled.answer.discard()
@@ -108,6 +120,12 @@ class Delivery:
             response.close_connection()
         if not answer.whole or response.empty:
             verdict = await self._relay(response, settled, answer)
+        elif len(body) > AT_ONCE:
+            # More than the kernel takes at once: a caller that never reads must not hold it.
+            self._alive()
+            self._services.overdue_later()
+            await response.prepare(self._request)
+            await response.write_eof()
         return response, verdict
 
     async def _tunnel(
@@ -135,19 +153,29 @@ class Delivery:
         await response.prepare(self._request)
         upstream, reader = answer.response, answer.reader
         longest = self._made.timeouts.max_stream
-        if upstream is not None and (reader is not None or self._call.facts.operation != "http"):
+        endless = (
+            reader is None
+            and self._call.facts.operation == "http"
+            and answer.content_type.lower().startswith("text/event-stream")
+        )
+        alive: Callable[[], None] | None = None
+        if endless and upstream is not None:
+            # An event stream of a tool may last for ever, but not a write that nobody takes.
+            upstream.disarm()  # the deadline was that of the commit
+            alive = self._alive
+            alive()
+            self._services.overdue_later()
+        elif upstream is not None:
             upstream.arm(loop.time() + longest, Failure.DEADLINE)
             # A caller that does not read holds us in a write, where no upstream's limit ends it.
             self._progress.until = loop.time() + longest + LAST_WORDS
             self._services.overdue_later()
-        elif upstream is not None:
-            upstream.disarm()  # the deadline was that of the commit
         sent = None if reader is None else self._remembering(settled, reader)
         if sent is None:
             self._travel_light(upstream)
         try:
             if reader is None:
-                verdict = await relay_plain(response, answer)
+                verdict = await relay_plain(response, answer, alive)
             else:
                 verdict = await relay_stream(response, answer, reader, sent)
                 if upstream is not None:
@@ -161,12 +189,18 @@ class Delivery:
                 await self._break(response, answer, broken.verdict)
             return broken.verdict
 
+    def _alive(self) -> None:
+        """The caller took what there was: count anew how long it may take for more."""
+        now = asyncio.get_running_loop().time()
+        self._progress.until = now + self._made.timeouts.max_stream + LAST_WORDS
+
     def _travel_light(self, upstream: UpstreamResponse | None) -> None:
         """Let go of what only another attempt would need: there is none after the commit."""
-        self._call.body.close()
         self._call.json = None
         if upstream is not None:
             upstream.forget_head()
+        if upstream is None or not upstream.uploading:
+            self._call.body.close()
 
     def _remembering(self, settled: Settled[HttpAnswer], reader: StreamReader) -> Sent | None:
         """Where to remember what was sent, when the stream may be resumed."""
@@ -175,6 +209,8 @@ class Delivery:
 
     async def _break(self, response: CallerResponse, answer: HttpAnswer, verdict: Verdict) -> None:
         """End a committed answer that broke, so that nobody takes it for complete."""
+        self._progress.until = asyncio.get_running_loop().time() + LAST_WORDS
+        self._services.overdue_later()
         if answer.reader is not None:
             event = answer.reader.error_event or self._call.dialect.error_event(
                 self._call.facts,
@@ -203,7 +239,7 @@ class Delivery:
         if call.silence is not None:
             patience = min(patience, call.silence)
         deadline = asyncio.get_running_loop().time() + patience
-        again = await services.exchange(call, made, self._addresses, deadline).run()
+        again = await services.exchange(call, made, self._addresses, deadline, settled.spent).run()
         verdict: Verdict | None = None
         try:
             if again.hold is None or again.answer is None:
@@ -212,7 +248,7 @@ class Delivery:
             return verdict.ok
         finally:
             if again.hold is not None:
-                again.hold.settle(verdict, services.clock.now())
+                again.hold.settle(verdict)
                 again.hold.release()
             if again.answer is not None:
                 await again.answer.discard()
@@ -232,8 +268,8 @@ class Delivery:
             while True:
                 if missing:
                     await response.write(missing)
-                if reader.error is not None:
-                    return reader.error
+                if (error := reader.error or second.error) is not None:
+                    return error
                 if answer.whole or reader.progress is Progress.COMPLETE:
                     break
                 chunk = await read_event_bytes(upstream, second)

@@ -18,6 +18,7 @@ from steer_policies.planner import plan_at_once
 from steer_policies.steering import NONE as NO_STEERING
 from steer_proxy.engine.attempt import Problem, Terms
 from steer_proxy.engine.clock import Clock, new_span_id
+from steer_proxy.engine.conclusion import Spent
 from steer_proxy.engine.config import Config
 from steer_proxy.engine.exchange import Exchange
 from steer_proxy.engine.prices import GenaiPrices
@@ -80,13 +81,13 @@ class Gateway:
         self.config = config
         self._budget.total = config.limits.body_memory
         self._guard = Guard.of_data(config.listen)
-        self._intake = Intake(config, self._budget, self.clock, self._pseudonym)
+        states = self.registry.bind(upstream.policy for upstream in config.upstreams.values())
+        self._intake = Intake(config, states, self._budget, self.clock, self._pseudonym)
         self._addresses = Addresses(config, self.wire)
 
     def reconfigure(self, config: Config) -> None:
         """Let new calls begin with another revision; those under way keep theirs."""
         self._install(config)
-        self.registry.forget_all_but(frozenset(config.upstreams))
 
     def cut(self) -> None:
         """End every call that still runs with its dialect's error, and begin no other.
@@ -153,8 +154,8 @@ class Gateway:
             made = self._plan(call)
             if isinstance(made, Refused):
                 raise Refusal(Problem(made.status, made.code, made.message))
-            if call.body.memory is None and not needs_value(call, made):
-                call.json = None  # as large as the body, which is on disk to save memory
+            if not needs_value(call, made):
+                call.json = None  # larger than the body, and a first token may take its time
             return await self._exchange(request, progress, call, made, addresses)
         finally:
             call.body.close()
@@ -174,22 +175,30 @@ class Gateway:
             body=call.json,
             body_size=call.body.size,
         )
-        live = LiveView(self.registry, self.clock, policy.upstreams, call.credentials)
+        live = LiveView(call.states, self.clock, call.credentials)
         return make_plan(policy, facts, live, steering.upstream)
 
     def exchange(
-        self, call: Call, made: Plan, addresses: Addresses, deadline: float
+        self,
+        call: Call,
+        made: Plan,
+        addresses: Addresses,
+        deadline: float,
+        spent: Spent | None = None,
     ) -> Exchange[HttpAnswer]:
-        """The attempts of a call by a plan, to commit before `deadline` (loop time)."""
+        """The attempts of a call by a plan, to commit before `deadline` (loop time).
+
+        `spent` is what earlier attempts of the call took of its limits.
+        """
         policy = call.route.policy
         return Exchange(
             made,
             terms(call, deadline),
             policy.retry,
-            upstreams=policy.upstreams,
             credentials=call.credentials,
-            registry=self.registry,
+            states=call.states,
             clock=self.clock,
+            spent=spent,
             sender=HttpSender(call, made, Outbound(call, addresses), self.wire, self.clock),
         )
 

@@ -24,6 +24,7 @@ from steer_policies.trace_context import (
 )
 from steer_proxy.engine.clock import Clock, new_id
 from steer_proxy.engine.config import Config, Route
+from steer_proxy.engine.registry import UpstreamState
 from steer_proxy.http.body import MemoryBudget
 from steer_proxy.http.call import Call
 from steer_proxy.http.lines import line
@@ -49,8 +50,16 @@ class Matched:
 class Intake:
     """Admits requests under one configuration revision."""
 
-    def __init__(self, config: Config, budget: MemoryBudget, clock: Clock, pseudonym: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        states: Mapping[str, UpstreamState],
+        budget: MemoryBudget,
+        clock: Clock,
+        pseudonym: str,
+    ) -> None:
         self._config = config
+        self._states = states
         self._pseudonym = pseudonym
         self._via_line = line(*via(pseudonym=pseudonym))
         self._budget = budget
@@ -145,6 +154,7 @@ class Intake:
                 body=body,
                 json=parsed,
                 steering=steering,
+                states=self._states,
                 request_id=request_id,
                 trace=trace,
                 via_line=self._via_line,

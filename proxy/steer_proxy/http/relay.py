@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from steer_policies.dialects.base import Progress, StreamReader
 from steer_policies.outcome import SUCCESS, Failure, Verdict, failed
 from steer_proxy.http.answer import HttpAnswer
@@ -19,8 +21,10 @@ class Broken(Exception):
         self.verdict = verdict
 
 
-async def relay_plain(caller: CallerResponse, answer: HttpAnswer) -> Verdict:
-    """Relay an answer whose end only its framing tells.
+async def relay_plain(
+    caller: CallerResponse, answer: HttpAnswer, alive: Callable[[], None] | None = None
+) -> Verdict:
+    """Relay an answer whose end only its framing tells; `alive` is called as the caller takes it.
 
     Raises:
         Broken: when it was cut.
@@ -33,6 +37,8 @@ async def relay_plain(caller: CallerResponse, answer: HttpAnswer) -> Verdict:
         try:
             while chunk := await response.read():
                 await caller.write(chunk)
+                if alive is not None:
+                    alive()
         except UpstreamError as error:
             raise Broken(failed(error.failure)) from error
     return SUCCESS
@@ -74,7 +80,7 @@ async def _pump(
 ) -> None:
     read, write = response.read, caller.write
     # Nearly all of a stream's life: one read, one look, one write.
-    while reader.progress < Progress.FINISHED:
+    while reader.error is None and reader.progress < Progress.FINISHED:
         chunk = await read()
         if not chunk:
             break
@@ -82,8 +88,6 @@ async def _pump(
             if sent is not None:
                 sent.add(released)
             await write(released)
-        if reader.error is not None:
-            return
     while reader.error is None and reader.progress < Progress.COMPLETE:
         chunk = await read_event_bytes(response, reader)
         if not chunk:

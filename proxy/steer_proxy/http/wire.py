@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Coroutine
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from aiohttp import ClientRequest, ClientTimeout, TCPConnector
 from aiohttp.client_exceptions import (
@@ -26,6 +27,7 @@ from aiohttp.client_exceptions import (
 )
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from aiohttp.helpers import _EXC_SENTINEL
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -58,12 +60,43 @@ _NO_HEADERS: Final = CIMultiDictProxy[str](CIMultiDict())
 _INTERIM: Final = range(100, 200)
 
 
+_T = TypeVar("_T")
+
+
 class UpstreamError(Exception):
     """An exchange with an upstream failed; `failure` names the phase."""
 
     def __init__(self, failure: Failure, detail: str = "") -> None:
         super().__init__(detail or str(failure))
         self.failure = failure
+
+
+class UpstreamProtocol(ResponseHandler):
+    """aiohttp's protocol, which tells the reader of a body what happened to its connection.
+
+    aiohttp takes a connection that was reset for one that ended, where the end of the connection is
+    the end of the body, and tells of a framing error in mid-body only whoever waits for a head.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.born = loop.time()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The connection is gone; a body that was under way was cut, unless it was closed."""
+        if exc is not None:
+            self._fail_body(ClientPayloadError(f"the connection was lost: {exc}"))
+        super().connection_lost(exc)
+
+    def set_exception(self, exc: BaseException, exc_cause: BaseException = _EXC_SENTINEL) -> None:
+        """Nothing more will come: not to who waits for a head, nor to who reads a body."""
+        self._fail_body(exc)
+        super().set_exception(exc, exc_cause)
+
+    def _fail_body(self, error: BaseException) -> None:
+        body = self._payload
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(error)
 
 
 class UpstreamResponse:
@@ -81,6 +114,7 @@ class UpstreamResponse:
         "_due",
         "_failure",
         "_headed",
+        "_impatience",
         "_loop",
         "_now",
         "_patience",
@@ -98,19 +132,20 @@ class UpstreamResponse:
     def __init__(
         self,
         connection: Connection,
-        protocol: ResponseHandler,
+        protocol: UpstreamProtocol,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._connection: Connection | None = connection
         self._protocol = protocol
         self._loop = loop
         self._now = loop.time
-        self.upload: asyncio.Task[None] | None = None
+        self.upload: asyncio.Task[bool] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._wakes = math.inf
         self._due = math.inf
         self._failure = Failure.DEADLINE
         self._patience = math.inf
+        self._impatience = Failure.IDLE_TIMEOUT
         self._waiting_since: float | None = None
         self._headed = False
         self._content: StreamReader = EMPTY_PAYLOAD
@@ -125,10 +160,15 @@ class UpstreamResponse:
             message, content = await self._protocol.read()
             if message.code not in _INTERIM or message.code == 101:
                 break
+        # aiohttp reads answers leniently; what is wrong with a head must not be passed on.
         values = b"".join([value for _, value in message.raw_headers])
         if b"\n" in values or b"\r" in values or b"\0" in values:
-            # aiohttp reads answers leniently; passed on, such a value could become another line.
             raise UpstreamError(Failure.PROTOCOL, "a control character in a header")
+        if not 100 <= message.code <= 599 or not message.reason.isprintable():
+            raise UpstreamError(Failure.PROTOCOL, "a status line that is none")
+        coding = message.headers.get("Transfer-Encoding")
+        if coding is not None and coding.lower() != "chunked":
+            raise UpstreamError(Failure.PROTOCOL, "a transfer coding that is not known")
         self._headed = True
         self._due = math.inf
         self.status = message.code
@@ -156,9 +196,9 @@ class UpstreamResponse:
         if not self._headed and self._connection is not None:
             self.arm_sooner(self._now() + patience, Failure.FIRST_BYTE_TIMEOUT, deadline)
 
-    def limit_silence(self, seconds: float) -> None:
+    def limit_silence(self, seconds: float, failure: Failure = Failure.IDLE_TIMEOUT) -> None:
         """Fail a read that waits for `seconds`; time in which nobody reads is free."""
-        self._patience = seconds
+        self._patience, self._impatience = seconds, failure
         self._wake_by(self._now() + seconds)
 
     def disarm(self) -> None:
@@ -182,7 +222,7 @@ class UpstreamResponse:
         if now >= self._due:
             self.fail(self._failure)
         elif now >= silent_until:
-            self.fail(Failure.IDLE_TIMEOUT)
+            self.fail(self._impatience)
         elif (soonest := min(self._due, silent_until)) < math.inf:
             self._wake_by(soonest)
 
@@ -195,7 +235,7 @@ class UpstreamResponse:
         """Make the pending or next read fail with `failure`."""
         error = UpstreamError(failure)
         self._protocol.set_exception(error)
-        if self._headed and not self._content.is_eof():
+        if self._headed and not self._content.is_eof() and self._content.exception() is None:
             self._content.set_exception(error)
 
     @property
@@ -210,12 +250,12 @@ class UpstreamResponse:
     @property
     def ended(self) -> bool:
         """Whether the whole body has arrived, read or not."""
-        return self._content.is_eof()
+        return self._content.is_eof() and self._content.exception() is None
 
     @property
     def exhausted(self) -> bool:
         """Whether the whole body has arrived and was read."""
-        return self._content.at_eof()
+        return self._content.at_eof() and self._content.exception() is None
 
     async def read(self) -> bytes:
         """The next bytes of the body as they came; b"" at its proper end.
@@ -243,15 +283,25 @@ class UpstreamResponse:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        age = self._now() - getattr(self._protocol, "steer_born", 0.0)
-        if self.upload is not None and not self.upload.done():
-            # Answered before the request was read: what is left of it must not follow.
-            self.upload.cancel()
+        age = self._now() - self._protocol.born
+        if self.uploading:
+            # Answered before the request was read: what is left of it must not follow, and nothing
+            # else may, as it would be taken for the rest.
+            if self.upload is not None:
+                self.upload.cancel()
             connection.close()
         elif age > MAX_AGE:
             connection.close()
         else:
             connection.release()
+
+    @property
+    def uploading(self) -> bool:
+        """Whether the request has not been written to its end, for whatever reason."""
+        upload = self.upload
+        if upload is None:
+            return False
+        return not upload.done() or upload.cancelled() or not upload.result()
 
     def close(self) -> None:
         """Let go of the answer; an unfinished one closes its connection at once. Idempotent."""
@@ -274,7 +324,10 @@ class Wire:
             ttl_dns_cache=60,
             resolver=StaleResolver(),
         )
-        self._tasks: set[asyncio.Task[None]] = set()
+        # aiohttp has no public way to name the protocol.
+        loop = asyncio.get_running_loop()
+        self._connector._factory = partial(UpstreamProtocol, loop)  # type: ignore[assignment]  # noqa: SLF001
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
         """Close every connection and wait for what still runs."""
@@ -310,13 +363,19 @@ class Wire:
         """
         loop = asyncio.get_running_loop()
         connection = await self._connect(origin, connect)
+        while connection.protocol is not None and connection.protocol.should_close:
+            # Kept alive, but something came that nobody asked for: it is no answer to this request.
+            connection.close()
+            connection = await self._connect(origin, connect)
         protocol = connection.protocol
         transport = None if protocol is None else protocol.transport
-        if protocol is None or transport is None or transport.is_closing():
+        if (
+            not isinstance(protocol, UpstreamProtocol)
+            or transport is None
+            or transport.is_closing()
+        ):
             connection.close()
             raise UpstreamError(Failure.CONNECT, "the connection was closed at once")
-        if not hasattr(protocol, "steer_born"):
-            protocol.steer_born = loop.time()  # type: ignore[attr-defined]
         protocol.set_response_params(
             skip_payload=head.startswith(b"HEAD "),
             read_until_eof=True,
@@ -353,7 +412,7 @@ class Wire:
             # A proxy that refused the tunnel, say: the upstream has seen nothing.
             raise UpstreamError(Failure.CONNECT, _brief(error)) from error
 
-    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _own(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -364,24 +423,31 @@ class Wire:
 
         So its connection can serve again; after a short while or a few bytes it is closed instead.
         """
-        if response.ended:
+        if response.ended or response.uploading:
             response.close()
         else:
             _ = self._own(_retire(response))
 
 
-async def _upload(body: ReplayBody, protocol: ResponseHandler) -> None:
-    """Send a spooled body while the answer is awaited: a provider may answer before its end."""
+async def _upload(body: ReplayBody, protocol: ResponseHandler) -> bool:
+    """Send a spooled body while the answer is awaited: a provider may answer before its end.
+
+    Returns whether all of it was written.
+    """
+    written = 0
     try:
         async for piece in body.pieces():
             if protocol.transport is None or protocol.transport.is_closing():
-                return  # the reader of the answer learns of it
+                return False  # the reader of the answer learns of it
             protocol.transport.write(piece)
+            written += len(piece)
             await protocol._drain_helper()  # noqa: SLF001 - aiohttp's writers do the same
     except (OSError, ClientError) as error:
         # The reader of the answer learns of it, unless an answer is already there.
         if protocol.exception() is None:
             protocol.set_exception(error)
+        return False
+    return written == body.size
 
 
 async def _retire(response: UpstreamResponse) -> None:

@@ -9,7 +9,7 @@ from steer_policies.outcome import Executed, Failure, HintSource, RetryHint, Ver
 from steer_policies.plan import Candidate
 from steer_policies.retry import WaitSource
 from steer_proxy.engine.attempt import AttemptRecord
-from steer_proxy.engine.conclusion import Best, Refusal, conclude
+from steer_proxy.engine.conclusion import Best, Reason, Refusal, Spent, conclude
 
 
 class FailedAnswer:
@@ -18,6 +18,7 @@ class FailedAnswer:
     def __init__(self, failure: Failure, status: int | None, hint: float | None = None) -> None:
         given = None if hint is None else RetryHint(hint, HintSource.RETRY_AFTER)
         self.verdict: Verdict = failed(failure, hint=given)
+        self.lesson: Verdict | None = self.verdict
         self.status = status
         self.discarded = False
 
@@ -74,7 +75,7 @@ async def test_the_latest_of_equals_is_kept() -> None:
     one, two = FailedAnswer(Failure.THROTTLED, 429, 5), FailedAnswer(Failure.THROTTLED, 429, 9)
     best = await best_of((one, HOME, 0), (two, HOME, 0))
     assert best.answer is two
-    settled = conclude(best, [], [], 103.0)
+    settled = conclude(best, Spent(), [], 103.0)
     assert settled.retry_after == pytest.approx(6.0)
     assert settled.sdk_retry is False
 
@@ -106,7 +107,7 @@ def record(failure: Failure, executed: Executed | None = None) -> AttemptRecord:
 def test_our_own_word(failure: Failure, status: int, code: str) -> None:
     """Each way of getting no answer has a status and a code, and calls the SDK off."""
     best: Best[FailedAnswer] = Best()
-    problem = conclude(best, [record(failure)], [], 0.0).problem
+    problem = conclude(best, Spent([record(failure)]), [], 0.0).problem
     assert problem is not None
     assert (problem.status, problem.code, problem.sdk_retry) == (status, code, False)
     assert "attempt 1 at home" in problem.message
@@ -115,7 +116,7 @@ def test_our_own_word(failure: Failure, status: int, code: str) -> None:
 def test_an_uncertain_outcome_is_named() -> None:
     """What may have been executed is not repeated, and the caller is told so."""
     best: Best[FailedAnswer] = Best(uncertain=True)
-    problem = conclude(best, [record(Failure.RESET)], [], 0.0).problem
+    problem = conclude(best, Spent([record(Failure.RESET)]), [], 0.0).problem
     assert problem is not None
     assert (problem.status, problem.code) == (504, "steer_outcome_uncertain")
 
@@ -123,8 +124,8 @@ def test_an_uncertain_outcome_is_named() -> None:
 def test_nobody_asked_is_a_503_until_the_first_may_be() -> None:
     """The shortest of the waits is the honest retry-after."""
     best: Best[FailedAnswer] = Best()
-    refusals = [Refusal("a", 12.0, "its circuit is open"), Refusal("b", 7.5, "patience")]
-    problem = conclude(best, [], refusals, 0.0).problem
+    refusals = [Refusal("a", 12.0, Reason.CIRCUIT), Refusal("b", 7.5, Reason.GATE)]
+    problem = conclude(best, Spent(), refusals, 0.0).problem
     assert problem is not None
     assert (problem.status, problem.code, problem.retry_after) == (503, "steer_unavailable", 7.5)
-    assert "a: its circuit is open; b: patience" in problem.message
+    assert "a: its circuit is open; b: its provider asked for patience" in problem.message
