@@ -188,7 +188,8 @@ def _problem(
 
 def _words(record: AttemptRecord) -> str:
     failure = str(record.verdict.failure or "ok").replace("_", " ")
-    return failure if record.status is None else f"{failure} ({record.status})"
+    detail = record.verdict.code if record.status is None else str(record.status)
+    return failure if detail is None else f"{failure} ({detail})"
 
 
 def whole_seconds(seconds: float) -> int:

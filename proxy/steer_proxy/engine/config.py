@@ -50,7 +50,7 @@ class Listen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admin:
-    """Where the admin plane listens; None as `token` means a generated one, kept in a file."""
+    """Where the admin plane listens; its health pages need no `token`."""
 
     host: str = "127.0.0.1"
     port: int = 4101

@@ -67,6 +67,7 @@ class HttpSender:
                 request.body,
                 connect=min(timeouts.connect, max(0.001, deadline - started)),
                 patience=patience,
+                stall=min(patience, timeouts.idle),
                 deadline=deadline,
             )
             del request  # its head is sent, and a first token may take its time
@@ -95,7 +96,7 @@ class HttpSender:
             if error.failure is Failure.CONNECT and self._clock.now() >= deadline:
                 # Nor does it when it left no time to connect.
                 return HttpAnswer(failed(Failure.DEADLINE, executed=Executed.NO))
-            return HttpAnswer.without_head(error.failure)
+            return HttpAnswer.without_head(error.failure, error.code)
         except BaseException:
             if response is not None:
                 response.close()

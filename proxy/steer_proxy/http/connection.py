@@ -192,7 +192,9 @@ class Connection(RequestHandler):
         if isinstance(message, _ErrInfo):
             self._framing_broke(message)
             return
-        new = [each for each, _ in list(messages)[-count:] if not isinstance(each, _ErrInfo)]
+        new = [message]
+        if count > 1:
+            new = [each for each, _ in list(messages)[-count:] if not isinstance(each, _ErrInfo)]
         if self._head_size + len(data) > MAX_HEAD and any(map(_too_large, new)):
             for _ in new:
                 messages.pop()

@@ -12,15 +12,20 @@ Errors leave here as `UpstreamError`, named by the phase that failed.
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
-from collections.abc import Coroutine
+import ssl
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from aiohttp import ClientRequest, ClientTimeout, TCPConnector
 from aiohttp.client_exceptions import (
     ClientConnectionError,
+    ClientConnectorCertificateError,
+    ClientConnectorDNSError,
     ClientConnectorError,
+    ClientConnectorSSLError,
     ClientError,
     ClientPayloadError,
     ConnectionTimeoutError,
@@ -64,11 +69,12 @@ _T = TypeVar("_T")
 
 
 class UpstreamError(Exception):
-    """An exchange with an upstream failed; `failure` names the phase."""
+    """An exchange with an upstream failed; `failure` names the phase, `code` the cause."""
 
-    def __init__(self, failure: Failure, detail: str = "") -> None:
+    def __init__(self, failure: Failure, detail: str = "", code: str | None = None) -> None:
         super().__init__(detail or str(failure))
         self.failure = failure
+        self.code = code
 
 
 class UpstreamProtocol(ResponseHandler):
@@ -326,7 +332,8 @@ class Wire:
         )
         # aiohttp has no public way to name the protocol.
         loop = asyncio.get_running_loop()
-        self._connector._factory = partial(UpstreamProtocol, loop)  # type: ignore[assignment]  # noqa: SLF001
+        factory: Any = partial(UpstreamProtocol, loop)
+        self._connector._factory = factory  # noqa: SLF001
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
@@ -349,13 +356,15 @@ class Wire:
         *,
         connect: float,
         patience: float,
+        stall: float,
         deadline: float,
     ) -> UpstreamResponse:
         """Send a request and wait for the head of its answer.
 
         `head` is the request's, whole; a body follows it as it is, so its length must be announced.
-        `connect` bounds the phase in which nothing was sent and `patience` the silence after the
-        whole request was, both in seconds; `deadline` (loop time) bounds all of it.
+        `connect` bounds the phase in which nothing was sent, `stall` each wait for the upstream to
+        take more of the request, and `patience` the silence after the whole of it was sent, all in
+        seconds; `deadline` (loop time) bounds all of it.
 
         Raises:
             UpstreamError: CONNECT when provably nothing was sent; RESET, PROTOCOL,
@@ -388,8 +397,9 @@ class Wire:
         try:
             if body.memory is None:
                 transport.write(head)
-                response.arm(deadline, Failure.DEADLINE)
-                upload = response.upload = self._own(_upload(body, protocol))
+                taken = partial(response.expect_head, stall, deadline)
+                taken()
+                upload = response.upload = self._own(_upload(body, protocol, taken))
                 upload.add_done_callback(lambda _: response.expect_head(patience, deadline))
             else:
                 transport.write(head + body.memory)
@@ -407,10 +417,10 @@ class Wire:
         try:
             return await self._connector.connect(origin, traces=[], timeout=timeout)
         except (ClientConnectorError, ConnectionTimeoutError, TimeoutError, OSError) as error:
-            raise UpstreamError(Failure.CONNECT, _brief(error)) from error
+            raise UpstreamError(Failure.CONNECT, _brief(error), _cause(error)) from error
         except ClientError as error:
             # A proxy that refused the tunnel, say: the upstream has seen nothing.
-            raise UpstreamError(Failure.CONNECT, _brief(error)) from error
+            raise UpstreamError(Failure.CONNECT, _brief(error), _cause(error)) from error
 
     def _own(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = asyncio.create_task(work)
@@ -429,10 +439,10 @@ class Wire:
             _ = self._own(_retire(response))
 
 
-async def _upload(body: ReplayBody, protocol: ResponseHandler) -> bool:
+async def _upload(body: ReplayBody, protocol: ResponseHandler, taken: Callable[[], None]) -> bool:
     """Send a spooled body while the answer is awaited: a provider may answer before its end.
 
-    Returns whether all of it was written.
+    `taken` is called whenever the upstream took a piece of it. Returns whether all was written.
     """
     written = 0
     try:
@@ -441,6 +451,7 @@ async def _upload(body: ReplayBody, protocol: ResponseHandler) -> bool:
                 return False  # the reader of the answer learns of it
             protocol.transport.write(piece)
             written += len(piece)
+            taken()
             await protocol._drain_helper()  # noqa: SLF001 - aiohttp's writers do the same
     except (OSError, ClientError) as error:
         # The reader of the answer learns of it, unless an answer is already there.
@@ -466,13 +477,32 @@ def _translated(error: BaseException) -> UpstreamError | None:
     """The phase error for what the wait for the head raised; None for what is no upstream's."""
     match error:
         case UpstreamError():
-            return UpstreamError(error.failure, str(error))
+            return UpstreamError(error.failure, str(error), error.code)
         case HttpProcessingError():
             return UpstreamError(Failure.PROTOCOL, _brief(error))
         case ClientError() | OSError():
             return UpstreamError(Failure.RESET, _brief(error))
         case _:
             return None
+
+
+def _cause(error: BaseException) -> str:
+    """Why connecting failed, in a word or two for people."""
+    match error:
+        case ClientConnectorDNSError():
+            return "name not resolved"
+        case ClientConnectorCertificateError() | ClientConnectorSSLError() | ssl.SSLError():
+            return "TLS"
+        case TimeoutError():
+            return "no answer in time"
+        case ConnectionRefusedError():
+            return "refused"
+        case ClientConnectorError():
+            return _cause(error.os_error)
+        case OSError(errno=number) if number is not None:
+            return errno.errorcode.get(number, "unknown")
+        case _:
+            return type(error).__name__
 
 
 def _brief(error: BaseException) -> str:

@@ -61,7 +61,7 @@ class ListenBlock(Block):
 
 
 class AdminBlock(Block):
-    """Where the admin plane listens, and its token (null: a generated one)."""
+    """Where the admin plane listens. Health needs no token, and there is nothing else yet."""
 
     host: Host = "127.0.0.1"
     port: Port = 4101

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytest
 
@@ -27,10 +27,11 @@ from tests.provider.websocket import (
 )
 from tests.support.exact import Asked, ExactClient, ask
 from tests.support.sidecar import Running, configure, running
-from tests.support.websocket import KEY, RawWebSocket, handshake, masked, websocket
+from tests.support.websocket import KEY, RawWebSocket, handshake, masked, settled, websocket
 
 PATH = "/tools/socket"
 Session = Callable[[WebSocket], Awaitable[None]]
+MIB = 2**20
 HOW = pytest.mark.parametrize("how", ["close", "reset"])
 
 
@@ -76,7 +77,7 @@ class Ends:
         assert self.steer.gateway.registry.states["tools"].slots.busy == 0
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def ends(tmp_path: Path, **upstream: Any) -> AsyncIterator[Ends]:
     async with Provider() as provider:
         settings = {
@@ -299,14 +300,15 @@ async def test_the_provider_vanishes_within_a_frame(
 
     async def session(peer: WebSocket) -> None:
         await peer.send_raw(half)
-        await asyncio.sleep(1)
         await peer.end(how)
 
     async with ends(tmp_path) as both:
         both.serve(session)
         async with websocket(both.port, PATH) as caller:
+            began = both.now()
             _, rest = await caller.ended()
             assert rest == half
+            assert both.now() - began < 0.1
         await both.given_back()
 
 
@@ -364,7 +366,9 @@ async def test_the_caller_vanishes_within_a_frame(
             caller.send_raw(masked(TEXT, b"x" * 100)[:50])
             await asyncio.sleep(0.1)
             caller.end(how)
+        began = both.now()
         await both.given_back()
+        assert both.now() - began < 1
         assert both.attempt.closed_by_peer_at is not None
         assert both.attempt.messages == []
         assert both.attempt.bytes_written < 300  # the head of the 101, and no answer to a close
@@ -432,6 +436,23 @@ async def test_a_gone_side_does_not_keep_the_other(tmp_path: Path) -> None:
         assert both.now() - began == pytest.approx(under_test.FAREWELL, abs=0.2)
 
 
+async def test_a_provider_that_does_not_answer_a_goodbye_has_not_failed(tmp_path: Path) -> None:
+    """It hangs up when the caller has said goodbye: rude, but no loss of anything."""
+
+    async def session(peer: WebSocket) -> None:
+        await peer._read_frame()
+        await peer.end("close")
+
+    async with ends(tmp_path, breaker={"failure_threshold": 1}) as both:
+        both.serve(session)
+        for _ in range(2):
+            async with websocket(both.port, PATH) as caller:
+                caller.close(1000)
+                assert (await caller.closed())[0] == 1011
+                assert await caller.ended() == ("close", b"")
+            await both.given_back()
+
+
 @pytest.mark.parametrize("breaks", [True, False])
 async def test_only_a_provider_that_vanishes_has_failed(tmp_path: Path, breaks: bool) -> None:
     """Its breaker learns of a session without a goodbye; any close code is a good end."""
@@ -489,15 +510,89 @@ async def test_too_large_a_frame_ends_it(
         assert both.attempt.messages == sent
 
 
+async def test_a_goodbye_is_heard_though_the_other_side_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once nothing is passed any more, nobody is held back for the sake of the slow side."""
+    monkeypatch.setattr(under_test, "MAX_FRAME", MIB)
+    codes: list[int] = []
+
+    async def session(peer: WebSocket) -> None:
+        for _ in range(24):
+            await peer.send(b"x" * MIB)
+        with contextlib.suppress(WebSocketClosed):
+            await peer.receive()
+        codes.append(peer.close_code or 0)
+
+    async with ends(tmp_path) as both:
+        both.serve(session)
+        async with websocket(both.port, PATH) as caller:
+            await asyncio.sleep(1)
+            assert codes == []
+            caller.send(BINARY, b"x" * (MIB + 1))
+            await asyncio.sleep(1)
+            assert codes == [1009]
+
+
+async def test_what_a_deaf_provider_does_not_take_is_dropped(tmp_path: Path) -> None:
+    """After the caller is gone it is not waited for beyond the farewell."""
+
+    async def session(peer: WebSocket) -> None:
+        peer._connection.transport.pause_reading()
+        await asyncio.sleep(3600)
+
+    async with ends(tmp_path) as both:
+        both.serve(session)
+        async with websocket(both.port, PATH) as caller:
+            transport = both.towards_provider
+            while not transport.get_write_buffer_size():
+                caller.send(BINARY, b"x" * 16_384)
+                await settled()
+        await asyncio.sleep(under_test.FAREWELL - 1)
+        assert transport.get_write_buffer_size() > 0
+        await asyncio.sleep(2)
+        assert transport.get_write_buffer_size() == 0
+
+
+class Peer:
+    """A transport whose peer takes what the test says."""
+
+    def __init__(self, waiting: int) -> None:
+        self.waiting = waiting
+        self.aborted_at: float | None = None
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting
+
+    def abort(self) -> None:
+        self.aborted_at = asyncio.get_running_loop().time()
+
+
+async def test_patience_lasts_as_long_as_there_is_progress() -> None:
+    """One byte less in a period is enough; the same number after a whole one is not."""
+    peer = Peer(100)
+    began = asyncio.get_running_loop().time()
+    patience = under_test._Patience(cast("asyncio.Transport", peer))
+    await asyncio.sleep(under_test.STALLED - 1)
+    for _ in range(5):
+        peer.waiting -= 1
+        await asyncio.sleep(under_test.STALLED)
+    assert peer.aborted_at is None
+    await asyncio.sleep(3 * under_test.STALLED)
+    assert peer.aborted_at == pytest.approx(began + 6 * under_test.STALLED, abs=1)
+    patience.end()
+    ended = under_test._Patience(cast("asyncio.Transport", other := Peer(1)))
+    ended.end()
+    await asyncio.sleep(3 * under_test.STALLED)
+    assert other.aborted_at is None
+
+
 def test_the_bound_of_a_frame() -> None:
     """64 MiB pass, a byte more does not; a head is enough to tell."""
     for more, too_big in ((0, False), (1, True)):
         tracker = FrameTracker(under_test.MAX_FRAME)
         tracker.feed(b"\x82\x7f" + (64 * 2**20 + more).to_bytes(8, "big"))
         assert tracker.too_big is too_big
-
-
-MIB = 2**20
 
 
 async def test_a_slow_caller_holds_the_provider_back(tmp_path: Path) -> None:
