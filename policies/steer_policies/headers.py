@@ -91,28 +91,18 @@ _CREDENTIAL_SUFFIXES: Final = (
     "vault-token",
 )
 
+# Beside the names of headers, which some providers take in a query, too.
 _CREDENTIAL_PARAMETERS: Final = frozenset(
     {
-        "access_token",
-        "api-key",
-        "api_key",
-        "api_token",
-        "apikey",
-        "auth_token",
-        "authorization",
-        "bearer_token",
-        "client_secret",
-        "id_token",
+        "bearer-token",
+        "client-secret",
         "key",
-        "oauth_token",
-        "refresh_token",
-        "subscription-key",
+        "oauth-token",
         "token",
-        "x-api-key",
-        "x-goog-api-key",
         "$httpheaders",  # Google lets a query carry headers
     }
 )
+_PARAMETER_END: Final = re.compile(r"([&;])")
 
 # What a browser cannot say in a header, OpenAI's realtime API takes as subprotocols:
 # https://platform.openai.com/docs/guides/realtime-websocket.
@@ -123,8 +113,9 @@ _CREDENTIAL_SUBPROTOCOLS: Final = (
 )
 
 _CODINGS: Final = frozenset({"gzip", "deflate", "identity"})
-_WEIGHT: Final = re.compile(r"q=[01](?:\.\d{0,3})?", re.ASCII)
-_REFUSED: Final = re.compile(r"q=0(?:\.0{0,3})?")
+# RFC 9110, section 12.4.2.
+_WEIGHT: Final = re.compile(r"[qQ]=(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
+_REFUSED: Final = re.compile(r"[qQ]=0(?:\.0{0,3})?")
 _MAX_CODINGS: Final = 16
 
 _COOKIES: Final = frozenset({"set-cookie", "set-cookie2"})
@@ -135,8 +126,24 @@ _VIA_HOST: Final = re.compile(r"[^\s,]+[ \t]+([^\s,(]+)")
 
 
 def is_credential(name: str) -> bool:
-    """Whether a header, by its lower-case name, carries a caller's credential."""
+    """Whether a header, by its lower-case name, carries a caller's credential.
+
+    An underscore is read as a hyphen, as servers in the tradition of CGI do (RFC 3875, section
+    4.1.18).
+    """
+    name = name.replace("_", "-")
     return name in CREDENTIAL_HEADERS or name.endswith(_CREDENTIAL_SUFFIXES)
+
+
+def is_own(name: str) -> bool:
+    """Whether a header, by its lower-case name, is Steer's own; underscores as above."""
+    return name.replace("_", "-").startswith("x-steer-")
+
+
+def credential_fields(fields: Sequence[Field]) -> list[Field]:
+    """The fields that carry a caller's credential, each of them if there are several."""
+    names = b"\n".join([name for name, _ in fields])
+    return [fields[index] for index in _credentials_among(names)]
 
 
 def request_fields(
@@ -192,7 +199,7 @@ def _passing_on(
         for index, name in enumerate(lower)
         if name not in _REQUEST_DROPPED
         and name not in replaced
-        and not name.startswith("x-steer-")
+        and not is_own(name)
         and not (strip_credentials and is_credential(name))
     ), _connections(lower)
 
@@ -210,8 +217,14 @@ def _passing_back(
     return tuple(
         index
         for index, name in enumerate(lower)
-        if name in kept or (name not in dropped and not name.startswith("x-steer-"))
+        if name in kept or (name not in dropped and not is_own(name))
     ), _connections(lower)
+
+
+@lru_cache(maxsize=256)
+def _credentials_among(names: bytes) -> tuple[int, ...]:
+    """Which fields of a request carry a credential."""
+    return tuple(index for index, name in enumerate(_lower(names)) if is_credential(name))
 
 
 def _lower(names: bytes) -> list[str]:
@@ -269,13 +282,35 @@ def strip_query_credentials(query: str) -> str:
     """The query without parameters that carry a credential, all else as it was."""
     if not query:
         return query
-    return "&".join(
-        pair
-        for pair in query.split("&")
-        if unquote_plus(pair.partition("=")[0]).lower() not in _CREDENTIAL_PARAMETERS
-    )
+    # Some servers end a parameter at a semicolon, too.
+    pieces = _PARAMETER_END.split(query)
+    kept: list[str] = []
+    for index in range(0, len(pieces), 2):
+        if not _is_credential_parameter(pieces[index]):
+            kept += (pieces[index - 1] if kept else "", pieces[index])
+    return "".join(kept)
+
+
+def query_credentials(query: str) -> list[str]:
+    """The parameters of a query that carry a credential, as they are written: name=value."""
+    if not query:
+        return []
+    return [pair for pair in _PARAMETER_END.split(query)[::2] if _is_credential_parameter(pair)]
+
+
+def _is_credential_parameter(pair: str) -> bool:
+    """By its name, however that is spelled; `$httpHeaders[authorization]` has an index."""
+    name = unquote_plus(pair.partition("=")[0]).strip().lower().replace("_", "-")
+    name = name.partition("[")[0]
+    return name in _CREDENTIAL_PARAMETERS or is_credential(name)
 
 
 def strip_subprotocol_credentials(protocols: Iterable[str]) -> list[str]:
     """WebSocket subprotocols without those that carry a credential."""
     return [name for name in protocols if not name.lower().startswith(_CREDENTIAL_SUBPROTOCOLS)]
+
+
+def subprotocol_credentials(offered: str) -> list[str]:
+    """Those of a comma-separated list of subprotocols that carry a credential."""
+    protocols = (name.strip() for name in offered.split(","))
+    return [name for name in protocols if name.lower().startswith(_CREDENTIAL_SUBPROTOCOLS)]

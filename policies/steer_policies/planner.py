@@ -27,6 +27,7 @@ from steer_policies.route import Choice, Order, RoutePolicy
 __all__ = ["CallFacts", "Calm", "LiveContext", "RoutePolicy", "plan"]
 
 UNKNOWN_UPSTREAM: Final = "steer_unknown_upstream"
+PINNED: Final = "steer_pinned"
 BUDGET_EXCEEDED: Final = "steer_budget_exceeded"
 QUALITY_UNMET: Final = "steer_quality_unmet"
 
@@ -37,8 +38,8 @@ def plan(
     """Candidates for a call in order of preference, or why there is none.
 
     `override` names the upstream that the caller chose by hand: rules and quality are then not
-    asked, the budget still is. A call that is not steered goes to the home upstream, or to the one
-    chosen by hand, unchanged.
+    asked, the budget still is. A call that is not steered goes to the home upstream, unchanged, and
+    can be sent nowhere else by hand.
     """
     request = facts.request
     if override is not None:
@@ -86,7 +87,16 @@ def _by_hand(route: RoutePolicy, facts: CallFacts, upstream: str) -> Plan | Refu
             f"Route {route.name} has no upstream {upstream[:64]!r}; it has: {known}.",
         )
     if not facts.request.steered:
-        spec = CandidateSpec(upstream=spec.upstream)
+        home = route.home.upstream
+        if upstream != home:
+            return Refused(
+                400,
+                PINNED,
+                f"This call is not generation, and goes to {home} alone: what is stored at one "
+                f"provider is not at another. Leave out X-Steer-Upstream, or give {upstream} a "
+                "route of its own.",
+            )
+        spec = CandidateSpec(upstream=home)
     made = Plan(
         (route.candidate(spec, facts.request.model),),
         route.own.commit,

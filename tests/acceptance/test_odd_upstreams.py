@@ -46,13 +46,16 @@ async def test_a_half_sent_request_poisons_no_connection(tmp_path: Path) -> None
             got += piece
         bodies.append(bytes(got))
 
-    async with handmade(talk) as port, before(tmp_path, port) as steer:
-        async with dialled(steer.sidecar.port) as caller:
-            caller.send(chat(stream=True, padding="x" * 6_000_000))
-            assert (await caller.reply()).status == 200
-        async with dialled(steer.sidecar.port) as caller:
-            caller.send(chat("X-Other: secret"))
-            assert (await caller.reply()).status == 200
+    async with (
+        handmade(talk) as port,
+        before(tmp_path, port) as steer,
+        dialled(steer.sidecar.port) as caller,
+    ):
+        caller.send(chat(stream=True, padding="x" * 6_000_000))
+        assert (await caller.reply()).status == 200
+        async with dialled(steer.sidecar.port) as other:
+            other.send(chat("X-Other: secret"))
+            assert (await other.reply()).status == 200
         await asyncio.sleep(5)
     assert all(b"X-Other" not in body and b"POST" not in body for body in bodies)
 
@@ -72,10 +75,13 @@ async def test_an_answer_may_begin_before_the_request_ends(tmp_path: Path) -> No
         seen.append((got, length))
         writer.write(chunk(b"end") + b"0\r\n\r\n")
 
-    async with handmade(talk) as port, before(tmp_path, port, dialect="http") as steer:
-        async with dialled(steer.sidecar.port) as caller:
-            caller.send(post(b"y" * 4_000_000, "/r/x"))
-            assert (await caller.reply()).body == b"beginend"
+    async with (
+        handmade(talk) as port,
+        before(tmp_path, port, dialect="http") as steer,
+        dialled(steer.sidecar.port) as caller,
+    ):
+        caller.send(post(b"y" * 4_000_000, "/r/x"))
+        assert (await caller.reply()).body == b"beginend"
     assert seen == [(4_000_000, 4_000_000)]
 
 
@@ -111,10 +117,13 @@ async def test_a_reset_is_no_end(tmp_path: Path) -> None:
         await asyncio.sleep(1)
         reset(writer)
 
-    async with handmade(talk) as port, before(tmp_path, port) as steer:
-        async with dialled(steer.sidecar.port) as caller:
-            caller.send(chat())
-            reply = await caller.reply()
+    async with (
+        handmade(talk) as port,
+        before(tmp_path, port) as steer,
+        dialled(steer.sidecar.port) as caller,
+    ):
+        caller.send(chat())
+        reply = await caller.reply()
     assert reply.status == 502
     assert b"steer_upstream_broken" in reply.body
 
@@ -129,12 +138,15 @@ async def test_broken_framing_is_noticed_at_once(tmp_path: Path) -> None:
         writer.write(b"nonsense\r\n")
         await asyncio.sleep(1000)
 
-    async with handmade(talk) as port, before(tmp_path, port) as steer:
-        async with dialled(steer.sidecar.port) as caller:
-            began = now()
-            caller.send(chat(stream=True))
-            data, _ = await caller.rest()
-            assert now() - began < 5
+    async with (
+        handmade(talk) as port,
+        before(tmp_path, port) as steer,
+        dialled(steer.sidecar.port) as caller,
+    ):
+        began = now()
+        caller.send(chat(stream=True))
+        data, _ = await caller.rest()
+        assert now() - began < 5
     assert b"steer_stream_broken" in data
 
 
@@ -147,12 +159,15 @@ async def test_an_error_beside_the_first_content(tmp_path: Path) -> None:
         writer.write(STREAM_HEAD + chunk(delta("hi") + error))
         await asyncio.sleep(1000)
 
-    async with handmade(talk) as port, before(tmp_path, port) as steer:
-        async with dialled(steer.sidecar.port) as caller:
-            began = now()
-            caller.send(chat(stream=True))
-            reply = await caller.reply()
-            assert now() - began < 5
+    async with (
+        handmade(talk) as port,
+        before(tmp_path, port) as steer,
+        dialled(steer.sidecar.port) as caller,
+    ):
+        began = now()
+        caller.send(chat(stream=True))
+        reply = await caller.reply()
+        assert now() - began < 5
     assert b"boom" in reply.body
 
 
@@ -206,10 +221,13 @@ async def test_an_older_answer_does_not_hide_doubt(tmp_path: Path) -> None:
         if count == 1:
             writer.write(answer(b"{}", "503 Service Unavailable", "Connection: close"))
 
-    async with handmade(talk) as port, before(tmp_path, port, dialect="http") as steer:
-        async with dialled(steer.sidecar.port) as caller:
-            caller.send(post(b"{}", "/r/x"))
-            reply = await caller.reply()
+    async with (
+        handmade(talk) as port,
+        before(tmp_path, port, dialect="http") as steer,
+        dialled(steer.sidecar.port) as caller,
+    ):
+        caller.send(post(b"{}", "/r/x"))
+        reply = await caller.reply()
     assert count == 2
     assert reply.status == 504
     assert b"steer_outcome_uncertain" in reply.body
@@ -228,11 +246,14 @@ async def test_what_may_have_run_is_not_run_elsewhere(tmp_path: Path) -> None:
 
     upstream = {"breaker": {"failure_threshold": 1}, "idempotency_key": "forward"}
     route = {"retry": {"ambiguous": "fail"}}
-    async with handmade(silent) as one, handmade(willing) as two:
-        async with before(tmp_path, one, two, upstream=upstream, route=route) as steer:
-            async with dialled(steer.sidecar.port) as caller:
-                caller.send(chat("Idempotency-Key: abc"))
-                reply = await caller.reply()
+    async with (
+        handmade(silent) as one,
+        handmade(willing) as two,
+        before(tmp_path, one, two, upstream=upstream, route=route) as steer,
+        dialled(steer.sidecar.port) as caller,
+    ):
+        caller.send(chat("Idempotency-Key: abc"))
+        reply = await caller.reply()
     assert others == []
     assert reply.status == 504
 
@@ -254,10 +275,14 @@ async def test_no_means_no_also_later(tmp_path: Path) -> None:
             await read_request(reader)
             writer.write(answer(b"{}", "503 Service Unavailable"))
 
-    async with handmade(firm) as one, handmade(broken) as two:
-        async with before(tmp_path, one, two) as steer, dialled(steer.sidecar.port) as caller:
-            caller.send(chat())
-            assert (await caller.reply()).status == 429
+    async with (
+        handmade(firm) as one,
+        handmade(broken) as two,
+        before(tmp_path, one, two) as steer,
+        dialled(steer.sidecar.port) as caller,
+    ):
+        caller.send(chat())
+        assert (await caller.reply()).status == 429
     assert asked == 1
 
 
@@ -274,11 +299,14 @@ async def test_a_large_error_answer_outlives_the_deadline(tmp_path: Path) -> Non
         await asyncio.sleep(1000)
 
     route = {"timeouts": {"total": 5}, "retry": {"max_attempts": 1}}
-    async with handmade(large) as one, handmade(silent) as two:
-        async with before(tmp_path, one, two, route=route) as steer:
-            async with dialled(steer.sidecar.port) as caller:
-                caller.send(chat())
-                reply = await caller.reply()
+    async with (
+        handmade(large) as one,
+        handmade(silent) as two,
+        before(tmp_path, one, two, route=route) as steer,
+        dialled(steer.sidecar.port) as caller,
+    ):
+        caller.send(chat())
+        reply = await caller.reply()
     assert (reply.status, reply.body) == (500, body)
 
 
@@ -298,11 +326,14 @@ async def test_a_resume_has_what_is_left_of_the_call(tmp_path: Path) -> None:
         writer.write(STREAM_HEAD + chunk(delta("hi")) + END)
 
     route = {"on_break": "resume", "retry": {"max_total_attempts": 1}}
-    async with handmade(breaks) as one, handmade(answers) as two:
-        async with before(tmp_path, one, two, route=route) as steer:
-            async with dialled(steer.sidecar.port) as caller:
-                caller.send(chat(stream=True))
-                await caller.rest()
+    async with (
+        handmade(breaks) as one,
+        handmade(answers) as two,
+        before(tmp_path, one, two, route=route) as steer,
+        dialled(steer.sidecar.port) as caller,
+    ):
+        caller.send(chat(stream=True))
+        await caller.rest()
     assert asked == ["a"]
 
 
@@ -316,10 +347,13 @@ async def test_a_head_without_a_body_is_no_cut_stream(tmp_path: Path) -> None:
         asked += 1
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
 
-    async with handmade(talk) as port, before(tmp_path, port) as steer:
-        async with dialled(steer.sidecar.port) as caller:
-            caller.send(b"HEAD /r/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            head = await caller.head()
+    async with (
+        handmade(talk) as port,
+        before(tmp_path, port) as steer,
+        dialled(steer.sidecar.port) as caller,
+    ):
+        caller.send(b"HEAD /r/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        head = await caller.head()
     assert (head.status, asked) == (200, 1)
 
 
@@ -337,10 +371,13 @@ async def test_an_upstream_that_takes_no_body_is_left(tmp_path: Path) -> None:
         writer.write(answer(b"{}"))
 
     upstream = {"timeouts": {"answer": 30, "idle": 7}}
-    async with handmade(deaf) as one, handmade(willing) as two:
-        async with before(tmp_path, one, two, upstream=upstream) as steer:
-            async with dialled(steer.sidecar.port) as caller:
-                began = now()
-                caller.send(chat(padding="x" * 20_000_000))
-                assert (await caller.reply()).status == 200
-                assert 7 <= now() - began < 30
+    async with (
+        handmade(deaf) as one,
+        handmade(willing) as two,
+        before(tmp_path, one, two, upstream=upstream) as steer,
+        dialled(steer.sidecar.port) as caller,
+    ):
+        began = now()
+        caller.send(chat(padding="x" * 20_000_000))
+        assert (await caller.reply()).status == 200
+        assert 7 <= now() - began < 30

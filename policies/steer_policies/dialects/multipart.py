@@ -27,13 +27,10 @@ def set_form_field(content_type: str, raw: bytes, name: str, value: str) -> byte
 
     The boundary stays; a value that would contain it is refused with None, too.
     """
-    match = _BOUNDARY.search(content_type)
-    if match is None:
+    delimiter = _delimiter(content_type)
+    if delimiter is None or not raw.startswith(delimiter) or not form_takes(content_type, value):
         return None
-    delimiter = b"--" + (match[1] or match[2]).encode("latin-1", "replace")
     content = value.encode()
-    if not raw.startswith(delimiter) or delimiter in content or b"\r\n" in content:
-        return None
     pieces: list[bytes] = []
     copied = 0
     for start, end in _parts(raw, delimiter):
@@ -47,17 +44,21 @@ def set_form_field(content_type: str, raw: bytes, name: str, value: str) -> byte
     return b"".join((*pieces, raw[copied:]))
 
 
+def form_takes(content_type: str, value: str) -> bool:
+    """Whether a field of a form with this content type could have the value."""
+    delimiter = _delimiter(content_type)
+    content = value.encode()
+    return delimiter is not None and delimiter not in content and b"\r\n" not in content
+
+
 def form_fields(content_type: str, raw: bytes) -> dict[str, str] | None:
     """The plain (non-file) fields of a form, the last of each name; None when it is not a form.
 
     At most `MAX_FIELDS` fields of at most `MAX_FIELD` bytes each are read; the rest is passed over,
     as no decision hangs on it.
     """
-    match = _BOUNDARY.search(content_type)
-    if match is None:
-        return None
-    delimiter = b"--" + (match[1] or match[2]).encode("latin-1", "replace")
-    if not raw.startswith(delimiter):
+    delimiter = _delimiter(content_type)
+    if delimiter is None or not raw.startswith(delimiter):
         return None
     fields: dict[str, str] = {}
     for start, end in islice(_parts(raw, delimiter), MAX_FIELDS):
@@ -65,6 +66,11 @@ def form_fields(content_type: str, raw: bytes) -> dict[str, str] | None:
         if head >= 0 and end - head - 4 <= MAX_FIELD and (name := _field_name(raw[start:head])):
             fields[name.decode("utf-8", "replace")] = raw[head + 4 : end].decode("utf-8", "replace")
     return fields
+
+
+def _delimiter(content_type: str) -> bytes | None:
+    match = _BOUNDARY.search(content_type)
+    return None if match is None else b"--" + (match[1] or match[2]).encode("latin-1", "replace")
 
 
 def _parts(raw: bytes, delimiter: bytes) -> Iterator[tuple[int, int]]:

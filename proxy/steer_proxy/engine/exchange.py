@@ -7,112 +7,28 @@ For one candidate the loop is aiohttp-retry's (`attempt_loop`), driven by the de
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Generic, TypeVar
 
 from steer_policies.breaker import Rejected
-from steer_policies.config import Ambiguous, RetryPolicy, UpstreamPolicy, WhenAllOpen
-from steer_policies.outcome import TRAITS, Elsewhere, Executed, Failure, Outcome, Verdict
+from steer_policies.config import Ambiguous, RetryPolicy, WhenAllOpen
+from steer_policies.outcome import TRAITS, Elsewhere, Executed, Failure, Verdict
 from steer_policies.plan import Candidate, Plan
 from steer_policies.retry import Decision, GiveUp, Hop, RetryIn, Standing, WaitSource, decide
 from steer_policies.throttle import Gate, Pass
 from steer_proxy.engine.attempt import Answer, AttemptRecord, Sender, Terms
-from steer_proxy.engine.attempt_loop import METHOD, run_attempts
+from steer_proxy.engine.attempt_loop import run_attempts
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.conclusion import Best, Reason, Refusal, Settled, Spent, conclude
 from steer_proxy.engine.hold import Hold
 from steer_proxy.engine.registry import UpstreamState
 from steer_proxy.engine.slots import QueueFull, QueueTimeout
+from steer_proxy.engine.visit import Course, Entry, Tried, Visit, throttled
 
 #: An attempt with less time than this left is not worth its bytes, in seconds.
 LEAST_TIME: Final = 0.05
 
 A = TypeVar("A", bound=Answer)
-
-
-@dataclass(slots=True)
-class _Course:
-    """How far a call has come with one candidate."""
-
-    index: int
-    candidate: Candidate
-    policy: UpstreamPolicy
-    state: UpstreamState
-    credential: int
-    attempts: int = 0
-    available_at: float = 0.0
-    waited: float = 0.0
-
-
-@dataclass(slots=True)
-class _Tried(Generic[A]):
-    """One turn at a candidate, in the shape aiohttp-retry expects of a response.
-
-    `answer` None means that no attempt was made: the breaker or the gate refused for
-    `refused_for` seconds, or no slot was free.
-    """
-
-    visit: _Visit[A]
-    answer: A | None = None
-    hold: Hold | None = None
-    refused_for: float = 0.0
-    why: Reason = Reason.CIRCUIT
-    method: str = METHOD
-    status: int = 0
-
-    async def done(self) -> bool:
-        """Whether this candidate is done with; waits before it says no."""
-        return await self.visit.judge(self)
-
-
-@dataclass(slots=True)
-class _Entry:
-    """What an attempt had to get before it could be made."""
-
-    gate: Gate
-    admission: Pass
-    hold: Hold
-
-
-def _throttled(lesson: Verdict | None) -> bool | None:
-    """What a throttle gate learns: None when no provider said anything."""
-    if lesson is None:
-        return None
-    verdict = lesson
-    if verdict.failure is None or verdict.failure not in _UNHEARD:
-        return verdict.failure is Failure.THROTTLED
-    return None
-
-
-#: Failures that bring no word of the provider's, and so none on whether it still throttles.
-_UNHEARD: Final = frozenset(
-    failure
-    for failure, traits in TRAITS.items()
-    if traits.outcome in (Outcome.NETWORK, Outcome.TIMEOUT, Outcome.CANCELLED)
-)
-
-
-class _Visit(Generic[A]):
-    """One stay at a candidate: its attempts, and what was waited before each of them."""
-
-    __slots__ = ("_exchange", "course", "source", "waited")
-
-    def __init__(self, exchange: Exchange[A], course: _Course) -> None:
-        self._exchange = exchange
-        self.course = course
-        self.waited = 0.0
-        self.source = WaitSource.NONE
-
-    async def attempt(self) -> _Tried[A]:
-        return await self._exchange.attempt(self)
-
-    async def judge(self, tried: _Tried[A]) -> bool:
-        return await self._exchange.judge(self, tried)
-
-    def wait(self, seconds: float, source: WaitSource) -> None:
-        """Remember a wait, for the record of the attempt that follows it."""
-        self.waited += seconds
-        self.source = source
 
 
 class Exchange(Generic[A]):
@@ -153,12 +69,12 @@ class Exchange(Generic[A]):
         self._best: Best[A] = Best()
         self._refusals: list[Refusal] = []
         self._settled: Settled[A] | None = None
-        self._deferred: list[_Course] = []
-        self._pending: list[_Course] = []
+        self._deferred: list[Course] = []
+        self._pending: list[Course] = []
         for index, candidate in enumerate(plan.candidates):
             state = states[candidate.upstream]
             credential = credentials.get(candidate.upstream, 0)
-            self._pending.append(_Course(index, candidate, state.policy, state, credential))
+            self._pending.append(Course(index, candidate, state.policy, state, credential))
 
     async def run(self) -> Settled[A]:
         """Try until an answer is committed, or until nothing more can be tried.
@@ -183,7 +99,7 @@ class Exchange(Generic[A]):
             await self._best.discard()
             raise
 
-    async def _next(self) -> _Course | None:
+    async def _next(self) -> Course | None:
         """The next candidate; after all of them, the one that asked for the least patience."""
         if len(self._spent.records) >= self._policy.max_total_attempts:
             return None
@@ -203,7 +119,7 @@ class Exchange(Generic[A]):
         course.waited = delay
         return course
 
-    async def _follow(self, course: _Course) -> None:
+    async def _follow(self, course: Course) -> None:
         """Try one candidate until an answer is committed, or it is time to look elsewhere."""
         now = self._clock.now()
         if (
@@ -213,16 +129,16 @@ class Exchange(Generic[A]):
         ):
             self._refusals.append(Refusal(course.candidate.upstream, 0.0, Reason.CREDENTIAL))
             return
-        visit = _Visit(self, course)
+        visit = Visit(self, course)
         if course.waited:
             visit.wait(course.waited, WaitSource.GATE)
         await run_attempts(visit.attempt, self._policy.max_attempts)
 
-    async def attempt(self, visit: _Visit[A]) -> _Tried[A]:
+    async def attempt(self, visit: Visit[A]) -> Tried[A]:
         """One whole attempt: what has to be had first, then the request up to its commit point."""
         course = visit.course
         entry = await self._enter(visit)
-        if isinstance(entry, _Tried):
+        if isinstance(entry, Tried):
             return entry
         state, now = course.state, self._clock.now()
         try:
@@ -235,27 +151,27 @@ class Exchange(Generic[A]):
             entry.hold.release()
             raise
         self._learn(course, answer.verdict)
-        entry.gate.settle(entry.admission, _throttled(answer.lesson), self._clock.now())
+        entry.gate.settle(entry.admission, throttled(answer.lesson), self._clock.now())
         self._record(visit, now, answer)
-        return _Tried(visit, answer, entry.hold)
+        return Tried(visit, answer, entry.hold)
 
-    async def _enter(self, visit: _Visit[A]) -> _Entry | _Tried[A]:
+    async def _enter(self, visit: Visit[A]) -> Entry | Tried[A]:
         """Pass the gate, get a slot, and permits last, so that no probe waits in line."""
         course = visit.course
         state, model = course.state, course.candidate.model
         if self._terms.deadline - self._clock.now() < LEAST_TIME:
             self._pending.clear()
             self._deferred.clear()
-            return _Tried(visit, why=Reason.LATE)
+            return Tried(visit, why=Reason.LATE)
         if self._too_dear(course.candidate):
-            return _Tried(visit, why=Reason.BUDGET)
+            return Tried(visit, why=Reason.BUDGET)
         if not self._forced and (wait := state.open_for(model, self._clock.now())) > 0:
-            return _Tried(visit, refused_for=wait, why=Reason.CIRCUIT)
+            return Tried(visit, refused_for=wait, why=Reason.CIRCUIT)
         gate = state.gate(model, course.credential)
         admission = await self._pass_gate(gate, visit)
         if not isinstance(admission, Pass):
             course.available_at = self._clock.now() + admission
-            return _Tried(visit, refused_for=admission, why=Reason.GATE)
+            return Tried(visit, refused_for=admission, why=Reason.GATE)
         slot = entered = False
         try:
             if not (slot := state.slots.try_acquire()):
@@ -266,20 +182,20 @@ class Exchange(Generic[A]):
             now = self._clock.now()
             permits = None if self._forced else state.acquire(model, now)
             if isinstance(permits, Rejected):
-                return _Tried(visit, refused_for=permits.retry_in, why=Reason.CIRCUIT)
+                return Tried(visit, refused_for=permits.retry_in, why=Reason.CIRCUIT)
             entered = True
-            return _Entry(gate, admission, Hold(state, model, permits, now))
+            return Entry(gate, admission, Hold(state, model, permits, now))
         except QueueFull:
-            return _Tried(visit, refused_for=1.0, why=Reason.QUEUE_FULL)
+            return Tried(visit, refused_for=1.0, why=Reason.QUEUE_FULL)
         except QueueTimeout:
-            return _Tried(visit, refused_for=1.0, why=Reason.QUEUE_SLOW)
+            return Tried(visit, refused_for=1.0, why=Reason.QUEUE_SLOW)
         finally:
             if not entered:
                 gate.settle(admission, None, self._clock.now())
                 if slot:
                     state.slots.release()
 
-    async def _pass_gate(self, gate: Gate, visit: _Visit[A]) -> Pass | float:
+    async def _pass_gate(self, gate: Gate, visit: Visit[A]) -> Pass | float:
         """Wait at the throttle gate if that is worth while; else for how long it stays shut."""
         while True:
             now = self._clock.now()
@@ -300,11 +216,11 @@ class Exchange(Generic[A]):
         budget, cost = self._terms.budget_usd, candidate.estimated_usd
         return budget is not None and cost is not None and self._spent.usd + cost > budget
 
-    def _worth_waiting(self, delay: float, course: _Course) -> bool:
+    def _worth_waiting(self, delay: float, course: Course) -> bool:
         patient = delay <= self._policy.hop_after or not self._others(course)
         return patient and self._fits(delay)
 
-    def _record(self, visit: _Visit[A], started: float, answer: A) -> None:
+    def _record(self, visit: Visit[A], started: float, answer: A) -> None:
         candidate = visit.course.candidate
         self._spent.records.append(
             AttemptRecord(
@@ -323,7 +239,7 @@ class Exchange(Generic[A]):
         if answer.verdict.executed is not Executed.NO:
             self._spent.usd += candidate.estimated_usd or 0.0
 
-    async def judge(self, visit: _Visit[A], tried: _Tried[A]) -> bool:
+    async def judge(self, visit: Visit[A], tried: Tried[A]) -> bool:
         """Whether this candidate is done with; waits before it says no."""
         course, answer, hold = visit.course, tried.answer, tried.hold
         if answer is None or hold is None:
@@ -361,7 +277,7 @@ class Exchange(Generic[A]):
                     self._deferred.clear()
         return True
 
-    def _decide(self, course: _Course, verdict: Verdict) -> Decision:
+    def _decide(self, course: Course, verdict: Verdict) -> Decision:
         now = self._clock.now()
         failure = verdict.failure or Failure.REJECTED
         standing = Standing(
@@ -384,7 +300,7 @@ class Exchange(Generic[A]):
             decision = decide(self._policy, verdict, replace(standing, retry_allowed=False))
         return decision
 
-    def _learn(self, course: _Course, verdict: Verdict) -> None:
+    def _learn(self, course: Course, verdict: Verdict) -> None:
         """What later calls should know: how long the provider asked for, a refused credential."""
         if verdict.failure is Failure.THROTTLED and verdict.hint is not None:
             course.state.close_gate(course.candidate.model, course.credential, verdict.hint.seconds)
@@ -393,7 +309,7 @@ class Exchange(Generic[A]):
         ):
             course.state.mark_credential(verdict.code or str(verdict.failure))
 
-    async def _refuse(self, course: _Course, tried: _Tried[A]) -> None:
+    async def _refuse(self, course: Course, tried: Tried[A]) -> None:
         self._refusals.append(Refusal(course.candidate.upstream, tried.refused_for, tried.why))
         doubtful = self._doubtful()
         if doubtful is not None and self._terms.ambiguous is Ambiguous.FAIL:
@@ -416,7 +332,7 @@ class Exchange(Generic[A]):
             # An older failure's answer would say that nothing happened.
             await self._best.discard()
 
-    def _hop(self, course: _Course, verdict: Verdict) -> None:
+    def _hop(self, course: Course, verdict: Verdict) -> None:
         """Go on to the candidates this failure allows, or come back after the time asked for."""
         failure = verdict.failure or Failure.REJECTED
         self._pending = [other for other in self._pending if self._allowed(failure, course, other)]
@@ -425,7 +341,7 @@ class Exchange(Generic[A]):
             course.available_at = self._clock.now() + verdict.hint.seconds
             self._deferred.append(course)
 
-    def _allowed(self, failure: Failure, course: _Course, other: _Course) -> bool:
+    def _allowed(self, failure: Failure, course: Course, other: Course) -> bool:
         """Whether a failure at one candidate may be made up for at another."""
         if failure is Failure.CREDENTIAL and not course.policy.own_credential:
             # The caller's own key was refused: nobody else's is spent on the call.
@@ -441,7 +357,7 @@ class Exchange(Generic[A]):
                 theirs = other.candidate.context_tokens
                 return theirs is not None and theirs > (course.candidate.context_tokens or 0)
 
-    def _others(self, course: _Course, failure: Failure | None = None) -> bool:
+    def _others(self, course: Course, failure: Failure | None = None) -> bool:
         """Whether another candidate could take the call now, given what failed at this one."""
         now = self._clock.now()
         return any(
@@ -451,7 +367,7 @@ class Exchange(Generic[A]):
             for other in self._pending
         )
 
-    def _may_force(self, first: _Course) -> bool:
+    def _may_force(self, first: Course) -> bool:
         return (
             first.policy.breaker.when_all_open is WhenAllOpen.TRY
             and not self._spent.records

@@ -6,7 +6,7 @@ from typing import Final
 
 from steer_policies.dialects.base import Progress, StreamReader
 from steer_policies.outcome import Failure, Verdict, failed
-from steer_proxy.http.wire import UpstreamResponse
+from steer_proxy.http.response import UpstreamResponse
 
 #: How much of an answer is held back before it is committed, in bytes: whole plain answers, and
 #: the beginning of a stream until its first token. `complete` holds whole streams, hence more.

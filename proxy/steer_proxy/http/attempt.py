@@ -14,7 +14,8 @@ from steer_proxy.engine.secret import SecretUnavailable
 from steer_proxy.http.answer import HELD_COMPLETE, HELD_PLAIN, HELD_PRELUDE, HttpAnswer
 from steer_proxy.http.call import Call
 from steer_proxy.http.outbound import Outbound
-from steer_proxy.http.wire import UpstreamError, UpstreamResponse, Wire
+from steer_proxy.http.response import UpstreamError, UpstreamResponse
+from steer_proxy.http.wire import Wire
 
 #: How much of a failing answer is looked at to classify it, in bytes, after decoding.
 LOOKED_AT: Final = 64 * 1024

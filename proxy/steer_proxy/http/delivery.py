@@ -26,9 +26,10 @@ from steer_proxy.http.problems import problem_response
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.relay import Broken, relay_plain, relay_stream
 from steer_proxy.http.replies import answer_head, own_lines, tell
+from steer_proxy.http.response import UpstreamError, UpstreamResponse
 from steer_proxy.http.resume import Joint, NotTheSame, Sent
 from steer_proxy.http.websocket import Tunnel
-from steer_proxy.http.wire import UpstreamError, UpstreamResponse, Wire
+from steer_proxy.http.wire import Wire
 
 #: An answer larger than this, in bytes, is written under the eyes of the sweep.
 AT_ONCE: Final = 64 * 1024

@@ -36,6 +36,7 @@ from steer_proxy.http.lines import line
 from steer_proxy.http.outbound import Outbound
 from steer_proxy.http.problems import Refusal, problem_response
 from steer_proxy.http.progress import CallProgress
+from steer_proxy.http.readable import require_readable
 from steer_proxy.http.wire import Wire
 
 LOGGER: Final = logging.getLogger("steer.call")
@@ -154,6 +155,7 @@ class Gateway:
             made = self._plan(call)
             if isinstance(made, Refused):
                 raise Refusal(Problem(made.status, made.code, made.message))
+            require_readable(call, made)
             if not needs_value(call, made):
                 call.json = None  # larger than the body, and a first token may take its time
             return await self._exchange(request, progress, call, made, addresses)

@@ -14,6 +14,11 @@ from ipaddress import ip_address
 from typing import Final
 from urllib.parse import unquote_plus, urlsplit
 
+from steer_policies.headers import (
+    credential_fields,
+    query_credentials,
+    subprotocol_credentials,
+)
 from steer_proxy.engine.config import Admin, Listen
 from steer_proxy.engine.secret import Secret, SecretUnavailable
 from steer_proxy.http.problems import refuse
@@ -30,9 +35,6 @@ _HOST: Final = re.compile(
 
 #: Values of `Host` that were found good and need no second look, at most.
 _REMEMBERED: Final = 64
-
-#: Where the SDKs put their API key; the token is accepted there too, so that no code need change.
-_KEY_HEADERS: Final = ("Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key")
 
 #: The header by which a caller presents the listen token; it is never forwarded.
 TOKEN_HEADER: Final = "X-Steer-Token"  # noqa: S105 - a header's name
@@ -103,25 +105,27 @@ class Guard:
             self._good.add(host)
 
     def _known(self, name: str) -> bool:
-        if self._any_name or name in self._hosts:
+        if self._any_name or name in self._hosts or _is_loopback(name):
             return True
-        try:
-            address = ip_address(name)
-        except ValueError:
-            return False
-        return address.is_loopback or self._any_address
+        return self._any_address and _is_address(name)
 
     def _known_origin(self, origin: str) -> bool:
+        """Whether a page is one of ours: loopback's, or that of a name or address we were given.
+
+        Being reachable under any name or address makes no page of any name or address ours.
+        """
         try:
-            return self._known((urlsplit(origin).hostname or "").lower())
+            name = (urlsplit(origin).hostname or "").lower()
         except ValueError:
             return False
+        return name in self._hosts or _is_loopback(name)
 
     def _check_token(self, secret: Secret, headers: Mapping[str, str], target: str) -> bool:
         """Whether the token came as an SDK's API key; refuses when it did not come at all.
 
-        Compared in constant time. All places are looked at: a token that is presented twice must
-        not be forwarded from the second.
+        Compared in constant time. All places are looked at, by the definition that takes
+        credentials off a request: a token that is presented twice must not be forwarded from the
+        second.
         """
         try:
             token = secret.read().encode()
@@ -143,17 +147,39 @@ class Guard:
 
 
 def _keys(headers: Mapping[str, str], target: str) -> Iterator[str]:
-    """What a caller presents as its API key, in every place where SDKs put one."""
-    for name in _KEY_HEADERS:
-        value = headers.get(name)
-        if value is not None:
-            scheme, _, rest = value.partition(" ")
-            yield rest.strip() if scheme.lower() == "bearer" else value
-    if "key=" in target:
-        for pair in target.partition("?")[2].split("&"):
-            name, _, value = pair.partition("=")
-            if name == "key":
-                yield unquote_plus(value)
+    """What a caller presents as its API key, in every place where SDKs put one.
+
+    The token is accepted in any of them, so that no code need change.
+    """
+    fields = [
+        (name.encode("utf-8", "surrogateescape"), value.encode("utf-8", "surrogateescape"))
+        for name, value in headers.items()
+    ]
+    for _, field in credential_fields(fields):
+        value = field.decode("utf-8", "surrogateescape")
+        scheme, _, rest = value.partition(" ")
+        yield rest.strip() if scheme.lower() == "bearer" else value
+    for pair in query_credentials(target.partition("?")[2]):
+        yield unquote_plus(pair.partition("=")[2]).strip()
+    for name, value in headers.items():
+        if name.lower() == "sec-websocket-protocol":
+            for protocol in subprotocol_credentials(value):
+                yield protocol.partition(".")[2]
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _same(presented: str, token: bytes) -> bool:

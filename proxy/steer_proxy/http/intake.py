@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp.web_request import BaseRequest
 from multidict import CIMultiDictProxy
 
+from steer_policies.config import DialectName
 from steer_policies.deadline import sdk_silence_limit
 from steer_policies.dialects import dialect
 from steer_policies.dialects.base import Dialect, RequestFacts
-from steer_policies.headers import is_loop, via
+from steer_policies.headers import (
+    Field,
+    credential_fields,
+    is_loop,
+    query_credentials,
+    subprotocol_credentials,
+    via,
+)
 from steer_policies.paths import BadTarget, admit, after_route, match_route
 from steer_policies.route import UsageMode
 from steer_policies.steering import SteeringError, read_steering
@@ -136,7 +144,10 @@ class Intake:
         body = await read_call_body(request, self._config.limits, self._budget)
         try:
             content_type = headers.get("Content-Type", "")
-            parsed = await parse_body(body, content_type, self._budget)
+            # A tool takes what it likes: without rules nothing hangs on its body.
+            speaks, rules = matched.dialect.name, matched.route.policy.rules
+            needed = speaks is not DialectName.HTTP or bool(rules)
+            parsed = await parse_body(body, content_type, self._budget, needed=needed)
             facts = matched.dialect.describe(
                 request.method, matched.path, matched.query, content_type, parsed
             )
@@ -160,7 +171,7 @@ class Intake:
                 via_line=self._via_line,
                 accepted_at=now,
                 silence=sdk_silence_limit(headers),
-                credentials=self._credentials(matched, headers),
+                credentials=self._credentials(matched, request.raw_headers, upgrade=upgrade),
                 token_is_key=token_is_key,
                 upgrade=upgrade,
                 usage_options=_usage_options(matched, facts, parsed),
@@ -169,12 +180,14 @@ class Intake:
             body.close()
             raise
 
-    def _credentials(self, matched: Matched, headers: Mapping[str, str]) -> dict[str, int]:
+    def _credentials(
+        self, matched: Matched, fields: Sequence[Field], *, upgrade: bool
+    ) -> dict[str, int]:
         """Which credential stands behind the call where the caller's own is used."""
         home = matched.route.home
         if not self._config.upstreams[home].passthrough:
             return {}
-        return {home: credential_number(headers, matched.query)}
+        return {home: credential_number(fields, matched.query, upgrade=upgrade)}
 
     def _identify(self, headers: CIMultiDictProxy[str]) -> tuple[str, TraceContext]:
         presented = headers.get("X-Request-ID")
@@ -199,18 +212,18 @@ def _usage_options(matched: Matched, facts: RequestFacts, body: Any) -> Mapping[
     return matched.dialect.usage_options(facts, body)
 
 
-def credential_number(headers: Mapping[str, str], query: str) -> int:
+def credential_number(fields: Sequence[Field], query: str, *, upgrade: bool = False) -> int:
     """A number that stands for the credential a caller presented, in this process only.
 
-    Python salts the hashes of text anew in each process, so it neither reveals the credential nor
+    It covers every form that is taken off a request which goes out in another name. Python salts
+    the hashes of text and bytes anew in each process, so it neither reveals the credential nor
     means anything elsewhere.
     """
-    return hash(
-        (
-            headers.get("Authorization"),
-            headers.get("X-Api-Key"),
-            headers.get("Api-Key"),
-            headers.get("X-Goog-Api-Key"),
-            query if "key=" in query else None,
-        )
-    )
+    presented = [(name.lower(), value) for name, value in credential_fields(fields)]
+    offered = [
+        protocol
+        for name, value in (fields if upgrade else ())
+        if name.lower() == b"sec-websocket-protocol"
+        for protocol in subprotocol_credentials(value.decode("utf-8", "surrogateescape"))
+    ]
+    return hash((tuple(presented), tuple(query_credentials(query)), tuple(offered)))

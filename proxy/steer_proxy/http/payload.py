@@ -27,8 +27,15 @@ from steer_proxy.http.problems import Refusal, refuse
 
 LOGGER: Final = logging.getLogger("steer.http")
 
-#: A body larger than this is parsed in a thread, in bytes: orjson needs about 2 ms for it.
-PARSE_IN_THREAD: Final = 1024 * 1024
+#: Brackets, braces and commas a JSON body may have, those in its texts included. The parser holds
+#: the interpreter's lock, and makes some 80 bytes of each: this many cost 100 ms and 80 MB, where 64
+#: MiB of them would stop every other call for seconds. As text they are at least as many tokens,
+#: more than nearly every model takes. A body of no more bytes than this is parsed on the loop, where
+#: orjson needs about 2 ms for an ordinary one; larger ones are in a thread.
+MAX_STRUCTURE: Final = 1_000_000
+
+#: A body is counted in pieces of so many bytes, 2 ms each; between them others have their turn.
+_COUNTED_AT_ONCE: Final = 1024 * 1024
 
 #: Content types read as JSON; an absent one is how some clients send it.
 _JSON_TYPES: Final = frozenset({"application/json", "text/json", ""})
@@ -93,26 +100,78 @@ def _too_large(limits: Limits) -> Refusal:
     )
 
 
-async def parse_body(body: ReplayBody, content_type: str, budget: MemoryBudget) -> Any:
+async def parse_body(
+    body: ReplayBody, content_type: str, budget: MemoryBudget, *, needed: bool = True
+) -> Any:
     """The JSON value of a body, the plain fields of a form, or None when it is neither.
 
     Large ones are parsed in a thread, one after the other: that bounds the memory, and costs no
-    time, since the parser holds the interpreter's lock.
+    time, since the parser holds the interpreter's lock. What is too complex to be parsed is not
+    read where it is not `needed`.
+
+    Raises:
+        Refusal: 413 for JSON that is too complex.
     """
     if body.size == 0:
         return None
-    kind = content_type.partition(";")[0].strip().lower()
-    form = kind == "multipart/form-data"
-    if not form and kind not in _JSON_TYPES and not kind.endswith("+json"):
+    form = is_form(content_type)
+    if not form and not is_json(content_type):
         return None
     parse = partial(form_fields, content_type) if form else _json
-    if body.memory is not None and body.size <= PARSE_IN_THREAD:
+    if body.memory is not None and body.size <= MAX_STRUCTURE:
         return parse(body.memory)
     async with budget.one_large:
-        return await asyncio.to_thread(parse, await body.read())
+        try:
+            return await asyncio.to_thread(parse, await body.read())
+        except TooComplex:
+            if not needed:
+                return None
+            raise refuse(
+                413,
+                "steer_body_too_complex",
+                f"The body has more than {MAX_STRUCTURE} brackets, braces and commas.",
+            ) from None
+
+
+def is_form(content_type: str) -> bool:
+    """Whether a content type says form, files included."""
+    return _kind(content_type) == "multipart/form-data"
+
+
+def is_json(content_type: str) -> bool:
+    """Whether a body of this content type is read as JSON."""
+    kind = _kind(content_type)
+    return kind in _JSON_TYPES or kind.endswith("+json")
+
+
+def _kind(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+class TooComplex(Exception):
+    """More values than can be parsed while others wait."""
+
+
+def check_complexity(raw: bytes) -> None:
+    """Bound what parsing can take of time and memory, before it begins.
+
+    A body that is no longer than the bound cannot exceed it, and costs nothing.
+
+    Raises:
+        TooComplex: for more than `MAX_STRUCTURE` brackets, braces and commas.
+    """
+    if len(raw) <= MAX_STRUCTURE:
+        return
+    found = 0
+    for start in range(0, len(raw), _COUNTED_AT_ONCE):
+        end = start + _COUNTED_AT_ONCE
+        found += sum(raw.count(mark, start, end) for mark in (b"[", b"{", b","))
+        if found > MAX_STRUCTURE:
+            raise TooComplex
 
 
 def _json(raw: bytes) -> Any:
+    check_complexity(raw)
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:

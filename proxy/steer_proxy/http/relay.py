@@ -9,8 +9,8 @@ from steer_policies.outcome import SUCCESS, Failure, Verdict, failed
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.attempt import read_event_bytes
 from steer_proxy.http.caller import CallerResponse
+from steer_proxy.http.response import UpstreamError, UpstreamResponse
 from steer_proxy.http.resume import Sent
-from steer_proxy.http.wire import UpstreamError, UpstreamResponse
 
 
 class Broken(Exception):

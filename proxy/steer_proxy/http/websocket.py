@@ -20,7 +20,7 @@ from aiohttp.web_request import BaseRequest
 
 from steer_policies.frames import GOING_AWAY, INTERNAL_ERROR, TOO_BIG, FrameTracker, close_frame
 from steer_policies.outcome import SUCCESS, Failure, Verdict, failed
-from steer_proxy.http.wire import UpstreamResponse
+from steer_proxy.http.response import UpstreamResponse
 
 #: Largest frame let through, in bytes. Realtime audio comes in far smaller ones.
 MAX_FRAME: Final = 64 * 1024 * 1024
