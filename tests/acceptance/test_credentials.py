@@ -275,13 +275,16 @@ async def test_a_home_with_its_own_credential(tmp_path: Path, dialect: str) -> N
 
 
 async def test_pinned_calls_by_hand(tmp_path: Path) -> None:
-    """A stored object at another upstream, chosen by hand, is asked for in Steer's own name."""
+    """A stored object cannot be asked for at another upstream in Steer's own name."""
     async with two(tmp_path, "openai") as both:
         asked = Asked(
             "GET", f"/route/files?{QUERY}&kept=1", (*HEADERS, ("X-Steer-Upstream", "other"))
         )
-        assert (await ask(both.steer.sidecar.port, asked)).status == 200
-        clean(both.other.attempts, OWN["openai"])
+        got = await ask(both.steer.sidecar.port, asked)
+        assert got.status == 400
+        assert b"steer_pinned" in got.body
+        assert not both.other.attempts
+        assert not both.home.attempts
 
 
 async def test_a_resumed_stream(tmp_path: Path) -> None:

@@ -333,7 +333,9 @@ async def test_every_status(tmp_path: Path, status: int) -> None:
     async with doubles(tmp_path) as both:
         location = (("Location", "/elsewhere"), ("location", "twice"))
         both.both(faults.status(status, headers=location if status < 400 else ()))
-        for dialect, asked in (*PLAIN, *STREAMED):
+        # Who asked for a stream is answered alike: it is enough to see that with a few.
+        streamed = STREAMED if status in (301, 400, 401, 429, 503) else ()
+        for dialect, asked in (*PLAIN, *streamed):
             direct, proxied = await asked_twice(both, dialect, asked)
             ignoring = HOP_BY_HOP | (ADVICE if status >= 400 else set())
             same_answer(direct, proxied, ignoring=ignoring)

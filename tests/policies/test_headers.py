@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 from steer_policies.headers import (
     CREDENTIAL_HEADERS,
     accept_encoding,
+    credential_fields,
     is_credential,
     is_loop,
+    query_credentials,
     request_fields,
     response_fields,
     strip_query_credentials,
     strip_subprotocol_credentials,
+    subprotocol_credentials,
     via,
 )
 
@@ -130,6 +133,7 @@ def test_credentials() -> None:
 def test_credential_names() -> None:
     """The set, and the forms that gateways give theirs."""
     assert all(map(is_credential, CREDENTIAL_HEADERS))
+    assert all(is_credential(name.replace("-", "_")) for name in CREDENTIAL_HEADERS)
     assert not is_credential("idempotency-key")
     assert not is_credential("sec-websocket-key")
 
@@ -205,6 +209,13 @@ def test_an_instance_may_have_a_name_of_its_own() -> None:
         ("br, *;q=0.1", False, "gzip, deflate, identity"),
         ("gzip, *;q=0", False, "gzip"),
         ("br," * 100 + "gzip", False, "identity"),
+        ("gzip;a\tb, identity;\u00e9", False, "gzip, identity"),
+        (
+            "gzip;Q=1.000, deflate;q=1.5, identity;q=0.1234",
+            False,
+            "gzip;Q=1.000, deflate, identity",
+        ),
+        ("gzip, *;Q=0.00", False, "gzip"),
         ("gzip;q=\udce9, deflate;\tq=0.5, identity;x\ty", False, "gzip, deflate;q=0.5, identity"),
     ],
 )
@@ -223,11 +234,51 @@ def test_accept_encoding(asked: str | None, identity: bool, answer: str) -> None
         ("KEY=secret&k%65y=secret&access_token=s&api-key=s", ""),
         ("%24httpHeaders=Authorization:x&monkey=1&key", "monkey=1"),
         ("a&&b=", "a&&b="),
+        ("a=1;b=2;key=s", "a=1;b=2"),
+        ("key=s;a=1&b;c", "a=1&b;c"),
+        ("+key=s&key+=s&%20key%09=s&api%2Dkey=s&a", "a"),
+        ("$httpHeaders[authorization]=s&%24httpHeaders%5Bx%5D=s&b[key]=1", "b[key]=1"),
+        ("Ocp-Apim-Subscription-Key=s&subscription_key=s&x_goog_api_key=s&c=1", "c=1"),
     ],
 )
 def test_credentials_in_a_query(query: str, stripped: str) -> None:
     """They go; all else stays as it is written."""
     assert strip_query_credentials(query) == stripped
+
+
+def test_underscores_are_read_as_hyphens() -> None:
+    """As a server does that makes variables of names; what Steer's own are, too, both ways."""
+    spelled = [("X_Api_Key", "s"), ("Api_Key", "s"), ("x-api_key", "s"), ("X_Auth_Token", "s")]
+    own = [("X_Steer_Token", "s"), ("X-Steer_Token", "s")]
+    kept = [("X_Custom", "1")]
+    assert sent([*spelled, *own, *kept], strip=True) == kept
+    assert sent([*spelled, *own, *kept]) == [*spelled, *kept]
+    assert answered([*own, *kept]) == kept
+
+
+@given(st.lists(st.sampled_from([*CREDENTIALS, ("X_Api_Key", "x"), ("Accept", "a")])))
+def test_what_is_taken_off_is_what_is_presented(pairs: Pairs) -> None:
+    """One definition: of the fields, duplicates included, and of the query."""
+    presented = text(credential_fields(raw(pairs)))
+    kept = sent(pairs, strip=True)
+    assert sorted(presented + kept) == sorted(pairs)
+
+
+@given(
+    st.lists(st.sampled_from(["key=1", "k%65y=2", "a=1", "", "+token", "x_api_key=3"])), st.text()
+)
+def test_the_querys_credentials_are_what_is_stripped(pairs: list[str], end: str) -> None:
+    """And stripping again finds none."""
+    query = ";".join(pairs) + "&" + end
+    left = strip_query_credentials(query)
+    assert query_credentials(left) == []
+    assert len(query_credentials(query)) >= sum(pair not in {"a=1", ""} for pair in pairs)
+
+
+def test_subprotocols_that_are_credentials() -> None:
+    """Of a line as it was offered."""
+    offered = "realtime, OpenAI-Insecure-Api-Key.s,openai-project.p"
+    assert subprotocol_credentials(offered) == ["OpenAI-Insecure-Api-Key.s", "openai-project.p"]
 
 
 def test_credentials_in_subprotocols() -> None:

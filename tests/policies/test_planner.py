@@ -278,16 +278,18 @@ def test_an_unknown_choice_is_refused() -> None:
     assert result.message == "Route chat has no upstream 'chaep\\n'; it has: free, cheap, dear."
 
 
-def test_a_choice_holds_for_what_is_not_steered() -> None:
-    """A file can be uploaded to the second upstream by hand; the call itself stays unchanged."""
-    result = made(
-        route("free", spec("cheap", model="c")),
-        call(steered=False, budget=Budget(tokens=1)),
-        "cheap",
-    )
+def test_a_choice_does_not_unpin() -> None:
+    """What is not steered stays at home, unchanged, by hand too: a cheaper way out of rules."""
+    policy = route(spec("free", model="f"), spec("cheap", model="c"))
+    pinned = call(steered=False, budget=Budget(tokens=1))
+    result = made(policy, pinned, "free")
     assert [(each.upstream, each.model, dict(each.options)) for each in result.candidates] == [
-        ("cheap", "m", {})
+        ("free", "m", {})
     ]
+    answer = refused(policy, pinned, "cheap")
+    assert (answer.status, answer.code) == (400, "steer_pinned")
+    assert "goes to free alone" in answer.message
+    assert refused(policy, pinned, "nobody").code == "steer_unknown_upstream"
 
 
 def test_a_choice_is_not_exempt_from_the_budget() -> None:

@@ -144,9 +144,7 @@ class Intake:
         body = await read_call_body(request, self._config.limits, self._budget)
         try:
             content_type = headers.get("Content-Type", "")
-            # A tool takes what it likes: without rules nothing hangs on its body.
-            speaks, rules = matched.dialect.name, matched.route.policy.rules
-            needed = speaks is not DialectName.HTTP or bool(rules)
+            needed = _decides_on_body(matched)
             parsed = await parse_body(body, content_type, self._budget, needed=needed)
             facts = matched.dialect.describe(
                 request.method, matched.path, matched.query, content_type, parsed
@@ -204,6 +202,16 @@ class Intake:
         named = headers.get("X-Trace-ID")
         safe = None if named is None else safe_request_id(named)
         return request_id, TraceContext(trace_id_from(safe or request_id))
+
+
+def _decides_on_body(matched: Matched) -> bool:
+    """Whether anything hangs on what a body says; a tool takes what it likes."""
+    policy = matched.route.policy
+    return (
+        policy.dialect is not DialectName.HTTP
+        or bool(policy.rules)
+        or any(candidate.options for candidate in policy.candidates)
+    )
 
 
 def _usage_options(matched: Matched, facts: RequestFacts, body: Any) -> Mapping[str, Any]:

@@ -28,10 +28,10 @@ from steer_proxy.http.problems import Refusal, refuse
 LOGGER: Final = logging.getLogger("steer.http")
 
 #: Brackets, braces and commas a JSON body may have, those in its texts included. The parser holds
-#: the interpreter's lock, and makes some 80 bytes of each: this many cost 100 ms and 80 MB, where 64
-#: MiB of them would stop every other call for seconds. As text they are at least as many tokens,
-#: more than nearly every model takes. A body of no more bytes than this is parsed on the loop, where
-#: orjson needs about 2 ms for an ordinary one; larger ones are in a thread.
+#: the interpreter's lock, and makes some 80 bytes of each: this many cost 150 ms and 80 MB, where
+#: 64 MiB of them would stop every other call for seconds. As text they are about as many tokens,
+#: more than nearly every model takes. A body of no more bytes than this cannot exceed it, and is
+#: parsed on the loop: orjson needs about 2 ms for an ordinary one. Larger ones go to a thread.
 MAX_STRUCTURE: Final = 1_000_000
 
 #: A body is counted in pieces of so many bytes, 2 ms each; between them others have their turn.

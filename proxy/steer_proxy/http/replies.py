@@ -40,11 +40,18 @@ def own_lines(call: Call, made: Plan, settled: Settled[HttpAnswer]) -> list[byte
     if candidate is not None:
         lines.append(line("X-Steer-Upstream", candidate.upstream))
         if candidate.model is not None and candidate.model != call.facts.model:
-            lines.append(line("X-Steer-Model", candidate.model))
+            lines.append(line("X-Steer-Model", _shown(candidate.model)))
     if made.rule is not None:
-        lines.append(line("X-Steer-Rule", made.rule))
+        lines.append(line("X-Steer-Rule", _shown(made.rule)))
     lines.append(b"X-Steer-Attempts: %d\r\n" % len(settled.attempts))
     return lines
+
+
+def _shown(text: str) -> str:
+    """Free text from the configuration as far as a header can show it."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def answer_head(

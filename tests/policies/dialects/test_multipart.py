@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steer_policies.dialects import multipart
-from steer_policies.dialects.multipart import form_fields, set_form_field
+from steer_policies.dialects.multipart import form_fields, form_takes, set_form_field
 
 TYPE = "multipart/form-data; boundary=xyz"
 
@@ -158,3 +158,12 @@ def test_a_form_as_the_sdks_write_it(fields: dict[str, str], content: bytes) -> 
             headers={"content-type": content_type},
         )
         assert again.read() == made
+
+
+def test_values_that_a_form_can_take() -> None:
+    """The boundary, which the caller chooses, and line ends rule some out."""
+    kind = "multipart/form-data; boundary=mini"
+    assert form_takes(kind, "gpt-4o-mini")
+    assert not form_takes(kind, "gpt-4o--mini")
+    assert not form_takes(kind, "a\r\nb")
+    assert not form_takes("multipart/form-data", "m")

@@ -102,7 +102,7 @@ async def test_a_whole_head(config: Config) -> None:
     parent = found.pop(7)
     assert parent.startswith(f"traceparent: 00-{TRACE.trace_id}-")
     assert parent.endswith("-01")
-    assert TRACE.parent_id not in parent
+    assert str(TRACE.parent_id) not in parent
     assert found == [
         "POST /v1/chat/completions?a=1&a= HTTP/1.1",
         "X-First: 1",

@@ -93,6 +93,14 @@ def test_what_steer_did(call: Call) -> None:
     assert changed["X-Steer-Upstream"] == "other"
 
 
+def test_free_text_does_not_break_an_answer(call: Call) -> None:
+    """A rule's name and an option's model may be any text; a header line may not."""
+    ruled = Plan(PLAN.candidates, rule="two\nlines\t\x7f")
+    shown = named(own_lines(call, ruled, settled("other", "gpt\r\nX-Evil: 1")))
+    assert shown["X-Steer-Rule"] == "two?lines??"
+    assert shown["X-Steer-Model"] == "gpt??X-Evil: 1"
+
+
 FIELDS = (
     (b"content-TYPE", b"text/plain"),
     (b"Connection", b"keep-alive, X-Private"),
