@@ -60,7 +60,7 @@ QUICK: Final = Effort(starts=2, generations=2, rounds=1, holds=1, alone=150, tog
 
 @dataclass(slots=True)
 class Samples:
-    """What was measured of one server: seconds and bytes, one per round; latencies one per call."""
+    """What was measured of one server in each round: seconds and bytes, latencies of each call."""
 
     start: list[float] = field(default_factory=list)
     idle: list[float] = field(default_factory=list)
@@ -68,8 +68,8 @@ class Samples:
     call_alone: list[float] = field(default_factory=list)
     call_together: list[float] = field(default_factory=list)
     chunk: list[float] = field(default_factory=list)
-    latency_alone: list[float] = field(default_factory=list)
-    latency_together: list[float] = field(default_factory=list)
+    latency_alone: list[list[float]] = field(default_factory=list)
+    latency_together: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +156,10 @@ async def _rounds(
         for server, samples in parties:
             load, used = await _calls(server, 1, effort.alone)
             samples.call_alone.append(used / effort.alone)
-            samples.latency_alone += load.seconds
+            samples.latency_alone.append(load.seconds)
         for server, samples in parties:
             load, _ = await _calls(server, TOGETHER, effort.paced, INTERVAL)
-            samples.latency_together += load.seconds
+            samples.latency_together.append(load.seconds)
         for server, samples in parties[1:]:
             load, used = await _calls(server, TOGETHER, effort.together)
             samples.call_together.append(used / len(load.seconds))

@@ -73,15 +73,23 @@ def _cost(
 
 
 def _added(
-    load: str, direct: Sequence[float], bare: Sequence[float], steer: Sequence[float]
+    load: str,
+    direct: Sequence[Sequence[float]],
+    bare: Sequence[Sequence[float]],
+    steer: Sequence[Sequence[float]],
 ) -> list[Figure]:
-    """Latency beyond the provider's own."""
+    """Latency beyond the provider's own, in the same round: the machine is never quite the same."""
     lines = []
     for name, percent in (("median", 50), ("p99", 99)):
-        base = _percentile(direct, percent)
-        theirs = (_percentile(bare, percent) - base) * _MICRO
-        ours = (_percentile(steer, percent) - base) * _MICRO
-        ratio = ours / theirs if theirs > 0 else None  # on a busy machine chance may win
+        theirs, ours = (
+            statistics.median(
+                _percentile(through, percent) - _percentile(straight, percent)
+                for through, straight in zip(proxied, direct, strict=True)
+            )
+            * _MICRO
+            for proxied in (bare, steer)
+        )
+        ratio = ours / theirs if min(ours, theirs) > 0 else None  # on a busy machine chance may win
         lines.append(Figure(f"added latency, {load}, {name}", "µs", theirs, ours, ratio))
     return lines
 

@@ -20,7 +20,7 @@ from steer_policies.config import (
 from steer_policies.dialects.base import RequestFacts, Where
 from steer_policies.facts import CallFacts, Calm
 from steer_policies.plan import Plan, Refused
-from steer_policies.planner import plan
+from steer_policies.planner import plan, plan_at_once
 from steer_policies.quality import parse_quality
 from steer_policies.route import MAX_MODEL, MAX_PLANS, Order, RoutePolicy
 from steer_policies.rules import Rule
@@ -467,3 +467,27 @@ def test_a_form_moves_nobody() -> None:
     assert order(made(route("small", "large"), facts)) == ["small", "large"]
     budgeted = CallFacts(request=request, body_size=10**7, budget=Budget(tokens=1))
     assert order(made(route("small", "large"), budgeted)) == ["small", "large"]
+
+
+@pytest.mark.parametrize("steered", [True, False])
+@pytest.mark.parametrize(
+    ("names", "keys", "at_once"),
+    [
+        (("cheap",), {}, True),
+        (("cheap", "dear"), {}, False),
+        (("cheap",), {"order": Order.CHEAPEST}, False),
+        (("cheap",), {"budget": BudgetPolicy(tokens=9)}, False),
+        (("cheap",), {"rules": (Rule(name="r", when=equals("model", "m")),)}, False),
+    ],
+)
+def test_a_plan_at_once_is_the_plan(
+    names: tuple[str, ...], keys: dict[str, Any], at_once: bool, steered: bool
+) -> None:
+    """Where it needs no thought; what is not steered never does."""
+    chosen = route(*names, **keys)
+    facts = call(steered=steered)
+    quick = plan_at_once(chosen, facts.request)
+    if at_once or not steered:
+        assert quick == made(chosen, facts)
+    else:
+        assert quick is None

@@ -81,12 +81,7 @@ class EventReader:
             return b""
         pieces = self._splitter.feed(data)
         if len(pieces) == 1:
-            piece = pieces[0]
-            # Nearly always: one whole event.
-            if self.progress < Progress.COMPLETE and not isinstance(piece, Fragment):
-                self._inspect(piece)
-                return piece if self.error is None else self._stop(pieces, 0)
-            return piece if self._take(piece) else self._stop(pieces, 0)
+            return pieces[0] if self._take(pieces[0]) else self._stop(pieces, 0)
         for index, piece in enumerate(pieces):
             if not self._take(piece):
                 return self._stop(pieces, index)
