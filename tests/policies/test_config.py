@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -74,12 +75,10 @@ def test_what_is_no_size(value: object) -> None:
 
 @given(st.one_of(st.text(max_size=40), st.floats(), st.integers(), st.none(), st.binary()))
 def test_reading_is_total(value: object) -> None:
-    """Whatever comes, it is a bounded number or a ValueError."""
+    """Whatever comes, it is a number that is not negative, or a ValueError."""
     for parse in (parse_duration, parse_size):
-        try:
-            assert parse(value) >= 0  # type: ignore[operator]
-        except ValueError as error:
-            assert str(error)
+        with contextlib.suppress(ValueError):
+            assert parse(value) >= 0
 
 
 def test_pydantic_reads_them_by_the_same_rules() -> None:
