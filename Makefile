@@ -27,7 +27,7 @@ NPM_QUIET := --no-audit --no-fund --no-update-notifier --loglevel=error
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run demo test coverage lint format bench schema requirements clean distclean no-npm
+.PHONY: help run demo test coverage lint format torture bench schema requirements clean distclean no-npm
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,9 @@ lint: $(VENV)/.dev ## Check format, style, types and layers
 format: $(VENV)/.dev ## Format the code and fix what can be fixed
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
+
+torture: $(VENV)/.dev ## Kill and pause sidecars under load (ARGS="--seconds 600 --seed 7")
+	@$(BIN)/python -m tests.torture $(ARGS)
 
 bench: $(VENV)/.dev ## Measure what the sidecar costs
 	@$(BIN)/python -m bench $(ARGS)

@@ -1,4 +1,5 @@
-"""`python -m bench`: what a call through Steer costs, beside a bare aiohttp pass-through."""
+"""`python -m bench`: what a call through Steer costs, beside a bare aiohttp pass-through; and what
+the ledger costs, beside none."""
 
 from __future__ import annotations
 
@@ -7,9 +8,12 @@ import json
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from types import FrameType
+from typing import Any, Final
 
+from bench import ledger
 from bench.measure import FULL, QUICK, measure
 from bench.report import figures, machine, show
 
@@ -17,7 +21,10 @@ from bench.report import figures, machine, show
 def main() -> int:
     """Parse the options, measure, report; 1 when a target was missed and that was asked about."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="about 20 s instead of 2 minutes")
+    parser.add_argument("--quick", action="store_true", help="about 1 minute instead of 5")
+    parser.add_argument(
+        "--part", choices=("calls", "ledger", "all"), default="all", help="what is measured"
+    )
     parser.add_argument("--json", action="store_true", help="print figures and samples as JSON")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a target is missed")
     options = parser.parse_args()
@@ -31,23 +38,40 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _stop)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    parts = ("calls", "ledger") if options.part == "all" else (options.part,)
     try:
-        run = measure(QUICK if options.quick else FULL, _say)
+        runs = {part: _PARTS[part](options.quick) for part in parts}
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     finally:
         _say("")
-    lines = figures(run)
+    lines = {part: _FIGURES[part](run) for part, run in runs.items()}
     if options.json:
         document = {
             "machine": machine(),
-            "figures": [asdict(line) | {"met": line.met} for line in lines],
-            "samples": asdict(run),
+            "figures": {
+                part: [asdict(line) | {"met": line.met} for line in found]
+                for part, found in lines.items()
+            },
+            "samples": {part: asdict(run) for part, run in runs.items()},
         }
         print(json.dumps(document, indent=1))
     else:
-        show(lines)
-    return int(options.strict and any(line.met is False for line in lines))
+        for part, found in lines.items():
+            _SHOWS[part](found)
+    missed = any(line.met is False for found in lines.values() for line in found)
+    return int(options.strict and missed)
+
+
+_PARTS: Final[dict[str, Callable[[bool], Any]]] = {
+    "calls": lambda quick: measure(QUICK if quick else FULL, _say),
+    "ledger": lambda quick: ledger.measure(ledger.QUICK if quick else ledger.FULL, _say),
+}
+_FIGURES: Final[dict[str, Callable[[Any], list[Any]]]] = {
+    "calls": figures,
+    "ledger": ledger.figures,
+}
+_SHOWS: Final[dict[str, Callable[[Any], None]]] = {"calls": show, "ledger": ledger.show}
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:

@@ -131,8 +131,12 @@ class Load:
     body: bytes = b""
 
 
+Request = bytes | Callable[[], bytes]
+"""The bytes of every call, or what makes those of the next."""
+
+
 async def run_calls(
-    connections: Sequence[Connection], request: bytes, each: int, interval: float = 0.0
+    connections: Sequence[Connection], request: Request, each: int, interval: float = 0.0
 ) -> Load:
     """Make `each` calls on every connection.
 
@@ -150,7 +154,7 @@ async def run_calls(
                 due = begin + interval * (turn + index / len(connections))
                 await asyncio.sleep(max(0.0, due - loop.time()))
             started = time.perf_counter()  # uvloop's own clock counts milliseconds
-            body = await connection.call(request)
+            body = await connection.call(request if isinstance(request, bytes) else request())
             load.seconds.append(time.perf_counter() - started)
             if not load.body:
                 load.body = body

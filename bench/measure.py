@@ -89,7 +89,7 @@ def measure(effort: Effort, say: Callable[[str], None]) -> Run:
     run = Run(Samples(), Samples(), Samples())
     parties: tuple[tuple[Start, Samples], ...] = ((_bare, run.bare), (steer, run.steer))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        with _wall(PACE) as wall:
+        with provider(PACE) as wall:
             for number in range(effort.starts):
                 say(f"start {number + 1} of {effort.starts}")
                 with contextlib.ExitStack() as stack:
@@ -104,7 +104,7 @@ def measure(effort: Effort, say: Callable[[str], None]) -> Run:
                     # by some percent: hence several of each.
                     if number < effort.generations:
                         runner.run(_rounds(effort, wall, running, run.direct))
-        with _wall(HELD_PACE) as wall:
+        with provider(HELD_PACE) as wall:
             for number in range(effort.holds):
                 say(f"{HELD} open streams, {number + 1} of {effort.holds}")
                 for start, samples in parties:
@@ -123,20 +123,21 @@ def _bare(folder: Path, wall: Server) -> contextlib.AbstractContextManager[Serve
 @contextlib.contextmanager
 def _started(start: Start, wall: Server) -> Iterator[Server]:
     """A server in a folder of its own, for its configuration, database and log."""
-    with _folder() as folder, start(folder, wall) as server:
+    with scratch() as folder, start(folder, wall) as server:
         yield server
 
 
 @contextlib.contextmanager
-def _wall(pace: float) -> Iterator[Server]:
+def provider(pace: float) -> Iterator[Server]:
     """The provider: the one the tests use, in good health."""
     options = ("-m", "tests.provider", "--pace", str(pace), "--events", str(CHUNKS))
-    with _folder() as folder, announced(folder, *options) as server:
+    with scratch() as folder, announced(folder, *options) as server:
         yield server
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[Path]:
+def scratch() -> Iterator[Path]:
+    """A folder that is gone at the end."""
     with tempfile.TemporaryDirectory(prefix="steer-bench-") as name:
         yield Path(name)
 

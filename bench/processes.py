@@ -17,9 +17,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -73,7 +74,9 @@ def _die_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _process(arguments: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
+def _process(
+    arguments: Sequence[str], folder: Path, variables: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[subprocess.Popen[str]]:
     environment = {
         name: value for name, value in os.environ.items() if not name.upper().startswith(_FOREIGN)
     }
@@ -84,6 +87,7 @@ def _process(arguments: Sequence[str], folder: Path) -> Iterator[subprocess.Pope
         "PYTHONPATH": os.pathsep.join(sources),
         "PYTHONHASHSEED": "0",  # the order of sets, and with it the cost of some look-ups
     }
+    environment |= variables
     log = folder / "log.txt"
     with log.open("a") as errors:
         process = subprocess.Popen(  # noqa: S603 - our own modules
@@ -124,19 +128,30 @@ def announced(folder: Path, *arguments: str) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def steer(folder: Path, upstream: Server) -> Iterator[Server]:
-    """`steer serve`, configured with nothing but its upstream and room for many streams."""
+def steer(
+    folder: Path,
+    upstream: Server,
+    *options: str,
+    module: str = "steer_proxy",
+    more: str = "",
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Server]:
+    """`steer serve`, configured with nothing but its upstream and room for many streams.
+
+    `options` are further ones of the command, `more` is more of the configuration; `module` is what
+    is run instead, with these variables.
+    """
     config = folder / "steer.yaml"
     config.write_text(
         "upstreams:\n"
         "  openai:\n"
         f"    base_url: http://127.0.0.1:{upstream.port}/v1\n"
-        "    concurrency: {limit: 4096, queue: 256}\n"
+        f"    concurrency: {{limit: 4096, queue: 256}}\n{more}"
     )
     port, admin_port = _free_port(), _free_port()
-    options = (f"--config={config}", f"--port={port}", f"--admin-port={admin_port}")
+    given = (f"--config={config}", f"--port={port}", f"--admin-port={admin_port}", *options)
     began = time.perf_counter()
-    with _process(("-m", "steer_proxy", "serve", *options), folder) as process:
+    with _process(("-m", module, "serve", *given), folder, variables) as process:
         _wait_until_ready(process, f"http://127.0.0.1:{admin_port}/readyz")
         yield Server(process.pid, port, time.perf_counter() - began)
 

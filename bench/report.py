@@ -131,8 +131,8 @@ def show(lines: Sequence[Figure]) -> None:
     for each in lines:
         table.add_row(
             each.what,
-            _short(each.bare),
-            _short(each.steer),
+            short(each.bare),
+            short(each.steer),
             each.unit,
             "" if each.ratio is None else f"{each.ratio:.2f}x",
             _target(each),
@@ -157,7 +157,7 @@ def _target(line: Figure) -> str:
     return f"<= {line.target:g} {line.unit}" if line.absolute else f"<= {line.target:g}x"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """A figure with three digits that matter."""
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f"{value:.{digits}f}"

@@ -13,6 +13,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support.postgres import (  # noqa: F401 - fixtures
+    postgres_empty_url,
+    postgres_server,
+    postgres_url,
+)
 from tests.support.virtual_time import VirtualTimeLoop
 
 # Deadlines measure the machine, not the code; derandomised, a red test stays red.

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
@@ -39,7 +40,9 @@ _MAKE = re.compile(r"`make ([a-z]+)|^    make ([a-z]+)", re.MULTILINE)
 _ERROR = re.compile(r"[\"'](steer_[a-z_]+)[\"']")
 
 #: What looks like a code and is none.
-_NO_CODES: Final = frozenset({"steer_policies", "steer_proxy", "steer_llm_sdk"})
+_NO_CODES: Final = frozenset(
+    {"steer_policies", "steer_proxy", "steer_llm_sdk", "steer_meta", "steer_news"}
+)
 
 
 def blocks(kind: str) -> Iterator[tuple[str, str]]:
@@ -74,14 +77,21 @@ def rows(name: str, heading: str) -> list[list[str]]:
 @pytest.mark.parametrize("body", numbered(blocks("yaml")))
 def test_every_configuration_is_valid(body: str, tmp_path: Path) -> None:
     """As it stands there, with the environment variables and files it refers to."""
-    environ = dict.fromkeys(re.findall(r"\{env: (\w+)", body), "sk-anything")
+    environ = {name: _secret(name) for name in re.findall(r"\{env: (\w+)", body)}
     for number, path in enumerate(re.findall(r"file: ([^\s,}]+)", body)):
         secret = tmp_path / f"secret-{number}"
-        secret.write_text("sk-anything")
+        secret.write_text(_secret(path))
         body = body.replace(path, str(secret))
     file = tmp_path / "steer.yaml"
     file.write_text(body)
     assert load(file, environ, {}).routes
+
+
+def _secret(name: str) -> str:
+    """A value of the kind a reference's name speaks of."""
+    if "DATABASE" in name:
+        return "postgresql://steer:secret@db/steer"
+    return "0" * 64 if "ledger" in name else "sk-anything"
 
 
 @pytest.mark.parametrize("body", numbered(blocks("python")))
@@ -121,7 +131,11 @@ def test_every_command_exists_with_its_options(command: str) -> None:
         assert words[0] in {"--version", "--help"}
         return
     assert words[0] in COMMANDS
-    told = CliRunner().invoke(build(), [words[0], "--help"], env={"COLUMNS": "200"}).output
+    group = hasattr(import_module(f"steer_proxy.cli.{words[0]}"), "app")
+    named = words[: 2 if group else 1]
+    shown = CliRunner().invoke(build(), [*named, "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    told = shown.output
     options = {part for word in words[1:] if word.startswith("-") for part in [word.split("=")[0]]}
     missing = [option for option in options if not re.search(rf"{option}\b", told)]
     assert not missing

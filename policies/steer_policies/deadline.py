@@ -91,12 +91,18 @@ def sdk_silence_limit(headers: Mapping[str, str]) -> float | None:
     below one and tells nothing), less 5 % but at most 1 s: the SDKs hang up about 2 ms after their
     time-out, and the answer still has to travel. None when nothing usable was said.
     """
+    seconds = sdk_read_timeout(headers)
+    return None if seconds is None else seconds - min(_MARGIN, _MARGIN_SHARE * seconds)
+
+
+def sdk_read_timeout(headers: Mapping[str, str]) -> float | None:
+    """Seconds of silence after which the caller's SDK hangs up; None when it does not say."""
     for name in ("x-stainless-read-timeout", "x-stainless-timeout"):
         value = headers.get(name)
         if value is not None and _SECONDS.fullmatch(value):
             seconds = float(value)
             if seconds > 0.0:
-                return seconds - min(_MARGIN, _MARGIN_SHARE * seconds)
+                return seconds
     return None
 
 

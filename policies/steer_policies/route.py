@@ -24,6 +24,7 @@ from steer_policies.config import (
     RetryPolicy,
     UpstreamPolicy,
 )
+from steer_policies.idempotency import IdempotencyPolicy
 from steer_policies.plan import Candidate, Plan
 from steer_policies.rules import Rule, by_priority
 
@@ -84,6 +85,7 @@ class RoutePolicy:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     budget: BudgetPolicy = field(default_factory=BudgetPolicy)
     usage: UsageMode = UsageMode.AS_IS
+    idempotency: IdempotencyPolicy = field(default_factory=IdempotencyPolicy)
     fallback_on_refusal: bool = False
     prices: PriceTable | None = field(default=None, compare=False)
 

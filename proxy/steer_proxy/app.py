@@ -7,8 +7,10 @@ import contextlib
 import errno
 import gc
 import logging
+import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,13 +21,20 @@ from aiohttp import http_parser
 from aiohttp.helpers import NO_EXTENSIONS
 
 from steer_proxy.admin.health import HealthPages
+from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.engine.clock import Clock
-from steer_proxy.engine.config import Config
+from steer_proxy.engine.config import Config, SecretUnavailable
+from steer_proxy.engine.costing import Costing
+from steer_proxy.engine.events import HealthEvent, log_event
 from steer_proxy.engine.registry import Registry
 from steer_proxy.http.gateway import Gateway
 from steer_proxy.http.guard import Guard
 from steer_proxy.http.server import Server
 from steer_proxy.http.wire import Wire
+from steer_proxy.ledger.connect import open_ledger
+from steer_proxy.ledger.protocol import Ledger, LedgerUnusable
+from steer_proxy.ledger.redaction import find as find_redaction
+from steer_proxy.ledger.sealing import Sealer
 from steer_proxy.settings import ConfigurationError, reload_differences
 from steer_proxy.watch import Stamp, stamp, watch
 
@@ -64,43 +73,102 @@ class ConfigSource(Protocol):
 
 
 class Sidecar:
-    """The data port and the admin port over one engine.
+    """The data port and the admin port over one engine and one ledger.
 
     `async with` starts it and, at the end, closes everything at once; `drain` ends it gracefully.
+    `ledger` takes the place of the configured one.
     """
 
-    def __init__(self, config: Config, clock: Clock | None = None) -> None:
+    def __init__(
+        self, config: Config, clock: Clock | None = None, ledger: Ledger | None = None
+    ) -> None:
         self.config = config
         self._clock = clock
+        self._ledger = ledger
         self._unready: str | None = "starting"
         self._stack = contextlib.AsyncExitStack()
+        self.books: Bookkeeper
         self.gateway: Gateway
+        self.place = ""
+        """Where the ledger is, for people."""
         self.port = 0
         self.admin_port = 0
 
     async def __aenter__(self) -> Self:
-        """Listen on both ports.
+        """Listen on both ports, with an open ledger.
 
         Raises:
-            StartError: when a port is taken or an address is not ours.
+            StartError: when a port is taken, an address is not ours, or the ledger cannot be used.
         """
         async with contextlib.AsyncExitStack() as stack:
             wire = Wire()
             stack.push_async_callback(wire.close)
             clock = self._clock or Clock()
-            registry = Registry(clock)
-            self.gateway = Gateway(self.config, registry=registry, wire=wire, clock=clock)
+            costing = Costing(self.config)
+            self.books = self._bookkeeper(clock, costing)
+            self.gateway = Gateway(
+                self.config,
+                registry=Registry(clock, self._tell),
+                wire=wire,
+                clock=clock,
+                books=self.books,
+                costing=costing,
+            )
             listen, admin, limits = self.config.listen, self.config.admin, self.config.limits
-            pages = HealthPages(Guard.of_admin(admin), lambda: self._unready)
+            pages = HealthPages(Guard.of_admin(admin), self._why_unready, self.books)
             self._pages = Server(pages.handle, limits)
             self._calls = Server(self.gateway.handle, limits)
+            # First, since a migration may take its time: the process is alive meanwhile.
             listener = await _listen(stack, self._pages, admin.host, admin.port, "--admin-port")
             self.admin_port = _port(listener)
+            await self._open_books()
+            stack.push_async_callback(self.books.stop)
+            stack.push_async_callback(self.gateway.close)
             self._listener = await _listen(stack, self._calls, listen.host, listen.port, "--port")
             self.port = _port(self._listener)
             self._stack = stack.pop_all()
         self._unready = None
         return self
+
+    def _bookkeeper(self, clock: Clock, costing: Costing) -> Bookkeeper:
+        database, terms = self.config.database, self.config.ledger
+        try:
+            self.place = str(database.address())
+            url = database.url if isinstance(database.url, str) else database.url.read()
+            ledger = self._ledger or open_ledger(url, clock.wall)
+            sealer = Sealer(database.ring())
+            redact = None if terms.redact is None else find_redaction(terms.redact)
+        except (SecretUnavailable, ValueError, LedgerUnusable) as error:
+            raise StartError(f"the ledger: {error}") from error
+        return Bookkeeper(
+            ledger,
+            terms,
+            clock,
+            instance=f"{socket.gethostname()}:{os.getpid()}",
+            sealer=sealer,
+            price=costing.priced,
+            redact=redact,
+        )
+
+    async def _open_books(self) -> None:
+        """Open the ledger; without one, calls are served all the same unless it is required."""
+        try:
+            await self.books.start()
+        except LedgerUnusable as error:
+            raise StartError(f"the ledger cannot be used: {error}") from error
+        if self.config.database.required and (trouble := self.books.trouble) is not None:
+            await self.books.stop()
+            raise StartError(f"the ledger is required and cannot be reached: {trouble}")
+
+    def _tell(self, event: HealthEvent) -> None:
+        log_event(event)
+        self.books.event(event)
+
+    def _why_unready(self) -> str | None:
+        """Why no calls should be sent here, or None."""
+        if self._unready is None and self.config.database.required and self.books.trouble:
+            return "ledger unavailable"
+        return self._unready
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
@@ -116,7 +184,14 @@ class Sidecar:
         What is read once, when the process starts, stays as it is.
         """
         old = self.config
-        self.config = replace(config, listen=old.listen, admin=old.admin, limits=old.limits)
+        self.config = replace(
+            config,
+            listen=old.listen,
+            admin=old.admin,
+            limits=old.limits,
+            database=old.database,
+            ledger=old.ledger,
+        )
         self.gateway.reconfigure(self.config)
 
     async def drain(self, timeout: float, hurry: asyncio.Event | None = None) -> bool:
@@ -279,6 +354,7 @@ def _announce(config: Config, sidecar: Sidecar) -> None:
     """Say where we are and what to do next, on one screen."""
     host = config.listen.host
     LOGGER.info("serving %d routes on http://%s:%d", len(config.routes), host, sidecar.port)
+    LOGGER.info("ledger in %s", sidecar.place)
     LOGGER.info("health on http://%s:%d/readyz", config.admin.host, sidecar.admin_port)
     LOGGER.info(
         "for the OpenAI SDK: export OPENAI_BASE_URL=http://%s:%d/openai/v1 "

@@ -619,11 +619,13 @@ async def test_steer_answers_before_the_sdk_hangs_up(
     async with doubles(tmp_path) as both:
         both.behind.always(faults.silence())
         began = asyncio.get_running_loop().time()
-        error = await refused(dialect, both.urls(dialect)[1], call, timeout=limit)
+        url = both.urls(dialect)[1]
+        error = await refused(dialect, url, call, timeout=limit, max_retries=0)
         assert asyncio.get_running_loop().time() - began == pytest.approx(within, abs=0.05)
         # An answer, not the SDK's own time-out, which is another class and is retried.
         assert isinstance(error, openai.InternalServerError | anthropic.InternalServerError)
         assert error.status_code == 504
+        assert error.response.headers["x-should-retry"] == "true"  # the attempt goes on
         (attempt,) = both.behind.attempts
         assert attempt.header("x-stainless-read-timeout") == f"{limit}"
 

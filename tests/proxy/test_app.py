@@ -7,16 +7,22 @@ import errno
 import os
 import socket
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from steer_proxy import app
-from steer_proxy.engine.config import Config
+from steer_proxy.engine.config import Config, Database, EncryptionKey, LedgerTerms, Secret
+from steer_proxy.engine.lease import RENEW
+from steer_proxy.ledger.memory import MemoryLedger
 from steer_proxy.settings import ConfigSource
 from steer_proxy.watch import stamp
-from tests.provider import Provider
-from tests.support.raw import ask, get, settings, stage
+from tests.provider import Provider, faults
+from tests.support.faulty_ledger import FaultyLedger
+from tests.support.raw import ask, get, post, settings, stage
 from tests.support.sidecar import configure
 
 
@@ -97,6 +103,137 @@ async def test_a_configuration_without_anything(tmp_path: Path) -> None:
         reply = await ask(sidecar.port, get("/nowhere"))
         assert reply.status == 404
         assert "/openai/v1" in reply.message
+
+
+async def test_calls_are_logged_and_the_end_writes_what_waits(tmp_path: Path) -> None:
+    """With the name of the process; a drain does not wait for the log's timer."""
+    ledger = MemoryLedger(time.time)
+    async with stage(tmp_path, ledger) as world:
+        assert (await ask(world.port, get("/tool/a"))).status == 200
+        assert ledger.calls == {}
+        assert await world.steer.sidecar.drain(10.0) is True
+    (row,) = ledger.calls.values()
+    assert (row.path, row.status) == ("/tool/a", 200)
+    assert row.instance == world.steer.sidecar.books.instance
+    assert str(os.getpid()) in (row.instance or "")
+
+
+async def test_changes_of_health_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A circuit that opens is a line of the log and a row of the ledger, with what it had seen."""
+    ledger = MemoryLedger(time.time)
+    async with stage(tmp_path, ledger) as world:
+        world.provider.always(faults.status(500))
+        for _ in range(5):
+            await ask(world.port, post(b"x"))
+    (row,) = ledger.events.values()
+    assert (row.kind, row.upstream, row.model) == ("breaker", "tool", None)
+    assert (row.from_state, row.to_state, row.generation) == ("closed", "open", 1)
+    assert row.window_calls == row.window_failures == 5
+    assert row.until_us is not None
+    assert row.until_us > row.at_us
+    assert any("closed -> open" in text for text in caplog.messages)
+
+
+async def test_a_reload_keeps_the_ledger(tmp_path: Path) -> None:
+    """Its place and its terms are read once; what calls cost follows the new configuration."""
+    ledger = MemoryLedger(time.time)
+    async with stage(tmp_path, ledger) as world:
+        sidecar = world.steer.sidecar
+        books, old = sidecar.books, sidecar.config
+        other = replace(
+            old,
+            database=Database(url="sqlite:////nowhere/steer.db"),
+            ledger=LedgerTerms(queue=1),
+            revision="other",
+        )
+        sidecar.reconfigure(other)
+        assert sidecar.books is books
+        assert (sidecar.config.database, sidecar.config.ledger) == (old.database, old.ledger)
+        assert (await ask(world.port, get())).status == 200
+    (row,) = ledger.calls.values()
+    assert row.config_rev == "other"
+
+
+async def test_a_ledger_that_is_required(tmp_path: Path) -> None:
+    """Without it there is no start; when it goes later, no readiness, and calls are served on."""
+    ledger = FaultyLedger(MemoryLedger(time.time))
+    required = {"database": {"url": "memory:", "required": True}}
+    ledger.fail("open", times=1)
+    async with Provider() as provider:
+        config = configure({**settings(provider), **required}, tmp_path)
+        with pytest.raises(app.StartError, match="required and cannot be reached: the test says"):
+            async with app.Sidecar(config, ledger=ledger):
+                pass
+        async with app.Sidecar(config, ledger=ledger) as sidecar:
+            assert (await ask(sidecar.admin_port, get("/readyz"))).status == 200
+            ledger.down()
+            await asyncio.sleep(RENEW + 0.1)
+            reply = await ask(sidecar.admin_port, get("/readyz"))
+            assert reply.status == 503
+            assert reply.body.startswith(b"ledger unavailable\n")
+            assert (await ask(sidecar.admin_port, get("/healthz"))).status == 200
+            assert (await ask(sidecar.port, get())).status == 200
+            ledger.up()
+            await asyncio.sleep(RENEW + 0.1)
+            reply = await ask(sidecar.admin_port, get("/readyz"))
+            assert (reply.status, reply.body) == (200, b"ready\n")
+
+
+async def test_a_ledger_that_is_not(tmp_path: Path) -> None:
+    """Readiness does not depend on it, but tells of it."""
+    ledger = FaultyLedger(MemoryLedger(time.time))
+    ledger.fail("open", times=1)
+    ledger.fail("renew")
+    ledger.fail("write")
+    async with stage(tmp_path, ledger, ledger={"queue": 3}) as world:
+        for _ in range(3):
+            assert (await ask(world.port, get())).status == 200
+        reply = await ask(world.admin_port, get("/readyz"))
+        assert reply.status == 200
+        assert reply.body == (
+            b"ready\nledger: unavailable, 2 rows of the log wait\n"
+            b"ledger: 4 rows of the log were dropped\n"
+        )
+        ledger.up()
+        await asyncio.sleep(RENEW)
+        reply = await ask(world.admin_port, get("/readyz"))
+        assert reply.body == b"ready\nledger: 4 rows of the log were dropped\n"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"database": {"url": {"file": "url"}}}, "file .*url cannot be read"),
+        (
+            {"database": {"encryption": {"keys": [{"id": "k", "secret": {"file": "key"}}]}}},
+            "file .*key cannot be read",
+        ),
+    ],
+)
+async def test_a_ledger_whose_secrets_are_gone(
+    keys: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the reading of the file and the start: one line that names the reference."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "url").write_text("memory:")
+    (tmp_path / "key").write_text("00" * 32)
+    async with Provider() as provider:
+        config = configure({**settings(provider), **keys}, tmp_path)
+        for name in ("url", "key"):
+            (tmp_path / name).unlink()
+        config = replace(config, database=_unread(config.database))
+        with pytest.raises(app.StartError, match=said):
+            async with app.Sidecar(config):
+                pass
+
+
+def _unread(database: Database) -> Database:
+    """With references that have never been read: they remember what they read."""
+    url = database.url if isinstance(database.url, str) else Secret(file="url")
+    keys = tuple(EncryptionKey(id=key.id, secret=Secret(file="key")) for key in database.encryption)
+    return Database(url=url, encryption=keys)
 
 
 def test_what_serving_imports() -> None:

@@ -7,6 +7,7 @@ import contextlib
 import re
 import signal
 import socket
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -95,9 +96,9 @@ async def started(*arguments: str) -> AsyncIterator[Process]:
 
 
 def write(path: Path, provider: Provider, **more: Any) -> None:
-    ports = {"listen": {"port": 0}, "admin": {"port": 0}}
+    basis = {"listen": {"port": 0}, "admin": {"port": 0}, "database": {"url": "memory:"}}
     new = path.with_suffix(".new")
-    new.write_text(yaml.safe_dump({**ports, **settings(provider), **more}))
+    new.write_text(yaml.safe_dump({**basis, **settings(provider), **more}))
     new.replace(path)
 
 
@@ -289,3 +290,82 @@ async def test_an_invalid_configuration(tmp_path: Path) -> None:
         assert await steer.ended() == 2
         assert any("routes" in line for line in steer.said)
         assert not any("Traceback" in line for line in steer.said)
+
+
+def database(path: Path) -> dict[str, str]:
+    """The block that names a SQLite file."""
+    return {"url": f"sqlite:///{path}"}
+
+
+def logged(path: Path) -> list[tuple[str, int]]:
+    """The calls in a ledger that nobody writes any more."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute(
+            "SELECT path, status FROM requests ORDER BY started_us"
+        ).fetchall()
+
+
+async def test_the_ledger_of_a_process(tmp_path: Path) -> None:
+    """Made at the first start; another process is refused it with the remedy; a drain writes what
+    waits, and whoever comes after a kill -9 goes on with the file."""
+    path = tmp_path / "steer.db"
+    more = {"database": database(path)}
+    async with Provider() as provider:
+        async with serving(tmp_path, provider, **more) as steer:
+            await steer.hear(f"ledger in SQLite file {path}$")
+            async with started("--config", str(tmp_path / "steer.yaml")) as second:
+                assert await second.ended() == 1
+                (line,) = second.said
+                assert line.startswith("steer: ")
+                assert str(path) in line
+                assert "postgresql://" in line.lower()
+            assert (await ask(steer.port, get("/tool/1"))).status == 200
+            steer.send(signal.SIGTERM)
+            assert await steer.ended() == 0
+        assert logged(path) == [("/tool/1", 200)]
+        async with serving(tmp_path, provider, **more) as steer:
+            assert (await ask(steer.port, get("/tool/2"))).status == 200
+            steer.send(signal.SIGKILL)
+            assert await steer.ended() == -signal.SIGKILL
+        async with serving(tmp_path, provider, **more) as steer:
+            assert (await ask(steer.port, get("/tool/3"))).status == 200
+            steer.send(signal.SIGTERM)
+            assert await steer.ended() == 0
+        # What waited when it was killed is lost, as far as it was not written yet.
+        assert [row for row in logged(path) if row[0] != "/tool/2"] == [
+            ("/tool/1", 200),
+            ("/tool/3", 200),
+        ]
+
+
+async def test_a_ledger_that_is_away(tmp_path: Path) -> None:
+    """Calls are served, readiness is given, one line says why nothing is written; unless the ledger
+    is required: then it is exit 1, with the same line."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"postgresql://127.0.0.1:{nobody.getsockname()[1]}/steer"
+        async with Provider() as provider:
+            async with serving(tmp_path, provider, database={"url": url}) as steer:
+                assert (await ask(steer.port, chat())).status == 200
+                reply = await ask(steer.admin_port, get("/readyz"))
+                assert reply.status == 200
+                assert reply.body.startswith(b"ready\nledger: unavailable")
+                assert sum("ledger unavailable" in line for line in steer.said) == 1
+            arguments = ("--config", str(tmp_path / "steer.yaml"), "--require-ledger")
+            async with started(*arguments) as steer:
+                assert await steer.ended() == 1
+                (line,) = [line for line in steer.said if line.startswith("steer: ")]
+                assert line.startswith("steer: the ledger is required and cannot be reached: ")
+
+
+async def test_a_ledger_that_cannot_be(tmp_path: Path) -> None:
+    """A folder that is not there, say: one line that names the file; exit 1."""
+    path = tmp_path / "nowhere" / "steer.db"
+    async with Provider() as provider:
+        write(tmp_path / "steer.yaml", provider)
+        arguments = ("--config", str(tmp_path / "steer.yaml"))
+        async with started(*arguments, "--database-url", f"sqlite:///{path}") as steer:
+            assert await steer.ended() == 1
+            (line,) = steer.said
+            assert line.startswith("steer: the ledger cannot be used: ")
+            assert str(path) in line

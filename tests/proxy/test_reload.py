@@ -27,8 +27,8 @@ SOON = 3 * EVERY
 
 def text(provider: Provider, **more: Any) -> str:
     """A whole file."""
-    ports = {"listen": {"port": 0}, "admin": {"port": 0}}
-    return yaml.safe_dump({**ports, **settings(provider), **more})
+    basis = {"listen": {"port": 0}, "admin": {"port": 0}, "database": {"url": "memory:"}}
+    return yaml.safe_dump({**basis, **settings(provider), **more})
 
 
 def in_place(path: Path, content: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from steer_proxy.ledger.protocol import Ledger
 from tests.provider import Provider
 from tests.support.sidecar import Running, configure, running
 
@@ -57,11 +58,13 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(tmp_path: Path, **more: Any) -> AsyncIterator[Stage]:
-    """Steer over `settings`, and its provider."""
+async def stage(
+    tmp_path: Path, ledger: Ledger | None = None, /, **more: Any
+) -> AsyncIterator[Stage]:
+    """Steer over `settings`, its ledger if it is to be a special one, and its provider."""
     async with Provider() as provider:
         config = configure(settings(provider, **more), tmp_path)
-        async with running(config) as steer:
+        async with running(config, ledger=ledger) as steer:
             yield Stage(provider, steer)
 
 

@@ -27,7 +27,7 @@ def set_form_field(content_type: str, raw: bytes, name: str, value: str) -> byte
 
     The boundary stays; a value that would contain it is refused with None, too.
     """
-    delimiter = _delimiter(content_type)
+    delimiter = form_delimiter(content_type)
     if delimiter is None or not raw.startswith(delimiter) or not form_takes(content_type, value):
         return None
     content = value.encode()
@@ -46,7 +46,7 @@ def set_form_field(content_type: str, raw: bytes, name: str, value: str) -> byte
 
 def form_takes(content_type: str, value: str) -> bool:
     """Whether a field of a form with this content type could have the value."""
-    delimiter = _delimiter(content_type)
+    delimiter = form_delimiter(content_type)
     content = value.encode()
     return delimiter is not None and delimiter not in content and b"\r\n" not in content
 
@@ -57,7 +57,7 @@ def form_fields(content_type: str, raw: bytes) -> dict[str, str] | None:
     At most `MAX_FIELDS` fields of at most `MAX_FIELD` bytes each are read; the rest is passed over,
     as no decision hangs on it.
     """
-    delimiter = _delimiter(content_type)
+    delimiter = form_delimiter(content_type)
     if delimiter is None or not raw.startswith(delimiter):
         return None
     fields: dict[str, str] = {}
@@ -68,7 +68,8 @@ def form_fields(content_type: str, raw: bytes) -> dict[str, str] | None:
     return fields
 
 
-def _delimiter(content_type: str) -> bytes | None:
+def form_delimiter(content_type: str) -> bytes | None:
+    """What begins each part of a form with this content type; None when it has no boundary."""
     match = _BOUNDARY.search(content_type)
     return None if match is None else b"--" + (match[1] or match[2]).encode("latin-1", "replace")
 

@@ -15,7 +15,7 @@ from typing import Annotated, Final
 import typer
 
 #: The commands in the order of the help.
-COMMANDS: Final = ("serve", "demo", "check", "plan", "env", "doctor")
+COMMANDS: Final = ("serve", "demo", "check", "plan", "db", "ledger", "env", "doctor")
 
 
 def build() -> typer.Typer:

@@ -10,7 +10,7 @@ import typer
 from steer_proxy.cli.common import source_of, told
 
 if TYPE_CHECKING:
-    from steer_proxy.engine.config import Config, Route, Upstream
+    from steer_proxy.engine.config import Config, Database, Route, Upstream
 
 
 def command(
@@ -49,6 +49,7 @@ def summary(config: Config) -> list[str]:
         f"data plane   http://{config.listen.host}:{config.listen.port}"
         + (" (token required)" if config.listen.token else ""),
         f"admin plane  http://{config.admin.host}:{config.admin.port}",
+        f"ledger       {_ledger(config.database)}",
         "",
     ]
     lines += _table([("route", "path", "dialect", "goes to", "rules"), *map(_row, config.routes)])
@@ -57,6 +58,17 @@ def summary(config: Config) -> list[str]:
         lines += ["", *_table([("upstream", "address", "credential"), *map(_upstream, own)])]
     lines += ["", *_notes(config)] if _notes(config) else []
     return lines
+
+
+def _ledger(database: Database) -> str:
+    from steer_proxy.engine.secret import Secret
+    from steer_proxy.ledger.address import parse_address
+
+    url = database.url
+    shown = f"by {url.reference}" if isinstance(url, Secret) else str(parse_address(url))
+    if database.encryption:
+        shown += f", encrypted with {database.encryption[0].id}"
+    return shown + (", required" if database.required else "")
 
 
 def _row(route: Route) -> tuple[str, ...]:

@@ -37,6 +37,22 @@ AdminPortOption = Annotated[
     int | None,
     typer.Option("--admin-port", help="The admin port (admin.port).", show_default=False),
 ]
+DatabaseUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--database-url",
+        metavar="URL",
+        help="Where the ledger is (database.url): sqlite:///PATH, postgresql://..., memory:.",
+        show_default=False,
+    ),
+]
+RequireLedgerOption = Annotated[
+    bool,
+    typer.Option(
+        "--require-ledger",
+        help="Do not start, and be not ready, without the ledger (database.required).",
+    ),
+]
 
 
 def source_of(
@@ -44,12 +60,16 @@ def source_of(
     host: str | None = None,
     port: int | None = None,
     admin_port: int | None = None,
+    *,
+    database_url: str | None = None,
+    require_ledger: bool = False,
 ) -> ConfigSource:
     """Where the configuration comes from: the file, this process's environment, and flags."""
     from steer_proxy.settings import ConfigSource
 
     listen: dict[str, Any] = {"host": host, "port": port}
-    blocks = {"listen": listen, "admin": {"port": admin_port}}
+    database: dict[str, Any] = {"url": database_url, "required": require_ledger or None}
+    blocks = {"listen": listen, "admin": {"port": admin_port}, "database": database}
     given: Mapping[str, Any] = {
         block: {key: value for key, value in keys.items() if value is not None}
         for block, keys in blocks.items()

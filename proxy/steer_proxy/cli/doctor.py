@@ -29,7 +29,10 @@ def command(
     admin_port: AdminPortOption = None,
     online: Annotated[  # noqa: FBT002 - an option, given by name
         bool,
-        typer.Option("--online", help="Connect to the upstreams, too; no request is sent to them."),
+        typer.Option(
+            "--online",
+            help="Connect to the upstreams, too (no request is sent to them), and the database.",
+        ),
     ] = False,
     as_json: Annotated[  # noqa: FBT002
         bool, typer.Option("--json", help="Print JSON.")
@@ -40,7 +43,7 @@ def command(
     Nothing leaves this machine without --online. Exits with 1 when something keeps Steer from its
     work; warnings do not count.
     """
-    from steer_proxy.cli import doctor_machine, doctor_online, doctor_settings
+    from steer_proxy.cli import doctor_ledger, doctor_machine, doctor_online, doctor_settings
     from steer_proxy.engine.config import Limits
 
     source = source_of(config, host, port, admin_port)
@@ -48,6 +51,7 @@ def command(
     findings = [*doctor_machine.machine(Limits() if loaded is None else loaded.limits), *found]
     if loaded is not None:
         findings += doctor_settings.settings(loaded, os.environ)
+        findings += doctor_ledger.ledger(loaded, online=online)
         if online:
             findings += doctor_online.upstreams(loaded)
     typer.echo(as_data(findings) if as_json else as_text(findings))

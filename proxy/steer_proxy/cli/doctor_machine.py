@@ -167,16 +167,22 @@ def clock(now: float) -> Finding:
 
 
 def sqlite(version: tuple[int, ...] | None) -> Finding:
-    """The SQLite linked to Python: nothing of this release uses it, the ledger to come will."""
+    """The SQLite linked to Python.
+
+    Its WAL-reset bug needs two connections that write at once. One process writes a ledger, and
+    commands take turns with it: what remains are programs that are not ours.
+    """
     if version is None:
-        return note("sqlite", "Python has no SQLite; nothing in this release needs it")
+        remedy = "use a Python with the module sqlite3"
+        return failure("sqlite", "Python has no SQLite, which the ledger needs", remedy)
     shown = "SQLite " + _dotted(version)
     if not has_wal_bug(version):
         return ok("sqlite", shown)
     return note(
         "sqlite",
-        f"{shown} has the WAL-reset bug (3.7.0 to 3.51.2; mended in 3.51.3, 3.50.7, 3.44.6); "
-        "nothing in this release uses SQLite",
+        f"{shown} has the WAL-reset bug (3.7.0 to 3.51.2; mended in 3.51.3, 3.50.7, 3.44.6), "
+        "which Steer does not meet, but other programs can",
+        "open a running ledger's file with them read-only: sqlite3 -readonly",
     )
 
 

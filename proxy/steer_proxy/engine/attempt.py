@@ -7,10 +7,11 @@ answer with a failing verdict, never an exception: exceptions are cancellation a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from steer_policies.config import Ambiguous
+from steer_policies.dialects.base import StreamReader, Usage
 from steer_policies.outcome import Verdict
 from steer_policies.plan import Candidate
 from steer_policies.retry import WaitSource
@@ -38,19 +39,78 @@ class Answer(Protocol):
 A_co = TypeVar("A_co", bound=Answer, covariant=True)
 
 
+class Counted(Protocol):
+    """A body that counts what has come of it."""
+
+    total_bytes: int
+
+
+class Trace:
+    """What is measured of one attempt, while it goes on and until its answer has ended.
+
+    Moments are loop time, None for what did not happen. `sent` counts the bytes of the request that
+    were given to the connection, head and body; `received` those of the answer's body as they came,
+    before any decoding. `verdict` is the last word on an answer that was committed: it may have
+    broken later.
+    """
+
+    __slots__ = (
+        "body",
+        "connected",
+        "ended",
+        "first_token",
+        "headed",
+        "model",
+        "reader",
+        "received",
+        "request_id",
+        "reused",
+        "sent",
+        "usage",
+        "verdict",
+    )
+
+    def __init__(self) -> None:
+        self.connected: float | None = None
+        self.headed: float | None = None
+        self.first_token: float | None = None
+        self.ended: float | None = None
+        self.reused: bool | None = None
+        self.sent = 0
+        self.received: int | None = None
+        self.request_id: str | None = None
+        self.model: str | None = None
+        self.usage: Usage | None = None
+        self.verdict: Verdict | None = None
+        #: Where the counts come from while the answer is read.
+        self.body: Counted | None = None
+        self.reader: StreamReader | None = None
+
+    def settle(self) -> None:
+        """Take the counts as they are, and let go of what they come from. Idempotent."""
+        if self.body is not None:
+            self.received, self.body = self.body.total_bytes, None
+        if self.reader is not None:
+            self.model, self.usage, self.reader = self.reader.model, self.reader.usage, None
+
+
 class Sender(Protocol[A_co]):
     """Carries out one whole attempt."""
 
-    async def attempt(self, candidate: Candidate, deadline: float) -> A_co:
+    async def attempt(self, candidate: Candidate, deadline: float, trace: Trace) -> A_co:
         """Send the request to a candidate and read its answer up to the commit point.
 
-        `deadline` is absolute on the loop's clock.
+        `deadline` is absolute on the loop's clock; what is measured goes into `trace`.
         """
 
 
 @dataclass(slots=True)
 class AttemptRecord:
-    """One attempt as the log, the headers and the ledger tell it. Times are monotonic seconds."""
+    """One attempt as the log, the headers and the ledger tell it. Times are monotonic seconds.
+
+    `seconds` and `verdict` are those up to its commit; `trace` has what was measured beside and
+    after them.
+    """
 
     number: int
     upstream: str
@@ -61,6 +121,12 @@ class AttemptRecord:
     wait_source: WaitSource
     status: int | None
     verdict: Verdict
+    trace: Trace = field(default_factory=Trace)
+
+    @property
+    def final(self) -> Verdict:
+        """What became of the attempt in the end."""
+        return self.trace.verdict or self.verdict
 
 
 @dataclass(slots=True)
@@ -70,11 +136,14 @@ class Terms:
     `deadline` is absolute on the loop's clock. `unsent_only` is for pinned, non-idempotent
     requests: only a provably unsent one may be repeated. `fallback_on_refusal` lets a
     content-policy refusal go on to other candidates; `keyed` says that the call has an idempotency
-    key. `budget_usd` bounds the estimated cost of all attempts that may have been billed.
+    key. `budget_usd` bounds the estimated cost of all attempts that may have been billed. An
+    attempt under way at the deadline may go on until `until`, where somebody may still want its
+    answer; no other begins.
     """
 
     deadline: float
     ambiguous: Ambiguous
+    until: float | None = None
     unsent_only: bool = False
     fallback_on_refusal: bool = False
     keyed: bool = False

@@ -17,12 +17,17 @@ from typing import Final
 from steer_policies.config import ByteSize, DialectName, Seconds, UpstreamPolicy
 from steer_policies.route import RoutePolicy
 from steer_proxy.engine.secret import Secret, SecretUnavailable
+from steer_proxy.ledger.address import Address, parse_address
+from steer_proxy.ledger.sealing import key_bytes
 
 __all__ = [
     "Admin",
     "Alias",
     "Config",
     "Credential",
+    "Database",
+    "EncryptionKey",
+    "LedgerTerms",
     "Limits",
     "Listen",
     "Route",
@@ -32,6 +37,9 @@ __all__ = [
 ]
 
 _FORBID_UNKNOWN: Final = {"extra": "forbid"}
+
+#: Keys of `X-Steer-Metadata` that can become labels: each is a column's worth of every row.
+MAX_LABELS: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +95,78 @@ class Limits:
                 raise ValueError(f"{name} must be greater than 0")
         if self.spool_above > self.body_memory:
             raise ValueError("spool_above must not exceed body_memory")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncryptionKey:
+    """A key of the ring that stored answers are encrypted with: its name and its secret.
+
+    The name is written beside what it encrypted. The secret is 32 bytes as base64 or hexadecimal.
+    """
+
+    id: str
+    secret: Secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Database:
+    """Where the ledger is.
+
+    `url` is `sqlite:///PATH`, `postgresql://...` (with or without the driver's name, as in
+    `sqlite+aiosqlite` and `postgresql+asyncpg`), or `memory:`; a reference where it holds a
+    password. With `encryption` stored answers are encrypted with the first key; the others still
+    decrypt. `required` makes start-up and readiness depend on the ledger.
+    """
+
+    url: str | Secret = "memory:"
+    encryption: tuple[EncryptionKey, ...] = ()
+    required: bool = False
+
+    def address(self) -> Address:
+        """The place itself.
+
+        Raises:
+            SecretUnavailable: when the reference no longer resolves.
+            ValueError: when what it holds is no database URL.
+        """
+        return parse_address(self.url if isinstance(self.url, str) else self.url.read())
+
+    def ring(self) -> tuple[tuple[str, bytes], ...]:
+        """The names and keys for a `Sealer`.
+
+        Raises:
+            SecretUnavailable: when a reference no longer resolves.
+            ValueError: when what it holds is no key.
+        """
+        return tuple((key.id, key_bytes(key.secret.read())) for key in self.encryption)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerTerms:
+    """What the ledger keeps.
+
+    `retention` is how long rows are kept after their call, in seconds; `max_bytes` bounds all
+    stored answers together, None for no bound. `queue` is how many rows may wait to be written:
+    more are dropped, and counted. `labels` are the keys of `X-Steer-Metadata` that become a call's
+    labels. `redact` names a function, `package.module:function`, that is given the text columns of
+    every row as a dict and returns what is to be written.
+    """
+
+    __pydantic_config__ = _FORBID_UNKNOWN
+
+    retention: Seconds = 30 * 86_400.0
+    max_bytes: ByteSize | None = 10 * 2**30
+    queue: int = 10_000
+    labels: tuple[str, ...] = ()
+    redact: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.retention <= 0:
+            raise ValueError("retention must be greater than 0")
+        if self.queue < 1:
+            raise ValueError("queue must be at least 1")
+        if len(self.labels) > MAX_LABELS or not all(1 <= len(each) <= 64 for each in self.labels):
+            raise ValueError(f"labels must be at most {MAX_LABELS} names of 1 to 64 characters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,5 +249,7 @@ class Config:
     listen: Listen = field(default_factory=Listen)
     admin: Admin = field(default_factory=Admin)
     limits: Limits = field(default_factory=Limits)
+    database: Database = field(default_factory=Database)
+    ledger: LedgerTerms = field(default_factory=LedgerTerms)
     drain_timeout: float = 25.0
     revision: str = ""

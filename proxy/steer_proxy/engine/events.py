@@ -15,7 +15,8 @@ class HealthEvent:
     """A change in what the engine thinks of an upstream.
 
     `kind` is breaker, gate or credential; `model` None means the upstream as a whole; `until` is
-    monotonic seconds, or None when the change has no set end.
+    monotonic seconds, or None when the change has no set end. A breaker tells its `generation` and
+    what its window held.
     """
 
     kind: str
@@ -25,6 +26,9 @@ class HealthEvent:
     after: str
     reason: str
     until: float | None = None
+    generation: int | None = None
+    window_calls: int | None = None
+    window_failures: int | None = None
 
 
 EventSink = Callable[[HealthEvent], None]

@@ -12,11 +12,11 @@ from typing import Final, Generic, TypeVar
 
 from steer_policies.breaker import Rejected
 from steer_policies.config import Ambiguous, RetryPolicy, WhenAllOpen
-from steer_policies.outcome import TRAITS, Elsewhere, Executed, Failure, Verdict
+from steer_policies.outcome import TRAITS, Elsewhere, Executed, Failure, Verdict, failed
 from steer_policies.plan import Candidate, Plan
 from steer_policies.retry import Decision, GiveUp, Hop, RetryIn, Standing, WaitSource, decide
 from steer_policies.throttle import Gate, Pass
-from steer_proxy.engine.attempt import Answer, AttemptRecord, Sender, Terms
+from steer_proxy.engine.attempt import Answer, AttemptRecord, Sender, Terms, Trace
 from steer_proxy.engine.attempt_loop import run_attempts
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.conclusion import Best, Reason, Refusal, Settled, Spent, conclude
@@ -75,6 +75,17 @@ class Exchange(Generic[A]):
             state = states[candidate.upstream]
             credential = credentials.get(candidate.upstream, 0)
             self._pending.append(Course(index, candidate, state.policy, state, credential))
+
+    @property
+    def clear(self) -> bool:
+        """Whether the first attempt can be made at once, as far as anyone can tell."""
+        first, now = self._pending[0], self._clock.now()
+        state, model = first.state, first.candidate.model
+        return (
+            state.slots.free
+            and state.open_for(model, now) <= 0
+            and state.gate(model, first.credential).closed_for(now) <= 0
+        )
 
     async def run(self) -> Settled[A]:
         """Try until an answer is committed, or until nothing more can be tried.
@@ -141,18 +152,22 @@ class Exchange(Generic[A]):
         if isinstance(entry, Tried):
             return entry
         state, now = course.state, self._clock.now()
+        trace = Trace()
         try:
             if course.attempts == 0:
                 state.budget(self._policy).on_call(now)
             course.attempts += 1
-            answer = await self._sender.attempt(course.candidate, self._terms.deadline)
+            until = self._terms.until or self._terms.deadline
+            answer = await self._sender.attempt(course.candidate, until, trace)
         except BaseException:
             entry.gate.settle(entry.admission, None, self._clock.now())
             entry.hold.release()
+            executed = Executed.MAYBE if trace.sent else Executed.NO
+            self._record(visit, now, trace, None, failed(Failure.CANCELLED, executed=executed))
             raise
         self._learn(course, answer.verdict)
         entry.gate.settle(entry.admission, throttled(answer.lesson), self._clock.now())
-        self._record(visit, now, answer)
+        self._record(visit, now, trace, answer.status, answer.verdict)
         return Tried(visit, answer, entry.hold)
 
     async def _enter(self, visit: Visit[A]) -> Entry | Tried[A]:
@@ -220,7 +235,14 @@ class Exchange(Generic[A]):
         patient = delay <= self._policy.hop_after or not self._others(course)
         return patient and self._fits(delay)
 
-    def _record(self, visit: Visit[A], started: float, answer: A) -> None:
+    def _record(
+        self,
+        visit: Visit[A],
+        started: float,
+        trace: Trace,
+        status: int | None,
+        verdict: Verdict,
+    ) -> None:
         candidate = visit.course.candidate
         self._spent.records.append(
             AttemptRecord(
@@ -231,12 +253,13 @@ class Exchange(Generic[A]):
                 seconds=self._clock.now() - started,
                 waited=visit.waited,
                 wait_source=visit.source,
-                status=answer.status,
-                verdict=answer.verdict,
+                status=status,
+                verdict=verdict,
+                trace=trace,
             )
         )
         visit.waited, visit.source = 0.0, WaitSource.NONE
-        if answer.verdict.executed is not Executed.NO:
+        if verdict.executed is not Executed.NO:
             self._spent.usd += candidate.estimated_usd or 0.0
 
     async def judge(self, visit: Visit[A], tried: Tried[A]) -> bool:

@@ -9,9 +9,10 @@ server, a gateway of one's own) has no price unless the configuration declares o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from steer_policies.dialects.base import Usage
 
@@ -46,9 +47,6 @@ class GenaiPrices:
         price = self._price(upstream, model)
         if price is None:
             return None
-        if price.flat is not None:
-            prompt, completion = price.flat
-            return (prompt_tokens * prompt + completion_tokens * completion) / 1e6
         return price.of(Usage(input=prompt_tokens, output=completion_tokens))
 
     def cost_of(self, upstream: str, model: str, usage: Usage) -> float | None:
@@ -87,17 +85,19 @@ class GenaiPrices:
 
 
 class _Price:
-    """What one model costs. `flat` is dollars per million prompt and completion tokens where these
-    do not depend on size or time: asking the package takes 75 us, multiplying nothing."""
+    """What one model costs. `_flat` serves where prices do not depend on size or time: asking the
+    package takes 75 us, multiplying nothing."""
 
-    __slots__ = ("_info", "_provider", "flat")
+    __slots__ = ("_flat", "_info", "_provider")
 
     def __init__(self, provider: types.Provider, info: types.ModelInfo) -> None:
         self._provider = provider
         self._info = info
-        self.flat = _flat(info)
+        self._flat = _flat(info)
 
     def of(self, usage: Usage) -> float | None:
+        if self._flat is not None and (cost := self._flat.of(usage)) is not None:
+            return cost
         from genai_prices import Usage as Counted
 
         counted = Counted(
@@ -111,9 +111,39 @@ class _Price:
             return None
 
 
-def _flat(info: types.ModelInfo) -> tuple[float, float] | None:
-    prompt = getattr(info.prices, "input_mtok", None)
-    completion = getattr(info.prices, "output_mtok", None)
-    if isinstance(prompt, Decimal) and isinstance(completion, Decimal):
-        return float(prompt), float(completion)
-    return None
+class _Flat(NamedTuple):
+    """Dollars per million tokens; None where the price list names no such price.
+
+    They hold for prompts of up to `upto` tokens: longer ones are dearer with some models.
+    """
+
+    prompt: float
+    cached: float | None
+    completion: float | None
+    upto: float
+
+    def of(self, usage: Usage) -> float | None:
+        """What so many tokens cost; None for what only the package knows how to take."""
+        prompt, cached, output = usage.input, usage.cached or 0, usage.output or 0
+        if prompt is None or cached > prompt or prompt > self.upto:
+            return None
+        if (cached and self.cached is None) or (output and self.completion is None):
+            return None
+        total = (prompt - cached) * self.prompt + cached * (self.cached or 0.0)
+        return (total + output * (self.completion or 0.0)) / 1e6
+
+
+def _flat(info: types.ModelInfo) -> _Flat | None:
+    listed = info.prices
+    if getattr(listed, "requests_kcount", None) is not None:
+        return None  # each request has a price of its own
+    upto = math.inf
+    found: list[float | None] = []
+    for name in ("input_mtok", "cache_read_mtok", "output_mtok"):
+        price: Any = getattr(listed, name, None)
+        if price is not None and not isinstance(price, Decimal):
+            upto = min([upto, *(tier.start for tier in price.tiers)])
+            price = price.base
+        found.append(None if price is None else float(price))
+    prompt, cached, completion = found
+    return None if prompt is None else _Flat(prompt, cached, completion, upto)

@@ -128,6 +128,9 @@ class UpstreamState:
                 str(transition.to_state),
                 transition.reason,
                 transition.until,
+                transition.generation,
+                transition.window_calls,
+                transition.window_failures,
             )
         )
 

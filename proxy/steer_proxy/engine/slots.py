@@ -31,9 +31,14 @@ class Slots:
         """How many callers wait for a slot."""
         return len(self._waiters)
 
+    @property
+    def free(self) -> bool:
+        """Whether a slot is free and nobody waits for it."""
+        return self.busy < self.limit.limit and not self._waiters
+
     def try_acquire(self) -> bool:
         """Take a slot if one is free and nobody waits for it."""
-        if self.busy < self.limit.limit and not self._waiters:
+        if self.free:
             self.busy += 1
             return True
         return False

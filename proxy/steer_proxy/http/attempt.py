@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from typing import Final
+
+from multidict import istr
 
 from steer_policies.config import CommitPoint
 from steer_policies.dialects.base import Progress, StreamReader
 from steer_policies.outcome import SUCCESS, Executed, Failure, failed
 from steer_policies.plan import Candidate, Plan
+from steer_policies.trace_context import safe_request_id
+from steer_proxy.engine.attempt import Trace
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.secret import SecretUnavailable
 from steer_proxy.http.answer import HELD_COMPLETE, HELD_PLAIN, HELD_PRELUDE, HttpAnswer
@@ -32,6 +37,15 @@ _HELD: Final = {
     CommitPoint.COMPLETE: HELD_COMPLETE,
 }
 
+#: Where providers name a request: OpenAI and most others, Anthropic, Google, Azure, Amazon.
+_REQUEST_IDS: Final = (
+    istr("x-request-id"),
+    istr("request-id"),
+    istr("x-goog-request-id"),
+    istr("apim-request-id"),
+    istr("x-amzn-requestid"),
+)
+
 
 class HttpSender:
     """Carries a call's attempts over HTTP; the engine's `Sender`."""
@@ -46,7 +60,7 @@ class HttpSender:
         self._clock = clock
         self._keep_text = plan.on_break == "resume" and call.facts.resumable
 
-    async def attempt(self, candidate: Candidate, deadline: float) -> HttpAnswer:
+    async def attempt(self, candidate: Candidate, deadline: float, trace: Trace) -> HttpAnswer:
         """Send the call to a candidate; failures of the upstream come back as failing answers."""
         call = self._call
         started = self._clock.now()
@@ -54,7 +68,7 @@ class HttpSender:
             request = await self._outbound.request(candidate)
         except SecretUnavailable:
             # Named in the log by whoever looks; the caller can do nothing about it.
-            answer = HttpAnswer.without_head(Failure.CREDENTIAL, "secret_unavailable")
+            answer = HttpAnswer.without_head(Failure.CREDENTIAL, "secret_unavailable", trace)
             answer.lesson = None  # nothing was sent: no breaker learns from it
             return answer
         timeouts = request.upstream.policy.timeouts
@@ -70,10 +84,13 @@ class HttpSender:
                 patience=patience,
                 stall=min(patience, timeouts.idle),
                 deadline=deadline,
+                trace=trace,
             )
+            trace.body = response.content
+            trace.request_id = _request_id(response.headers)
             del request  # its head is sent, and a first token may take its time
             if response.status == 101:
-                return self._switched(response)
+                return self._switched(response, trace)
             if call.silence is None or call.silence > timeouts.idle:
                 response.limit_silence(timeouts.idle)
             else:
@@ -81,36 +98,40 @@ class HttpSender:
                 response.limit_silence(call.silence, Failure.DEADLINE)
             if response.status >= 400:
                 response.arm(deadline, Failure.DEADLINE)
-                return await self._failing(response)
+                return await self._failing(response, trace)
             content_type = response.headers.get("Content-Type", "")
             # A redirect's body is no stream, whatever its type.
             reader = self._reader(response, content_type) if response.status < 300 else None
             if reader is not None:
                 by = started + timeouts.first_token
                 response.arm_sooner(by, Failure.FIRST_TOKEN_TIMEOUT, deadline)
-                return await self._stream(response, reader, content_type)
+                trace.reader = reader
+                return await self._stream(response, reader, content_type, trace)
             response.arm(deadline, Failure.DEADLINE)
-            return await self._plain(response, content_type)
+            return await self._plain(response, content_type, trace)
         except UpstreamError as error:
+            trace.settle()
             if response is not None:
                 response.close()
             if error.failure is Failure.CONNECT and self._clock.now() >= deadline:
                 # Nor does it when it left no time to connect.
-                return HttpAnswer(failed(Failure.DEADLINE, executed=Executed.NO))
-            return HttpAnswer.without_head(error.failure, error.code)
+                return HttpAnswer(failed(Failure.DEADLINE, executed=Executed.NO), trace=trace)
+            return HttpAnswer.without_head(error.failure, error.code, trace)
         except BaseException:
+            trace.settle()
             if response is not None:
                 response.close()
             raise
 
-    def _switched(self, response: UpstreamResponse) -> HttpAnswer:
+    def _switched(self, response: UpstreamResponse, trace: Trace) -> HttpAnswer:
         """101: the answer to a WebSocket handshake, and a fault after anything else."""
         protocol = response.headers.get("Upgrade", "").lower()
         if not self._call.upgrade or not response.protocol.upgraded or protocol != "websocket":
             response.close()
-            return HttpAnswer.without_head(Failure.PROTOCOL)
+            return HttpAnswer.without_head(Failure.PROTOCOL, trace=trace)
         response.disarm()
-        return HttpAnswer(SUCCESS, response, whole=False)
+        trace.body = None  # what follows is no body
+        return HttpAnswer(SUCCESS, response, whole=False, trace=trace)
 
     def _reader(self, response: UpstreamResponse, content_type: str) -> StreamReader | None:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -124,7 +145,7 @@ class HttpSender:
             strip_usage=bool(self._call.usage_options),
         )
 
-    async def _failing(self, response: UpstreamResponse) -> HttpAnswer:
+    async def _failing(self, response: UpstreamResponse, trace: Trace) -> HttpAnswer:
         held = await _read_up_to(response, HELD_PLAIN)
         seen = _decoded(held, response.headers.get("Content-Encoding", ""))
         verdict = self._call.dialect.classify(
@@ -132,19 +153,27 @@ class HttpSender:
         )
         # It may be kept for longer than the call's deadline, while others are asked.
         response.disarm()
-        return HttpAnswer(verdict, response, held=held, whole=response.exhausted)
+        return HttpAnswer(verdict, response, held=held, whole=response.exhausted, trace=trace)
 
-    async def _plain(self, response: UpstreamResponse, content_type: str) -> HttpAnswer:
+    async def _plain(
+        self, response: UpstreamResponse, content_type: str, trace: Trace
+    ) -> HttpAnswer:
         """An answer whose end only its framing tells: held whole while that is cheap."""
         limit = HELD_PLAIN
         if self._plan.commit is CommitPoint.HEADERS or _is_live(response, content_type):
             limit = 0
         held = await _read_up_to(response, limit)
         whole = response.exhausted
-        return HttpAnswer(SUCCESS, response, held=held, whole=whole, content_type=content_type)
+        return HttpAnswer(
+            SUCCESS, response, held=held, whole=whole, content_type=content_type, trace=trace
+        )
 
     async def _stream(
-        self, response: UpstreamResponse, reader: StreamReader, content_type: str
+        self,
+        response: UpstreamResponse,
+        reader: StreamReader,
+        content_type: str,
+        trace: Trace,
     ) -> HttpAnswer:
         """A stream the dialect understands: held until it has something to say."""
         commit = self._plan.commit
@@ -163,6 +192,8 @@ class HttpSender:
             released = reader.feed(chunk)
             size += len(released)
             held.append(released)
+            if trace.first_token is None and reader.progress >= Progress.CONTENT:
+                trace.first_token = self._clock.now()
         if whole and reader.progress < Progress.FINISHED and reader.error is None:
             raise UpstreamError(Failure.TRUNCATED)
         hidden = reader.progress < Progress.CONTENT or commit is CommitPoint.COMPLETE
@@ -181,6 +212,7 @@ class HttpSender:
             whole=whole,
             reader=reader,
             content_type=content_type,
+            trace=trace,
         )
         # Content came, and an error with it: committed, but no proof of health.
         answer.lesson = reader.error or verdict
@@ -210,6 +242,14 @@ async def read_event_bytes(response: UpstreamResponse, reader: StreamReader) -> 
     except UpstreamError:
         response.close()
         return b""
+
+
+def _request_id(headers: Mapping[str, str]) -> str | None:
+    """The provider's own name for an attempt, which its support will ask for."""
+    for name in _REQUEST_IDS:
+        if (named := headers.get(name)) is not None:
+            return safe_request_id(named)
+    return None
 
 
 def _is_live(response: UpstreamResponse, content_type: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,11 @@ class Call:
     `upgrade` that the caller asks to switch to WebSocket. `via_line` is how this process names
     itself to the next hop. `usage_options` are merged into a request after its candidate's own,
     for a count of tokens that the caller did not ask for: when there are any, what they bring
-    is taken out of the answer again.
+    is taken out of the answer again. `id` names the call's row in the ledger, `key` is its
+    idempotency key; `before_send` is awaited before every attempt, and ends the call when it
+    raises, `until` is the loop time at which an attempt under way is ended that may outlast its
+    caller's patience. `served_from` is the
+    call whose exchange it has taken over. `says` are further header lines for its answer.
     """
 
     config: Config
@@ -56,3 +60,9 @@ class Call:
     token_is_key: bool = False
     upgrade: bool = False
     usage_options: Mapping[str, Any] = field(default_factory=dict)
+    id: str = ""
+    key: str | None = None
+    before_send: Callable[[], Awaitable[None]] | None = None
+    until: float | None = None
+    served_from: str | None = None
+    says: Sequence[bytes] = ()

@@ -52,9 +52,15 @@ class CallerResponse(StreamResponse):
         self._fields = fields
         self._own = own
         self._rest = body
+        self._given = 0
         self._announced = length
         self._closing = False
         self.media_type = content_type
+
+    def abandon(self) -> None:
+        """End the response in the middle, so that nobody takes it for whole."""
+        if self._req is not None:
+            abandon(self._req)
 
     def close_connection(self) -> None:
         """Ask for the connection to be closed after this response."""
@@ -108,6 +114,11 @@ class CallerResponse(StreamResponse):
         return not self._rest
 
     @property
+    def given(self) -> int:
+        """How many bytes of the body the caller was given, or will be; without framing."""
+        return self._given + len(self._rest)
+
+    @property
     def ended(self) -> bool:
         """Whether the response has ended properly."""
         return self._eof_sent
@@ -123,6 +134,7 @@ class CallerResponse(StreamResponse):
         Chunks that follow the head, nearly all of a stream, skip the detours of aiohttp's writer
         (compression, clipping, signals), which take longer than what they lead to.
         """
+        self._given += len(data)
         writer = self._payload_writer
         if not isinstance(writer, StreamWriter) or not writer.chunked or writer._headers_buf:  # noqa: SLF001
             await super().write(data)
@@ -139,8 +151,9 @@ class CallerResponse(StreamResponse):
         the server goes on to read for a moment: hanging up would reset the answer (RFC 9112 §9.6).
         """
         request = self._req
-        await super().write_eof(data or self._rest)
-        self._rest = b""
+        rest, self._rest = data or self._rest, b""
+        self._given += len(rest)
+        await super().write_eof(rest)
         if request is not None and not self._keep_alive and not request.content.is_eof():
             if request.content.exception() is not None:
                 # A broken body: forgotten, or the server would hang up on reading it.

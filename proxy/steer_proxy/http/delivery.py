@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol, TypeVar
 
 from aiohttp.web_request import BaseRequest
 
@@ -21,8 +21,9 @@ from steer_proxy.http.addresses import Addresses
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.attempt import read_event_bytes
 from steer_proxy.http.call import Call
-from steer_proxy.http.caller import CallerResponse, abandon
-from steer_proxy.http.problems import problem_response
+from steer_proxy.http.caller import CallerResponse
+from steer_proxy.http.journal import Journal
+from steer_proxy.http.outlet import Outlet, Response
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.relay import Broken, relay_plain, relay_stream
 from steer_proxy.http.replies import answer_head, own_lines, tell
@@ -38,12 +39,16 @@ AT_ONCE: Final = 64 * 1024
 LAST_WORDS: Final = 5.0
 
 
+R = TypeVar("R", bound=Response)
+
+
 class Services(Protocol):
     """What a delivery needs of the gateway it belongs to."""
 
     clock: Clock
     wire: Wire
     draining: bool
+    journal: Journal | None
 
     def overdue_later(self) -> None:
         """See to it that calls are looked at which last longer than they may."""
@@ -62,8 +67,11 @@ class Services(Protocol):
         """
 
 
-class Delivery:
-    """One call's answer on its way to the caller."""
+class Delivery(Generic[R]):
+    """One call's answer on its way to the caller, or to whoever reads its recording.
+
+    `verdict` is that of the whole answer, once `deliver` is through.
+    """
 
     def __init__(
         self,
@@ -73,7 +81,10 @@ class Delivery:
         call: Call,
         made: Plan,
         addresses: Addresses,
+        outlet: Outlet[R],
     ) -> None:
+        self.verdict: Verdict | None = None
+        self._outlet = outlet
         self._services = services
         self._request = request
         self._progress = progress
@@ -81,42 +92,47 @@ class Delivery:
         self._made = made
         self._addresses = addresses
 
-    async def deliver(self, settled: Settled[HttpAnswer]) -> CallerResponse:
+    async def deliver(self, settled: Settled[HttpAnswer]) -> R:
         """Answer the caller; slot, permits and upstream connection are given back in any case."""
         clock = self._services.clock
         verdict: Verdict | None = None
+        response: R | None = None
         try:
             response, verdict = await self._answer(settled)
             return response
         finally:
+            self.verdict = verdict
             if settled.hold is not None:
                 settled.hold.settle(verdict)
                 settled.hold.release()
             if settled.answer is not None:
                 await settled.answer.discard()
             tell(self._call, self._made, settled, verdict, clock.now())
+            journal = self._services.journal
+            if journal is not None and self._outlet.personal:
+                # A problem's response is given whole, and nobody may have to end it early.
+                shown = response if isinstance(response, CallerResponse) else None
+                given = shown or self._progress.response
+                journal.answered(self._call, self._made, settled, verdict, given)
 
-    async def _answer(self, settled: Settled[HttpAnswer]) -> tuple[CallerResponse, Verdict | None]:
+    async def _answer(self, settled: Settled[HttpAnswer]) -> tuple[R, Verdict | None]:
         """Begin the answer; the verdict is that of the whole of it."""
-        call, made, answer = self._call, self._made, settled.answer
+        call, made, answer, outlet = self._call, self._made, settled.answer, self._outlet
         closing = self._services.draining
         if answer is None or answer.status is None:
             problem = settled.problem or Problem(502, "steer_upstream_broken", "No answer came.")
-            own = own_lines(call, made, settled)
-            return problem_response(call.dialect, problem, own, close=closing), None
-        fields, own = answer_head(call, made, settled, answer)
+            own = own_lines(call, made, settled, personal=outlet.personal)
+            return outlet.problem(call.dialect, problem, own, close=closing), None
+        fields, own = answer_head(call, made, settled, answer, personal=outlet.personal)
         if answer.status == 101 and answer.response is not None:
-            response = CallerResponse(101, answer.reason, fields, own)
-            return await self._tunnel(response, settled, answer.response)
+            response = self._shown(outlet.answer(answer, fields, own, b""))
+            return response, await self._tunnel(response, settled, answer.response)
         verdict = answer.verdict
         if answer.whole and (answer.reader is None or answer.finished or not verdict.ok):
             body = answer.held
         else:
             body = b""
-        response = CallerResponse(
-            answer.status, answer.reason, fields, own, body=body, content_type=answer.content_type
-        )
-        self._progress.response = response
+        response = self._shown(outlet.answer(answer, fields, own, body))
         if closing:
             response.close_connection()
         if not answer.whole or response.empty:
@@ -129,25 +145,28 @@ class Delivery:
             await response.write_eof()
         return response, verdict
 
+    def _shown(self, response: R) -> R:
+        """Let the caller's response be seen by who may have to end it early."""
+        if isinstance(response, CallerResponse):
+            self._progress.response = response
+        return response
+
     async def _tunnel(
-        self,
-        response: CallerResponse,
-        settled: Settled[HttpAnswer],
-        upstream: UpstreamResponse,
-    ) -> tuple[CallerResponse, Verdict | None]:
+        self, response: R, settled: Settled[HttpAnswer], upstream: UpstreamResponse
+    ) -> Verdict | None:
         """Both sides switch protocols; bytes flow until one of them has had enough."""
-        self._progress.response = response
         await response.prepare(self._request)
-        response.send_head()
+        if isinstance(response, CallerResponse):
+            response.send_head()
         tunnel = self._progress.tunnel = Tunnel(self._request, upstream)
         verdict = await tunnel.run()
         if settled.hold is not None:
             # Without a time: how long a conversation lasts says nothing of the upstream's speed.
             settled.hold.settle(verdict)
-        return response, verdict
+        return verdict
 
     async def _relay(
-        self, response: CallerResponse, settled: Settled[HttpAnswer], answer: HttpAnswer
+        self, response: R, settled: Settled[HttpAnswer], answer: HttpAnswer
     ) -> Verdict:
         """Send a committed answer as it comes."""
         loop = asyncio.get_running_loop()
@@ -208,7 +227,7 @@ class Delivery:
         wanted = self._made.on_break is OnBreak.RESUME and self._call.facts.resumable
         return Sent() if wanted and settled.remaining and reader.text is not None else None
 
-    async def _break(self, response: CallerResponse, answer: HttpAnswer, verdict: Verdict) -> None:
+    async def _break(self, response: R, answer: HttpAnswer, verdict: Verdict) -> None:
         """End a committed answer that broke, so that nobody takes it for complete."""
         self._progress.until = asyncio.get_running_loop().time() + LAST_WORDS
         self._services.overdue_later()
@@ -221,11 +240,11 @@ class Delivery:
             )
             if event:
                 await response.write(event)
-        abandon(self._request)
+        response.abandon()
 
     async def _resume(
         self,
-        response: CallerResponse,
+        response: R,
         settled: Settled[HttpAnswer],
         answer: HttpAnswer,
         sent: Sent,
@@ -252,12 +271,11 @@ class Delivery:
                 again.hold.settle(verdict)
                 again.hold.release()
             if again.answer is not None:
+                again.answer.end(verdict, services.clock.now())
                 await again.answer.discard()
             tell(call, made, again, verdict, services.clock.now())
 
-    async def _join(
-        self, response: CallerResponse, answer: HttpAnswer, first: bytes, text: str
-    ) -> Verdict:
+    async def _join(self, response: R, answer: HttpAnswer, first: bytes, text: str) -> Verdict:
         """Relay what the caller is still missing of the second answer."""
         call, upstream, second = self._call, answer.response, answer.reader
         reader = call.dialect.read_stream(call.facts, answer.content_type, keep_text=True)

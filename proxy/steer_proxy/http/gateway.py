@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp.web_request import BaseRequest
@@ -12,14 +13,17 @@ from steer_policies.budget import tightest
 from steer_policies.config import Ambiguous, DialectName
 from steer_policies.deadline import call_deadline
 from steer_policies.facts import CallFacts
-from steer_policies.plan import Plan, Refused
+from steer_policies.outcome import Failure
+from steer_policies.plan import Candidate, Plan, Refused
 from steer_policies.planner import plan as make_plan
 from steer_policies.planner import plan_at_once
 from steer_policies.steering import NONE as NO_STEERING
-from steer_proxy.engine.attempt import Problem, Terms
+from steer_proxy.engine.attempt import Problem, Sender, Terms, Trace
+from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.engine.clock import Clock, new_span_id
-from steer_proxy.engine.conclusion import Spent
+from steer_proxy.engine.conclusion import Settled, Spent
 from steer_proxy.engine.config import Config
+from steer_proxy.engine.costing import Costing
 from steer_proxy.engine.exchange import Exchange
 from steer_proxy.engine.prices import GenaiPrices
 from steer_proxy.engine.registry import LiveView, Registry
@@ -30,13 +34,26 @@ from steer_proxy.http.body import MemoryBudget
 from steer_proxy.http.call import Call
 from steer_proxy.http.caller import CallerResponse, abandon
 from steer_proxy.http.delivery import Delivery
+from steer_proxy.http.execution import Executions
 from steer_proxy.http.guard import Guard
 from steer_proxy.http.intake import Intake
-from steer_proxy.http.lines import line
+from steer_proxy.http.journal import Journal
+from steer_proxy.http.keyed import KeyedCalls
+from steer_proxy.http.orphans import (
+    Orphan,
+    Orphans,
+    give_up,
+    keep_body,
+    may_be_adopted,
+    waited_out,
+)
 from steer_proxy.http.outbound import Outbound
-from steer_proxy.http.problems import Refusal, problem_response
+from steer_proxy.http.outlet import TO_CALLER
+from steer_proxy.http.problems import Refusal, problem_response, refuse
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.readable import require_readable
+from steer_proxy.http.replies import personal_lines
+from steer_proxy.http.waiting import result_by
 from steer_proxy.http.wire import Wire
 
 LOGGER: Final = logging.getLogger("steer.call")
@@ -56,10 +73,47 @@ _DRAINING: Final = Problem(
 )
 
 
-class Gateway:
-    """Serves the data port; `reconfigure` swaps the revision that new calls begin with."""
+_STILL_RUNNING: Final = Problem(
+    504,
+    "steer_deadline",
+    "No answer came in the time this SDK waits for one. The call goes on for a moment: the SDK's "
+    "next try takes it over.",
+    sdk_retry=True,
+)
+_TIME_IS_UP: Final = Problem(504, "steer_deadline", "The call's time is up.", sdk_retry=False)
+_NO_LEDGER: Final = Problem(
+    503,
+    "steer_ledger_unavailable",
+    "This Steer keeps no ledger, and so cannot protect a call from being made twice.",
+    sdk_retry=False,
+)
 
-    def __init__(self, config: Config, *, registry: Registry, wire: Wire, clock: Clock) -> None:
+
+class Gateway:
+    """Serves the data port; `reconfigure` swaps the revision that new calls begin with.
+
+    `books` is the process's ledger; without one nothing is written down, and keyed calls are
+    refused. `costing` prices what is written at once.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        registry: Registry,
+        wire: Wire,
+        clock: Clock,
+        books: Bookkeeper | None = None,
+        costing: Costing | None = None,
+    ) -> None:
+        self._costing = costing or Costing(config)
+        self.journal: Journal | None = None
+        self._keyed: KeyedCalls | None = None
+        if books is not None:
+            self.journal = Journal(books, self._costing, clock)
+            executions = Executions(self, books, self.journal, clock)
+            self._keyed = KeyedCalls(self, books, self.journal, executions)
+        self._orphans = Orphans(new_span_id().encode(), self._log_orphan)
         self.registry = registry
         self.wire = wire
         self.clock = clock
@@ -75,8 +129,9 @@ class Gateway:
 
     @property
     def active(self) -> int:
-        """How many calls are being served."""
-        return len(self._running)
+        """How many calls are being served, or made for callers who may come back."""
+        detached = 0 if self._keyed is None else self._keyed.detached
+        return len(self._running) + detached
 
     def _install(self, config: Config) -> None:
         self.config = config
@@ -88,7 +143,14 @@ class Gateway:
 
     def reconfigure(self, config: Config) -> None:
         """Let new calls begin with another revision; those under way keep theirs."""
+        self._costing.reconfigure(config)
         self._install(config)
+
+    async def close(self) -> None:
+        """End what runs without a caller; what may have been executed is marked as uncertain."""
+        await self._orphans.close()
+        if self._keyed is not None:
+            await self._keyed.close()
 
     def cut(self) -> None:
         """End every call that still runs with its dialect's error, and begin no other.
@@ -122,7 +184,7 @@ class Gateway:
 
     async def handle(self, request: BaseRequest) -> CallerResponse:
         """Serve one request."""
-        progress = CallProgress(transport=request.transport)
+        progress = CallProgress(transport=request.transport, began=self.clock.now())
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a request is served in a task")
@@ -130,7 +192,7 @@ class Gateway:
         try:
             return await self._serve(request, progress)
         except Refusal as refusal:
-            return self._refused(progress, refusal)
+            return self._refused(request, progress, refusal)
         except asyncio.CancelledError:
             # As asyncio.timeout does: our own cancellation is turned into something else, anybody
             # else's (the caller hung up, say) goes on.
@@ -145,22 +207,48 @@ class Gateway:
         token_is_key = self._guard.check(request.headers, request.raw_path)
         intake = self._intake
         matched = intake.route(request)
-        progress.speaks = matched.dialect
+        progress.speaks, progress.route = matched.dialect, matched.route.name
         if self._over:
             raise Refusal(_DRAINING, close=True)
         call = await intake.accept(request, matched, token_is_key=token_is_key)
         progress.call = call
         try:
-            await warm_prices(call)
-            made = self._plan(call)
-            if isinstance(made, Refused):
-                raise Refusal(Problem(made.status, made.code, made.message))
-            require_readable(call, made)
-            if not needs_value(call, made):
-                call.json = None  # larger than the body, and a first token may take its time
-            return await self._exchange(request, progress, call, made, addresses)
+            if call.key is not None:
+                if self._keyed is None:
+                    raise Refusal(_NO_LEDGER)
+                most = self.config.limits.max_connections
+                return await self._keyed.serve(request, progress, call, addresses, most=most)
+            if call.route.policy.idempotency.require_key and call.facts.steered:
+                raise refuse(
+                    400,
+                    "steer_key_required",
+                    f"The route {call.route.name} takes calls with an Idempotency-Key only: send "
+                    "one, a new one for each call, the same one when you try it again.",
+                )
+            if may_be_adopted(call):
+                return await self._patiently(request, progress, call, addresses)
+            return await self._exchange(request, progress, call, addresses)
         finally:
             call.body.close()
+
+    async def prepare(self, call: Call) -> Plan:
+        """The plan of a call.
+
+        Raises:
+            Refusal: when no candidate can take it.
+        """
+        await warm_prices(call)
+        made = self._plan(call)
+        if isinstance(made, Refused):
+            raise Refusal(Problem(made.status, made.code, made.message))
+        require_readable(call, made)
+        if not needs_value(call, made):
+            call.json = None  # larger than the body, and a first token may take its time
+        return made
+
+    def deadline_of(self, call: Call, made: Plan) -> float:
+        """The loop time by which a call must have committed."""
+        return deadline_of(call, made)
 
     def _plan(self, call: Call) -> Plan | Refused:
         steering, policy = call.steering, call.route.policy
@@ -193,6 +281,11 @@ class Gateway:
         `spent` is what earlier attempts of the call took of its limits.
         """
         policy = call.route.policy
+        sender: Sender[HttpAnswer] = HttpSender(
+            call, made, Outbound(call, addresses), self.wire, self.clock
+        )
+        if call.before_send is not None:
+            sender = Announced(sender, call.before_send)
         return Exchange(
             made,
             terms(call, deadline),
@@ -201,26 +294,100 @@ class Gateway:
             states=call.states,
             clock=self.clock,
             spent=spent,
-            sender=HttpSender(call, made, Outbound(call, addresses), self.wire, self.clock),
+            sender=sender,
         )
 
     async def _exchange(
-        self,
-        request: BaseRequest,
-        progress: CallProgress,
-        call: Call,
-        made: Plan,
-        addresses: Addresses,
+        self, request: BaseRequest, progress: CallProgress, call: Call, addresses: Addresses
     ) -> CallerResponse:
-        settled = await self.exchange(call, made, addresses, deadline_of(call, made)).run()
-        delivery = Delivery(self, request, progress, call, made, addresses)
+        """Serve a call whose caller is all there is to it: when it leaves, nothing goes on."""
+        made = await self.prepare(call)
+        spent = Spent()
+        try:
+            deadline = deadline_of(call, made)
+            settled = await self.exchange(call, made, addresses, deadline, spent).run()
+        except asyncio.CancelledError:
+            self._log_left(call, made, spent)
+            raise
+        delivery = Delivery(self, request, progress, call, made, addresses, TO_CALLER)
         return await delivery.deliver(settled)
 
-    def _refused(self, progress: CallProgress, refusal: Refusal) -> CallerResponse:
+    async def _patiently(
+        self, request: BaseRequest, progress: CallProgress, call: Call, addresses: Addresses
+    ) -> CallerResponse:
+        """Serve a call whose SDK may give up waiting and come again: then its attempt goes on."""
+        orphan = await self._orphans.adopt(call)
+        if orphan is None:
+            made, spent = await self.prepare(call), Spent()
+            kept = keep_body(call)
+            kept.until = call.accepted_at + made.timeouts.total
+            deadline = deadline_of(call, made)
+            task = asyncio.create_task(self.exchange(kept, made, addresses, deadline, spent).run())
+        else:
+            made, spent, task = orphan.made, orphan.spent, orphan.task
+            kept = orphan.adopted_by(call)
+            deadline = deadline_of(call, made)
+        try:
+            settled = await self._waited(progress, call, Orphan(kept, made, task, spent), deadline)
+            self._bear_silence(settled, call.silence)
+            delivery = Delivery(self, request, progress, kept, made, addresses, TO_CALLER)
+            return await delivery.deliver(settled)
+        finally:
+            if not progress.left:
+                kept.body.close()
+
+    def _bear_silence(self, settled: Settled[HttpAnswer], silence: float | None) -> None:
+        """From the commit on the caller's patience counts again, where it is the shorter one; that
+        it ends is not the upstream's fault."""
+        answer, candidate = settled.answer, settled.candidate
+        if answer is None or answer.response is None or candidate is None or silence is None:
+            return
+        if silence <= self.config.upstreams[candidate.upstream].policy.timeouts.idle:
+            answer.response.limit_silence(silence, Failure.DEADLINE)
+
+    async def _waited(
+        self, progress: CallProgress, call: Call, orphan: Orphan, deadline: float
+    ) -> Settled[HttpAnswer]:
+        """What an exchange brings; or it is left to the SDK's next try."""
+        try:
+            settled = await result_by(orphan.task, deadline)
+        except asyncio.CancelledError:
+            if not progress.cut and waited_out(call, self.clock.now()):
+                progress.left = self._orphans.leave(orphan)
+            if not progress.left:
+                await give_up(orphan.task)
+                self._log_left(orphan.call, orphan.made, orphan.spent)
+            raise
+        if settled is not None:
+            return settled
+        orphan.told = _STILL_RUNNING.status
+        progress.left = self._orphans.leave(orphan)
+        if not progress.left:
+            await give_up(orphan.task)
+            raise Refusal(_TIME_IS_UP)
+        raise Refusal(_STILL_RUNNING)
+
+    def _log_orphan(self, orphan: Orphan, *, adopted: bool) -> None:
+        """What became of a call whose SDK gave up waiting: an adopted one's attempts are not its
+        own any more."""
+        spent = Spent() if adopted else orphan.spent
+        if self.journal is not None:
+            self.journal.left(orphan.call, orphan.made, spent, orphan.told)
+
+    def _log_left(self, call: Call, made: Plan, spent: Spent) -> None:
+        if self.journal is not None:
+            self.journal.left(call, made, spent)
+
+    def _refused(
+        self, request: BaseRequest, progress: CallProgress, refusal: Refusal
+    ) -> CallerResponse:
         call = progress.call
-        own = [] if call is None else [line("X-Steer-Request-ID", call.request_id)]
+        own = [] if call is None else personal_lines(call)[:1] + list(call.says)
         closing = refusal.close or self.draining
-        return problem_response(progress.speaks, refusal.problem, own, close=closing)
+        response = problem_response(progress.speaks, refusal.problem, own, close=closing)
+        if self.journal is not None:
+            self.journal.refused(request, progress, refusal, response.given)
+        return response
 
     async def _cut(self, request: BaseRequest, progress: CallProgress) -> CallerResponse:
         """The drain's time is up: end this call with its dialect's error."""
@@ -236,6 +403,21 @@ class Gateway:
                 await response.write(event)
         abandon(request)
         return response
+
+
+class Announced:
+    """A sender that says so before it sends."""
+
+    def __init__(
+        self, sender: Sender[HttpAnswer], before_send: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._sender = sender
+        self._before_send = before_send
+
+    async def attempt(self, candidate: Candidate, deadline: float, trace: Trace) -> HttpAnswer:
+        """Send the call to a candidate, once that may be done."""
+        await self._before_send()
+        return await self._sender.attempt(candidate, deadline, trace)
 
 
 async def warm_prices(call: Call) -> None:
@@ -274,11 +456,14 @@ def terms(call: Call, deadline: float) -> Terms:
     idempotent = call.method in _IDEMPOTENT
     ambiguous = policy.retry.ambiguous
     if ambiguous is None:
+        # A key says that the call must not be made twice.
         unsure = call.dialect.name is DialectName.HTTP and not idempotent
-        ambiguous = Ambiguous.FAIL if unsure else Ambiguous.RETRY
+        once = unsure or call.key is not None
+        ambiguous = Ambiguous.FAIL if once else Ambiguous.RETRY
     return Terms(
         deadline=deadline,
         ambiguous=ambiguous,
+        until=call.until,
         unsent_only=not call.facts.steered and not idempotent,
         fallback_on_refusal=policy.fallback_on_refusal,
         keyed="Idempotency-Key" in call.headers,

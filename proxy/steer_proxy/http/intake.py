@@ -21,6 +21,7 @@ from steer_policies.headers import (
     subprotocol_credentials,
     via,
 )
+from steer_policies.idempotency_key import KeySyntaxError, read_key
 from steer_policies.paths import BadTarget, admit, after_route, match_route
 from steer_policies.route import UsageMode
 from steer_policies.steering import SteeringError, read_steering
@@ -43,6 +44,9 @@ from steer_proxy.http.websocket import wants_websocket
 #: Targets whose routes are remembered, and the longest of them in characters.
 MAX_TARGETS: Final = 512
 MAX_TARGET: Final = 256
+
+#: Methods that change nothing (RFC 9110 §9.2.1).
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "QUERY"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,7 @@ class Intake:
                 508, "steer_loop", "This call has been here before: upstreams form a loop."
             )
         request_id, trace = self._identify(headers)
+        key = read_call_key(request)
         try:
             steering = read_steering(headers)
         except SteeringError as error:
@@ -173,6 +178,8 @@ class Intake:
                 token_is_key=token_is_key,
                 upgrade=upgrade,
                 usage_options=_usage_options(matched, facts, parsed),
+                id=new_id(self._clock.wall()),
+                key=key,
             )
         except BaseException:
             body.close()
@@ -202,6 +209,20 @@ class Intake:
         named = headers.get("X-Trace-ID")
         safe = None if named is None else safe_request_id(named)
         return request_id, TraceContext(trace_id_from(safe or request_id))
+
+
+def read_call_key(request: BaseRequest) -> str | None:
+    """A request's idempotency key; what is safe to repeat needs none, and takes none.
+
+    Raises:
+        Refusal: 400 for a key that is not one.
+    """
+    if "Idempotency-Key" not in request.headers or request.method in _SAFE:
+        return None
+    try:
+        return read_key(request.headers.getall("Idempotency-Key"))
+    except KeySyntaxError as error:
+        raise refuse(400, "steer_bad_key", str(error)) from None
 
 
 def _decides_on_body(matched: Matched) -> bool:

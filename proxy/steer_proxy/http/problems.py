@@ -49,19 +49,39 @@ def advice(
     return lines
 
 
-def problem_response(
-    speaks: Dialect, problem: Problem, own: Sequence[bytes] = (), *, close: bool
-) -> CallerResponse:
-    """The response for one of Steer's own errors, with further header lines of ours."""
+def problem_lines(
+    speaks: Dialect, problem: Problem, own: Sequence[bytes] = ()
+) -> tuple[bytes, list[bytes]]:
+    """The body and the header lines of one of Steer's own errors, with further lines of ours."""
     answer = speaks.error(problem.status, problem.code, problem.message)
     lines = [
         *own,
         line("Content-Type", answer.content_type),
         *advice(problem.retry_after, problem.sdk_retry).values(),
     ]
-    response = CallerResponse(
-        problem.status, None, own=lines, body=answer.body, length=len(answer.body)
-    )
+    return answer.body, lines
+
+
+def problem_response(
+    speaks: Dialect, problem: Problem, own: Sequence[bytes] = (), *, close: bool
+) -> CallerResponse:
+    """The response for one of Steer's own errors, with further header lines of ours."""
+    body, lines = problem_lines(speaks, problem, own)
+    response = CallerResponse(problem.status, None, own=lines, body=body, length=len(body))
     if close:
         response.close_connection()
     return response
+
+
+def refuse_keyed(code: str, message: str, retry_after: float | None = None) -> Refusal:
+    """A 409 for a duplicate: `retry_after` in seconds where another try can help."""
+    again = retry_after is not None
+    return Refusal(
+        Problem(
+            409,
+            code,
+            f"The call with this idempotency key was made before. {message}",
+            retry_after=retry_after,
+            sdk_retry=again,
+        )
+    )

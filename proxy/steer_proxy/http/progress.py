@@ -18,10 +18,15 @@ class CallProgress:
 
     speaks: Dialect = PLAIN
     transport: asyncio.Transport | None = None
+    began: float = 0.0
+    """The loop time at which the request was taken up."""
+    route: str | None = None
     call: Call | None = None
     response: CallerResponse | None = None
     tunnel: Tunnel | None = None
     until: float | None = None
     """The loop time after which a caller that does not read is dropped."""
+    left: bool = False
+    """Whether its exchange goes on without it."""
     cut: bool = False
     """Whether the drain's time is up for it."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from steer_policies.dialects.base import Progress, StreamReader
+from steer_policies.dialects.glimpse import GLIMPSE
 from steer_policies.outcome import SUCCESS, Failure, Verdict, failed
+from steer_proxy.engine.attempt import Trace
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.attempt import read_event_bytes
-from steer_proxy.http.caller import CallerResponse
+from steer_proxy.http.outlet import Response
 from steer_proxy.http.response import UpstreamError, UpstreamResponse
 from steer_proxy.http.resume import Sent
 
@@ -22,7 +25,7 @@ class Broken(Exception):
 
 
 async def relay_plain(
-    caller: CallerResponse, answer: HttpAnswer, alive: Callable[[], None] | None = None
+    caller: Response, answer: HttpAnswer, alive: Callable[[], None] | None = None
 ) -> Verdict:
     """Relay an answer whose end only its framing tells; `alive` is called as the caller takes it.
 
@@ -32,11 +35,16 @@ async def relay_plain(
     response = answer.response
     if answer.held:
         await caller.write(answer.held)
-    answer.held = b""
+    # A provider counts at the end of its answer, and names its model at the beginning.
+    counts = "json" in answer.content_type
+    answer.held = answer.held[:GLIMPSE] if counts else b""
     if response is not None and not answer.whole:
         try:
             while chunk := await response.read():
                 await caller.write(chunk)
+                if counts:
+                    tail = chunk if len(chunk) >= GLIMPSE else answer.tail + chunk
+                    answer.tail = tail[-GLIMPSE:]
                 if alive is not None:
                     alive()
         except UpstreamError as error:
@@ -45,7 +53,7 @@ async def relay_plain(
 
 
 async def relay_stream(
-    caller: CallerResponse, answer: HttpAnswer, reader: StreamReader, sent: Sent | None
+    caller: Response, answer: HttpAnswer, reader: StreamReader, sent: Sent | None
 ) -> Verdict:
     """Relay an event stream, whole events at a time; `sent` remembers them for a resume.
 
@@ -60,6 +68,8 @@ async def relay_stream(
     answer.held = b""
     if response is not None and not answer.whole:
         try:
+            if reader.progress < Progress.CONTENT:
+                await _begin(caller, response, reader, sent, answer.trace)
             await _pump(caller, response, reader, sent)
         except UpstreamError as error:
             if reader.progress < Progress.FINISHED:
@@ -75,8 +85,28 @@ async def relay_stream(
     return SUCCESS
 
 
+async def _begin(
+    caller: Response,
+    response: UpstreamResponse,
+    reader: StreamReader,
+    sent: Sent | None,
+    trace: Trace,
+) -> None:
+    """Relay up to the first content of a stream that was committed before it."""
+    while reader.error is None and reader.progress < Progress.CONTENT:
+        if not (chunk := await response.read()):
+            return  # as it is told again to who reads on
+        released = reader.feed(chunk)
+        if reader.progress >= Progress.CONTENT:
+            trace.first_token = asyncio.get_running_loop().time()
+        if released:
+            if sent is not None:
+                sent.add(released)
+            await caller.write(released)
+
+
 async def _pump(
-    caller: CallerResponse, response: UpstreamResponse, reader: StreamReader, sent: Sent | None
+    caller: Response, response: UpstreamResponse, reader: StreamReader, sent: Sent | None
 ) -> None:
     read, write = response.read, caller.write
     # Nearly all of a stream's life: one read, one look, one write.

@@ -30,12 +30,20 @@ _SWITCHING: Final = frozenset(
 )
 
 
-def own_lines(call: Call, made: Plan, settled: Settled[HttpAnswer]) -> list[bytes]:
-    """The header lines that say what Steer did."""
-    lines = [
+def personal_lines(call: Call) -> list[bytes]:
+    """The header lines that identify a request, and what else is said to it alone."""
+    return [
         line("X-Steer-Request-ID", call.request_id),
         line("X-Steer-Trace-ID", call.trace.trace_id),
+        *call.says,
     ]
+
+
+def own_lines(
+    call: Call, made: Plan, settled: Settled[HttpAnswer], *, personal: bool = True
+) -> list[bytes]:
+    """The header lines that say what Steer did."""
+    lines = personal_lines(call) if personal else []
     candidate = settled.candidate
     if candidate is not None:
         lines.append(line("X-Steer-Upstream", candidate.upstream))
@@ -55,7 +63,12 @@ def _shown(text: str) -> str:
 
 
 def answer_head(
-    call: Call, made: Plan, settled: Settled[HttpAnswer], answer: HttpAnswer
+    call: Call,
+    made: Plan,
+    settled: Settled[HttpAnswer],
+    answer: HttpAnswer,
+    *,
+    personal: bool = True,
 ) -> tuple[list[Field], list[bytes]]:
     """The provider's own fields less what belongs to its connection, and our lines."""
     candidate, response = settled.candidate, answer.response
@@ -75,7 +88,7 @@ def answer_head(
         kept=kept,
         replaced=frozenset(told),
     )
-    return fields, [*own_lines(call, made, settled), *told.values()]
+    return fields, [*own_lines(call, made, settled, personal=personal), *told.values()]
 
 
 def tell(

@@ -53,6 +53,8 @@ class UpstreamProtocol(ResponseHandler):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self.born = loop.time()
+        #: Whether it has carried a request before.
+        self.used = False
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is gone; a body that was under way was cut, unless it was closed."""
@@ -218,6 +220,11 @@ class UpstreamResponse:
     def forget_head(self) -> None:
         """Let go of the head: a stream may last an hour, and its fields are relayed by then."""
         self.headers, self.raw_headers = _NO_HEADERS, ()
+
+    @property
+    def content(self) -> StreamReader:
+        """The body, for who counts its bytes."""
+        return self._content
 
     @property
     def ended(self) -> bool:

@@ -33,6 +33,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from steer_policies.outcome import Failure
+from steer_proxy.engine.attempt import Trace
 from steer_proxy.http.body import ReplayBody
 from steer_proxy.http.resolver import StaleResolver
 from steer_proxy.http.response import UpstreamError, UpstreamProtocol, UpstreamResponse, brief
@@ -94,13 +95,14 @@ class Wire:
         patience: float,
         stall: float,
         deadline: float,
+        trace: Trace,
     ) -> UpstreamResponse:
         """Send a request and wait for the head of its answer.
 
         `head` is the request's, whole; a body follows it as it is, so its length must be announced.
         `connect` bounds the phase in which nothing was sent, `stall` each wait for the upstream to
         take more of the request, and `patience` the silence after the whole of it was sent, all in
-        seconds; `deadline` (loop time) bounds all of it.
+        seconds; `deadline` (loop time) bounds all of it. `trace` learns how far it came, and when.
 
         Raises:
             UpstreamError: CONNECT when provably nothing was sent; RESET, PROTOCOL,
@@ -121,6 +123,8 @@ class Wire:
         ):
             connection.close()
             raise UpstreamError(Failure.CONNECT, "the connection was closed at once")
+        trace.connected = loop.time()
+        trace.reused, protocol.used = protocol.used, True
         protocol.set_response_params(
             skip_payload=head.startswith(b"HEAD "),
             read_until_eof=True,
@@ -133,14 +137,18 @@ class Wire:
         try:
             if body.memory is None:
                 transport.write(head)
+                trace.sent = len(head)
                 taken = partial(response.expect_head, stall, deadline)
                 taken()
-                upload = response.upload = self._own(_upload(body, protocol, taken))
+                upload = response.upload = self._own(_upload(body, protocol, taken, trace))
                 upload.add_done_callback(lambda _: response.expect_head(patience, deadline))
             else:
-                transport.write(head + body.memory)
+                request = head + body.memory
+                transport.write(request)
+                trace.sent = len(request)
                 response.expect_head(patience, deadline)
             await response.start()
+            trace.headed = loop.time()
         except BaseException as error:
             response.close()
             if (translated := _translated(error)) is None:
@@ -175,7 +183,9 @@ class Wire:
             _ = self._own(_retire(response))
 
 
-async def _upload(body: ReplayBody, protocol: ResponseHandler, taken: Callable[[], None]) -> bool:
+async def _upload(
+    body: ReplayBody, protocol: ResponseHandler, taken: Callable[[], None], trace: Trace
+) -> bool:
     """Send a spooled body while the answer is awaited: a provider may answer before its end.
 
     `taken` is called whenever the upstream took a piece of it. Returns whether all was written.
@@ -187,6 +197,7 @@ async def _upload(body: ReplayBody, protocol: ResponseHandler, taken: Callable[[
                 return False  # the reader of the answer learns of it
             protocol.transport.write(piece)
             written += len(piece)
+            trace.sent += len(piece)
             taken()
             await protocol._drain_helper()  # noqa: SLF001 - aiohttp's writers do the same
     except (OSError, ClientError) as error:

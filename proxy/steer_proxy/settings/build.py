@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from steer_policies.config import UpstreamPolicy
 from steer_policies.route import RoutePolicy
 from steer_policies.rules import Rule
 from steer_proxy.catalogue import CREDENTIAL_OF, PROVIDERS
-from steer_proxy.engine.config import Admin, Alias, Config, Credential, Listen, Route, Upstream
+from steer_proxy.engine.config import (
+    Admin,
+    Alias,
+    Config,
+    Credential,
+    Database,
+    EncryptionKey,
+    Listen,
+    Route,
+    Upstream,
+)
 from steer_proxy.engine.prices import GenaiPrices
 from steer_proxy.engine.secret import Secret, SecretUnavailable
+from steer_proxy.ledger.address import parse_address
+from steer_proxy.ledger.redaction import find
+from steer_proxy.ledger.sealing import key_bytes
 from steer_proxy.settings.checks import dialect_of
 from steer_proxy.settings.errors import Key
 from steer_proxy.settings.expand import catalogue_routes
 from steer_proxy.settings.fields import SecretRef
-from steer_proxy.settings.models import RouteBlock, RuleBlock, Settings, UpstreamBlock
+from steer_proxy.settings.models import (
+    DatabaseBlock,
+    RouteBlock,
+    RuleBlock,
+    Settings,
+    UpstreamBlock,
+)
 
 
 class Builder:
@@ -43,6 +62,7 @@ class Builder:
         if any(route.policy.needs_prices for route in built):
             # Now, rather than under the first call that has to wait for it.
             prices.load()
+        self._redaction()
         return Config(
             listen=Listen(
                 host=listen.host,
@@ -57,6 +77,8 @@ class Builder:
                 allowed_hosts=admin.allowed_hosts,
             ),
             limits=settings.limits,
+            database=self.database(settings.database),
+            ledger=settings.ledger,
             drain_timeout=settings.drain_timeout,
             upstreams=upstreams,
             routes=built,
@@ -117,14 +139,53 @@ class Builder:
             secret=secret,
         )
 
+    def database(self, block: DatabaseBlock) -> Database:
+        """Where the ledger is, every reference looked at."""
+        url: str | Secret
+        if isinstance(block.url, SecretRef):
+            url = self._read(block.url, ("database", "url"), parse_address)
+        else:
+            url = block.url
+        keys = () if block.encryption is None else block.encryption.keys
+        return Database(
+            url=url,
+            encryption=tuple(
+                EncryptionKey(
+                    id=key.id,
+                    secret=self._read(
+                        key.secret, ("database", "encryption", "keys", index, "secret"), key_bytes
+                    ),
+                )
+                for index, key in enumerate(keys)
+            ),
+            required=block.required,
+        )
+
+    def _redaction(self) -> None:
+        """Have what `ledger.redact` names at hand, or say why not."""
+        if (name := self._settings.ledger.redact) is None:
+            return
+        try:
+            find(name)
+        except ValueError as error:
+            self.findings.append((("ledger", "redact"), str(error)))
+
     def _secret(self, reference: SecretRef | None, key: Key) -> Secret | None:
-        if reference is None:
-            return None
+        return None if reference is None else self._read(reference, key)
+
+    def _read(
+        self, reference: SecretRef, key: Key, parse: Callable[[str], object] | None = None
+    ) -> Secret:
+        """The secret of a reference, whose value must be there, and one that `parse` takes."""
         secret = Secret(env=reference.env, file=reference.file, environ=self._environ)
         try:
-            secret.read()
+            value = secret.read()
+            if parse is not None:
+                parse(value)
         except SecretUnavailable as error:
             self.findings.append((key, str(error)))
+        except ValueError as error:
+            self.findings.append((key, f"{secret.reference}: {error}"))
         return secret
 
 
@@ -148,6 +209,7 @@ def _route(
         retry=block.retry,
         budget=block.budget,
         usage=block.usage,
+        idempotency=block.idempotency,
         fallback_on_refusal=block.on_refusal == "fallback",
         prices=prices,
     )

@@ -35,6 +35,7 @@ def check(settings: Settings, broken: Collection[str] = ()) -> Iterator[Finding]
     for index, route in enumerate(settings.routes):
         yield from _route(("routes", index), route, known, frozenset(broken))
     yield from _listeners(settings)
+    yield from _keys(settings)
 
 
 def _known(settings: Settings) -> dict[str, UpstreamBlock]:
@@ -163,3 +164,14 @@ def _listeners(settings: Settings) -> Iterator[Finding]:
                 "set it to {env: NAME} or {file: PATH}, or listen on 127.0.0.1"
             ),
         )
+
+
+def _keys(settings: Settings) -> Iterator[Finding]:
+    ids: dict[str, int] = {}
+    encryption = settings.database.encryption
+    for index, key in enumerate(() if encryption is None else encryption.keys):
+        if (first := ids.setdefault(key.id, index)) != index:
+            yield (
+                ("database", "encryption", "keys", index, "id"),
+                f"{key.id} is taken by keys[{first}]; rows name the key they need by its id",
+            )

@@ -221,7 +221,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-_SECRET_SCHEMA: Final = {
+SECRET_SCHEMA: Final[Mapping[str, Any]] = {
     "type": "object",
     "properties": {"env": {"type": "string"}, "file": {"type": "string"}},
     "minProperties": 1,
@@ -259,7 +259,9 @@ _CANDIDATE_SCHEMA: Final = {
     ]
 }
 
-SecretField = Annotated[SecretRef, PlainValidator(parse_secret), WithJsonSchema(_SECRET_SCHEMA)]
+SecretField = Annotated[
+    SecretRef, PlainValidator(parse_secret), WithJsonSchema(dict(SECRET_SCHEMA))
+]
 CredentialField = Annotated[
     CredentialRef, PlainValidator(parse_credential), WithJsonSchema(_CREDENTIAL_SCHEMA)
 ]

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from steer_proxy.catalogue import PROVIDERS
-from steer_proxy.engine.config import Config
+from steer_proxy.engine.config import Config, Database
 from steer_proxy.settings.build import Builder
 from steer_proxy.settings.checks import check
 from steer_proxy.settings.document import Document, read_document
@@ -18,6 +18,7 @@ from steer_proxy.settings.errors import ConfigurationError, Key
 from steer_proxy.settings.expand import expand
 from steer_proxy.settings.models import Settings, top_keys
 from steer_proxy.settings.origins import Origins
+from steer_proxy.settings.storage import by_reference
 from steer_proxy.settings.tree import merge
 from steer_proxy.settings.validate import validate
 
@@ -42,6 +43,16 @@ class ConfigSource:
         """
         return load(self.path, os.environ if self.env is None else self.env, self.overrides)
 
+    def database(self) -> Database:
+        """Where the ledger is now.
+
+        Raises:
+            ConfigurationError: listing everything that is wrong with that.
+        """
+        return load_database(
+            self.path, os.environ if self.env is None else self.env, self.overrides
+        )
+
 
 def load(
     path: Path | None,
@@ -53,11 +64,7 @@ def load(
     Raises:
         ConfigurationError: listing everything that is wrong.
     """
-    document = Document() if path is None else read_document(path)
-    overlay = Overlay(document.values, top_keys(), PROVIDERS)
-    overlay.read(env)
-    values = merge(overlay.values, overrides or {})
-    origins = Origins(document, overlay.origins, overrides or {})
+    values, overlay, origins = _read(path, env, overrides or {})
     expanded = expand(values)
     settings, found = validate(expanded)
     broken: set[str] = set()
@@ -75,6 +82,47 @@ def load(
     if builder.findings:
         raise ConfigurationError(origins.problem(*finding) for finding in builder.findings)
     return config
+
+
+def load_database(
+    path: Path | None,
+    env: Mapping[str, str],
+    overrides: Mapping[str, Any] | None = None,
+) -> Database:
+    """The block `database` alone: who looks into a ledger need not have upstreams' secrets.
+
+    Raises:
+        ConfigurationError: listing everything that is wrong with it.
+    """
+    values, overlay, origins = _read(path, env, overrides or {})
+    settings, found = validate({"database": values.get("database", {})})
+    problems = [
+        *(each for each in overlay.problems if (each.source or "").startswith(_DATABASE)),
+        *(origins.placed(problem, key) for key, problem in found),
+    ]
+    if settings is None:
+        raise ConfigurationError(origins.in_order(problems))
+    problems += [origins.problem(key, message) for key, message in check(settings)]
+    builder = Builder(settings, env)
+    database = builder.database(settings.database)
+    problems += [origins.problem(*finding) for finding in builder.findings]
+    if problems:
+        raise ConfigurationError(origins.in_order(problems))
+    return database
+
+
+_DATABASE: Final = "STEER_DATABASE"
+
+
+def _read(
+    path: Path | None, env: Mapping[str, str], overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], Overlay, Origins]:
+    """The values of all places, merged, with what remembers where each came from."""
+    document = Document() if path is None else read_document(path)
+    overlay = Overlay(document.values, top_keys(), PROVIDERS)
+    overlay.read(env)
+    values = merge(by_reference(overlay.values, overlay.origins), overrides)
+    return values, overlay, Origins(document, overlay.origins, overrides)
 
 
 def _without_broken(values: Mapping[str, Any], keys: Iterable[Key]) -> tuple[Settings, set[str]]:

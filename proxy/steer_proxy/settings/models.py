@@ -25,8 +25,9 @@ from steer_policies.config import (
     Seconds,
     Timeouts,
 )
+from steer_policies.idempotency import IdempotencyPolicy
 from steer_policies.route import Order, UsageMode
-from steer_proxy.engine.config import Limits
+from steer_proxy.engine.config import LedgerTerms, Limits
 from steer_proxy.settings.fields import (
     NAME,
     BaseUrl,
@@ -39,6 +40,7 @@ from steer_proxy.settings.fields import (
     SecretField,
     WhenField,
 )
+from steer_proxy.settings.storage import DEFAULT_URL, DatabaseUrl
 
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -67,6 +69,27 @@ class AdminBlock(Block):
     port: Port = 4101
     token: SecretField | None = None
     allowed_hosts: tuple[Host, ...] = ()
+
+
+class EncryptionKeyBlock(Block):
+    """A key of the ring: its name, and a reference to its 32 bytes."""
+
+    id: Name
+    secret: SecretField
+
+
+class EncryptionBlock(Block):
+    """With which keys stored answers are encrypted."""
+
+    keys: Annotated[tuple[EncryptionKeyBlock, ...], Field(min_length=1)]
+
+
+class DatabaseBlock(Block):
+    """Where the ledger is."""
+
+    url: DatabaseUrl = DEFAULT_URL
+    encryption: EncryptionBlock | None = None
+    required: bool = False
 
 
 class UpstreamBlock(Block):
@@ -115,6 +138,7 @@ class RouteBlock(Block):
     retry: RetryPolicy = RetryPolicy()
     budget: BudgetPolicy = BudgetPolicy()
     usage: UsageMode = UsageMode.AS_IS
+    idempotency: IdempotencyPolicy = IdempotencyPolicy()
 
 
 class Settings(Block):
@@ -123,6 +147,8 @@ class Settings(Block):
     listen: ListenBlock = ListenBlock()
     admin: AdminBlock = AdminBlock()
     limits: Limits = Limits()
+    database: DatabaseBlock = DatabaseBlock()
+    ledger: LedgerTerms = LedgerTerms()
     drain_timeout: Seconds = 25.0
     catalogue: bool = True
     upstreams: dict[Name, UpstreamBlock] = {}

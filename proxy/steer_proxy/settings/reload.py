@@ -8,7 +8,7 @@ from typing import Final
 from steer_proxy.engine.config import Config
 
 #: Blocks whose keys are read once, when the process starts.
-AT_START: Final = ("listen", "admin", "limits")
+AT_START: Final = ("listen", "admin", "limits", "database", "ledger")
 
 
 def reload_differences(old: Config, new: Config) -> tuple[str, ...]:

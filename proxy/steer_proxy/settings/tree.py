@@ -20,7 +20,7 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def refer(key: str, below: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any] | None:
     """A reference to a secret is one thing: `{env: A}` over `{file: B}` leaves no `file` behind."""
-    if key not in {"credential", "token"} or not value.keys() & {"env", "file"}:
+    if key not in {"credential", "token", "url"} or not value.keys() & {"env", "file"}:
         return None
     kept = {name: each for name, each in below.items() if name not in {"env", "file"}}
     return kept | dict(value)

@@ -15,7 +15,9 @@ from steer_proxy.settings.errors import Key, Problem, did_you_mean, key_text
 from steer_proxy.settings.models import Settings
 
 #: Keys whose values are never quoted: secrets end up there by mistake.
-_PRIVATE: Final = frozenset({"credential", "token", "headers", "base_url", "env", "file"})
+_PRIVATE: Final = frozenset(
+    {"credential", "token", "headers", "base_url", "url", "secret", "env", "file"}
+)
 
 _EXPECTED: Final = {
     "missing": "is required",

@@ -41,6 +41,7 @@ def test_a_valid_configuration(steer: Steer, tmp_path: Path) -> None:
         "",
         "data plane   http://127.0.0.1:4100 (token required)",
         "admin plane  http://127.0.0.1:4101",
+        "ledger       SQLite file steer.db",
         "",
         "route  path    dialect  goes to         rules",
         "chat   /v1     openai   openai > local  3",

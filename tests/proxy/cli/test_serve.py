@@ -42,6 +42,12 @@ def app(monkeypatch: pytest.MonkeyPatch) -> App:
             {"listen": {"host": "127.0.0.2"}, "admin": {"port": 5002}},
             0,
         ),
+        (("--database-url", "memory:"), {"database": {"url": "memory:"}}, 0),
+        (
+            ("--database-url", "postgresql://db/steer", "--require-ledger"),
+            {"database": {"url": "postgresql://db/steer", "required": True}},
+            0,
+        ),
     ],
 )
 def test_flags_become_keys(

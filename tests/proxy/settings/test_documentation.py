@@ -19,11 +19,15 @@ from steer_policies.config import (
     RetryPolicy,
     Timeouts,
 )
+from steer_policies.idempotency import IdempotencyPolicy
 from steer_policies.operators import Operator
 from steer_proxy.catalogue import PROVIDERS
-from steer_proxy.engine.config import Limits
+from steer_proxy.engine.config import LedgerTerms, Limits
 from steer_proxy.settings.models import (
     AdminBlock,
+    DatabaseBlock,
+    EncryptionBlock,
+    EncryptionKeyBlock,
     ListenBlock,
     RouteBlock,
     RuleBlock,
@@ -36,9 +40,20 @@ from tests.proxy.settings.conftest import Load
 TEXT = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text("utf-8")
 EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 
-BLOCKS: list[Any] = [Settings, ListenBlock, AdminBlock, UpstreamBlock, RouteBlock, RuleBlock]
+BLOCKS: list[Any] = [
+    Settings,
+    ListenBlock,
+    AdminBlock,
+    DatabaseBlock,
+    EncryptionBlock,
+    EncryptionKeyBlock,
+    UpstreamBlock,
+    RouteBlock,
+    RuleBlock,
+]
 VALUES: list[Any] = [
     Limits,
+    LedgerTerms,
     Timeouts,
     BreakerPolicy,
     ConcurrencyLimit,
@@ -46,7 +61,9 @@ VALUES: list[Any] = [
     CallTimeouts,
     RetryPolicy,
     BudgetPolicy,
+    IdempotencyPolicy,
 ]
+SECRETS = {"azure": "k", "ledger-2027": "0" * 64, "ledger-2026": "1" * 64}
 KEYS = sorted(
     {name for block in BLOCKS for name in block.model_fields}
     | {field.name for value in VALUES for field in dataclasses.fields(value)}
@@ -82,12 +99,15 @@ def test_every_provider_is_documented(name: str) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_is_valid(configure: Load, tmp_path: Path, example: str) -> None:
-    """As it is printed, but for the place of a secret's file."""
-    secret = tmp_path / "secret"
-    secret.write_text("k")
-    configure(example.replace("/run/secrets/azure", str(secret)), {"AZURE_OPENAI_API_KEY": "k"})
+    """As it is printed, but for the places of secrets' files."""
+    for name, text in SECRETS.items():
+        (tmp_path / name).write_text(text)
+    configure(
+        example.replace("/run/secrets/", f"{tmp_path}/"),
+        {"AZURE_OPENAI_API_KEY": "k", "DATABASE_URL": "postgresql://u:p@h/d"},
+    )
 
 
 def test_there_are_examples() -> None:
     """The pattern above finds them."""
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4

@@ -41,10 +41,10 @@ OWN = "dialect: openai, base_url: 'https://h/v1'"
             "steer.yaml:1: routes[0].candidates[0].optoins: unknown key; did you mean options?",
         ),
         (
-            "database: {url: x}",
+            "zzz: {url: x}",
             (
-                "steer.yaml:1: database: unknown key; known: listen, admin, limits, drain_timeout, "
-                "catalogue, upstreams, routes"
+                "steer.yaml:1: zzz: unknown key; known: listen, admin, limits, database, ledger, "
+                "drain_timeout, catalogue, upstreams, routes"
             ),
         ),
         # Types and bounds.

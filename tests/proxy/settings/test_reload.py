@@ -21,12 +21,21 @@ from tests.proxy.settings.conftest import Load
             "limits: {max_connections: 9}\nadmin: {port: 9}",
             ("admin.port", "limits.max_connections"),
         ),
+        (
+            "database: {url: 'memory:', required: true}\nledger: {queue: 9, labels: [team]}",
+            ("database.url", "database.required", "ledger.queue", "ledger.labels"),
+        ),
+        (
+            "database: {encryption: {keys: [{id: a, secret: {env: E}}]}}",
+            ("database.encryption",),
+        ),
         ("drain_timeout: 9", ()),
+        ("routes: [{name: openai, idempotency: {retention: 1h}}]", ()),
         ("upstreams: {openai: {credential: {env: K}}}", ()),
         ("routes: [{name: openai, commit: headers}]", ()),
     ],
 )
 def test_keys_that_need_a_restart(configure: Load, text: str, expected: Any) -> None:
     """Those that are read once; everything else takes effect with the next call."""
-    env = {"K": "k"}
+    env = {"K": "k", "E": "0" * 64}
     assert reload_differences(configure("", env), configure(text, env)) == expected

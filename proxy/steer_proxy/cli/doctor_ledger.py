@@ -1,0 +1,153 @@
+"""What `steer doctor` looks at around the ledger: its place, its schema, its keys."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from steer_proxy.cli.findings import Finding, failure, note, ok, warning
+
+if TYPE_CHECKING:
+    from steer_proxy.engine.config import Config
+    from steer_proxy.ledger.address import Address, Postgres, Sqlite
+
+_MOUNTS: Final = Path("/proc/self/mounts")
+
+#: File systems on which several machines see a file: SQLite's WAL needs shared memory beside it.
+_REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs"})
+
+#: Whoever may read a key's file can read stored answers: nobody else, and a group at most.
+_LAX: Final = stat.S_IRWXO | stat.S_IWGRP
+
+
+def ledger(config: Config, *, online: bool) -> Iterator[Finding]:
+    """The ledger can be used, and keeps its secrets. A server is asked only when `online`."""
+    from steer_proxy.engine.secret import SecretUnavailable
+    from steer_proxy.ledger.address import Postgres, Sqlite
+
+    database = config.database
+    try:
+        address = database.address()
+    except (SecretUnavailable, ValueError) as error:
+        yield failure("ledger", f"database.url: {error}", "mend the reference")
+        return
+    match address:
+        case Sqlite():
+            yield from file(address, _mount_of(Path(address.path).absolute()))
+        case Postgres():
+            yield server(address, online=online, required=database.required)
+        case _:
+            yield note(
+                "ledger",
+                "in memory: keys and rows are gone when the process ends",
+                "set database.url to keep them",
+            )
+    yield from keys(config)
+
+
+def file(address: Sqlite, mount: str | None) -> Iterator[Finding]:
+    """A SQLite file can be made or written here; `mount` is the type of its file system."""
+    path = Path(address.path).absolute()
+    folder = path.parent
+    other = "or set database.url to another place"
+    if not folder.is_dir():
+        yield failure("ledger", f"there is no directory {folder}", f"mkdir -p {folder}, {other}")
+        return
+    for place in (folder, path) if path.exists() else (folder,):
+        if not os.access(place, os.W_OK):
+            yield failure("ledger", f"{place} cannot be written by this user", f"chown it, {other}")
+            return
+    if mount in _REMOTE:
+        yield warning(
+            "ledger",
+            f"{folder} is on a network file system ({mount}), where SQLite's WAL is not safe",
+            "use a local disk, or PostgreSQL",
+        )
+    yield schema(address)
+
+
+def server(address: Postgres, *, online: bool, required: bool) -> Finding:
+    """A PostgreSQL database answers, and has the schema."""
+    from steer_proxy.ledger.protocol import LedgerUnavailable
+
+    if not online:
+        return note("ledger", f"{address} was not asked", "steer doctor --online asks it")
+    try:
+        return schema(address)
+    except LedgerUnavailable as error:
+        if required:
+            return failure("ledger", str(error), "database.required: Steer does not start without")
+        return warning("ledger", str(error), "unkeyed calls go on without it, keyed ones fail")
+
+
+def schema(address: Address) -> Finding:
+    """Which revision the schema has, and whether this version can use it.
+
+    Raises:
+        LedgerUnavailable: a server that cannot be reached.
+    """
+    from steer_proxy.ledger import migrate
+    from steer_proxy.ledger.address import Postgres, Sqlite
+    from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
+
+    own = isinstance(address, Sqlite)
+    url = f"sqlite:///{address.path}" if isinstance(address, Sqlite) else ""
+    url = address.dsn if isinstance(address, Postgres) else url
+    try:
+        state = migrate.current(url)
+        comes = state.standing in (migrate.Standing.EMPTY, migrate.Standing.BEHIND)
+        if not (own and comes):
+            migrate.check(state)
+    except LedgerUnusable as error:
+        return failure("ledger", str(error), "see docs/configuration.md, database")
+    except LedgerUnavailable as error:
+        if not own:
+            raise
+        return warning("ledger", str(error), "another program has it locked; look again")
+    if own and comes:
+        return ok("ledger", f"{address}: steer serve brings it to revision {migrate.HEAD}")
+    return ok("ledger", f"{address}: revision {state.revision}")
+
+
+def keys(config: Config) -> Iterator[Finding]:
+    """Files of the ledger's secrets are not open to everybody."""
+    from steer_proxy.engine.secret import Secret
+
+    database = config.database
+    named = [(f"encryption key {key.id}", key.secret) for key in database.encryption]
+    if isinstance(database.url, Secret):
+        named.append(("database.url", database.url))
+    for name, secret in named:
+        kind, _, place = secret.reference.partition(" ")
+        if kind != "file":
+            continue
+        try:
+            mode = Path(place).stat().st_mode
+        except OSError:
+            continue  # told when the configuration is loaded
+        if mode & _LAX:
+            yield warning(
+                "ledger keys",
+                f"{name}: {place} has mode {stat.S_IMODE(mode):04o}: other users can use it",
+                f"chmod 600 {place}",
+            )
+    if database.encryption:
+        first, *older = (key.id for key in database.encryption)
+        more = f"; {', '.join(older)} still open what they sealed" if older else ""
+        yield ok("ledger keys", f"stored answers are encrypted with {first}{more}")
+
+
+def _mount_of(path: Path) -> str | None:
+    """The type of the file system a path is on; None where that is not told."""
+    try:
+        lines = _MOUNTS.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    best, kind = "", None
+    for fields in (line.split(" ") for line in lines):
+        if len(fields) > 2 and path.is_relative_to(fields[1]) and len(fields[1]) >= len(best):
+            best, kind = fields[1], fields[2]
+    return kind

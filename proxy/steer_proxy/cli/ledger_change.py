@@ -1,0 +1,188 @@
+"""`steer ledger purge` and `resolve`: the two that write, also beside a running sidecar."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from steer_proxy.cli.common import ConfigOption, DatabaseUrlOption, fail, source_of, told
+from steer_proxy.cli.ledger_options import answering, failed, moment, one_of
+from steer_proxy.cli.ledger_show import SERVED, one
+
+if TYPE_CHECKING:
+    from steer_policies.idempotency import Move
+    from steer_proxy.ledger.address import Address
+    from steer_proxy.ledger.protocol import Ledger
+    from steer_proxy.ledger.reading import Row
+
+#: Rows of one slice, and the pause after it, in seconds: calls come first.
+SLICE: Final = 500
+REST: Final = 0.02
+
+
+def purge(
+    before: Annotated[
+        str | None,
+        typer.Option(
+            "--before",
+            metavar="TIME",
+            help="Remove calls that ended before then: 30d ago, or 2026-01-31 (UTC).",
+            show_default=False,
+        ),
+    ] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option(
+            "--keys",
+            metavar="expired",
+            help="Free expired keys and remove their answers (which --before does, too).",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[  # noqa: FBT002 - options, given by name
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002
+    config: ConfigOption = None,
+    database_url: DatabaseUrlOption = None,
+) -> None:
+    """Remove what is over, in small slices: never the row of a key that is in use.
+
+    A running sidecar does this by itself (`ledger.retention`) and need not be stopped for it.
+    """
+    from steer_proxy.ledger.reading import reading
+    from steer_proxy.ledger.reports import removable
+
+    if before is None and keys is None:
+        raise fail("say what to remove: --before TIME, or --keys expired")
+    if keys is not None:
+        one_of(keys, ("expired",), "--keys")
+    before_us = moment(before, time.time(), "--before") or 0
+    with told():
+        address = source_of(config, database_url=database_url).database().address()
+    with answering():
+        with reading(address) as reader:  # also to say best what is wrong with the place
+            found = removable(reader, before_us) if dry_run else {}
+        found = found or asyncio.run(_purged(address, before_us))
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    rows = "{requests} calls, {attempts} attempts, {events} events".format_map(found)
+    if dry_run:
+        more = "{keys} expired keys and {stored_bytes} bytes of their answers".format_map(found)
+        typer.echo(f"Would remove {rows}, {more}.")
+    else:
+        typer.echo(f"Removed {rows}, {found['chunks']} pieces of answers.")
+
+
+def resolve(
+    name: Annotated[str, typer.Argument(metavar="KEY|ID", help="Which key, or which call's.")],
+    rerun: Annotated[  # noqa: FBT002
+        bool, typer.Option("--rerun", help="Free the key: its next call is made again.")
+    ] = False,
+    discard: Annotated[  # noqa: FBT002
+        bool,
+        typer.Option("--discard", help="The call counts as made, its answer as lost."),
+    ] = False,
+    config: ConfigOption = None,
+    database_url: DatabaseUrlOption = None,
+) -> None:
+    """Settle a key whose call may have been executed and whose answer was lost.
+
+    Look at the provider first: --rerun pays again if the call was executed after all. A running
+    sidecar need not be stopped.
+    """
+    from steer_policies.idempotency import Move
+    from steer_proxy.ledger.reading import reading
+    from steer_proxy.ledger.reports import named
+
+    if rerun == discard:
+        raise fail(
+            "say how: --rerun (its next call is made again) or --discard (it counts as made)"
+        )
+    with told():
+        address = source_of(config, database_url=database_url).database().address()
+    with answering():
+        with reading(address) as reader:
+            call = one(named(reader, name), name)
+            if call["idem_role"] in SERVED and call["served_from"] is not None:
+                call = one(named(reader, call["served_from"]), name)
+        move = Move.REOPEN if rerun else Move.SETTLE
+        _check(call, move)
+        if not asyncio.run(_settled(address, call["id"], move)):
+            raise failed(f"the key of call {call['id']} has changed meanwhile; look again")
+    outcome = (
+        "released: the next call with it is made"
+        if rerun
+        else "completed without an answer: a duplicate is refused (409), never made"
+    )
+    typer.echo(f"key {call['idem_key']!r} (call {call['id']}): {call['state']} -> {outcome}.")
+
+
+def _check(call: Row, move: Move) -> None:
+    """Make sure that there is something to settle."""
+    from steer_policies.idempotency import Move
+
+    who = f"the key of call {call['id']}"
+    state = call["state"] if call["idem_live"] else None
+    if call["idem_scope"] is None:
+        raise failed(f"call {call['id']} has no key")
+    if state == "abandoned" and move is Move.SETTLE:
+        raise failed(f"{who} was claimed and nothing was sent: use --rerun, or just call again")
+    if state in ("uncertain", "abandoned"):
+        return
+    if state in ("claimed", "sent"):
+        owner = call["owner_instance"] or call["owner_id"]
+        raise failed(f"{who} is in use: its call is running at {owner}, there is nothing to settle")
+    if state == "completed":
+        raise failed(f"{who} is completed: there is nothing to settle")
+    raise failed(f"{who} is free already: its next call is made")
+
+
+@asynccontextmanager
+async def _writing(address: Address) -> AsyncIterator[Ledger]:
+    """The ledger, to be written beside whoever else writes it."""
+    from steer_proxy.ledger.address import Postgres, Sqlite
+
+    ledger: Ledger
+    if isinstance(address, Sqlite):
+        from steer_proxy.ledger.sqlite import SqliteLedger
+
+        ledger = SqliteLedger(Path(address.path), time.time, guest=True)
+    else:
+        from steer_proxy.ledger.postgres import PostgresLedger
+
+        assert isinstance(address, Postgres)  # noqa: S101 - what can be read and is no file
+        ledger = PostgresLedger(address)
+    try:
+        await ledger.open()
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+async def _settled(address: Address, id_: str, move: Move) -> bool:
+    async with _writing(address) as ledger:
+        return await ledger.settle(id_, move)
+
+
+async def _purged(address: Address, before_us: int) -> dict[str, int]:
+    """Remove slice after slice; how many rows went, by kind."""
+    from steer_proxy.ledger.values import Purge
+
+    total = dict.fromkeys(("requests", "attempts", "chunks", "events"), 0)
+    async with _writing(address) as ledger:
+        while True:
+            removed = await ledger.purge(Purge(before_us, limit=SLICE))
+            for name in total:
+                total[name] += getattr(removed, name)
+            if not removed.more:
+                return total
+            await asyncio.sleep(REST)

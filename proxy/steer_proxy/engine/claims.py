@@ -1,0 +1,230 @@
+"""Keyed calls as the ledger knows them: taking a key, saying that it is sent, and how it ended.
+
+What follows from a record is decided in `steer_policies.idempotency`; the ledger carries it out.
+This module joins the two, keeps count of the records that this process runs, and gives every
+question to the ledger a bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+from steer_policies.idempotency import (
+    Decision,
+    IdempotencyPolicy,
+    OnLedgerDown,
+    Standing,
+    State,
+    TakeOver,
+    decide,
+)
+from steer_proxy.engine.bookkeeper import Bookkeeper
+from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable
+from steer_proxy.ledger.values import CallRow, Claim, Finish, Record, Ref
+
+LOGGER: Final = logging.getLogger("steer.ledger")
+
+#: How often a key may change hands while one request asks for it.
+MAX_TURNS: Final = 8
+
+#: How long an answer may wait for its record to be completed, in seconds.
+COMMIT_TIME: Final = 2.0
+
+#: How often, and for how long in all, a record that could not be finished is tried again, in
+#: seconds.
+AGAIN_EVERY: Final = 2.0
+AGAIN_FOR: Final = 600.0
+
+
+class ClaimLost(Exception):
+    """Somebody else has taken this call's key over: nothing more is to be done for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """The key is ours: make the call.
+
+    `rerun` says that it may have been made before. Not `recorded`: the ledger is down, and the
+    policy prefers an unprotected call to none.
+    """
+
+    ref: Ref
+    rerun: bool = False
+    recorded: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The key's live record is someone else's, or is finished."""
+
+    record: Record
+
+    def decision(self, fingerprint: str, policy: IdempotencyPolicy) -> Decision:
+        """What a request with this fingerprint gets."""
+        return decide(standing(self.record), fingerprint, policy.on_uncertain)
+
+
+class Finished(Enum):
+    """What became of the wish to finish a record."""
+
+    DONE = auto()
+    LOST = auto()
+    LATER = auto()
+    """The ledger cannot be written now."""
+
+
+class Claims:
+    """The keys that this process has taken."""
+
+    def __init__(self, books: Bookkeeper) -> None:
+        self._books = books
+        self._held: dict[str, Callable[[], None]] = {}
+        books.held = self._ids
+        books.on_lost = self._tell_lost
+
+    def _ids(self) -> tuple[str, ...]:
+        return tuple(self._held)
+
+    def _tell_lost(self, ids: frozenset[str]) -> None:
+        for each in ids:
+            if (lost := self._held.get(each)) is not None:
+                lost()
+
+    def hold(self, ref: Ref, lost: Callable[[], None]) -> None:
+        """Remember that this process runs a record; `lost` is called when somebody took it over."""
+        self._held[ref.id] = lost
+
+    def let_go(self, ref: Ref) -> None:
+        """This process has nothing more to do for a record."""
+        self._held.pop(ref.id, None)
+
+    async def take(
+        self, row: CallRow, policy: IdempotencyPolicy, lost: Callable[[], None]
+    ) -> Owned | Found:
+        """Take the key that `row` names, or tell whose it is. What is owned is held.
+
+        Raises:
+            LedgerUnavailable: when the ledger cannot tell and the policy is to fail.
+        """
+        ref = Ref(row.id, 1)
+        owned: Owned | Found | None = None
+        try:
+            # The renewal after a lapse takes what is held and not written for lost.
+            await self._books.ensure_lease()
+            self.hold(ref, lost)  # before it is asked for: a duplicate may come in between
+            owned = await self._take(row, policy)
+            return owned
+        except LedgerUnavailable:
+            if policy.on_ledger_down is not OnLedgerDown.OPEN:
+                raise
+            return Owned(ref, recorded=False)
+        finally:
+            if not isinstance(owned, Owned):
+                self.let_go(ref)
+
+    async def _take(self, row: CallRow, policy: IdempotencyPolicy) -> Owned | Found:
+        books = self._books
+        fingerprint = row.idem_fp or ""
+        claim = Claim(row._replace(owner_id=books.owner))
+        found = await books.ledger.claim(claim)
+        for _ in range(MAX_TURNS):
+            if found is None:
+                return Owned(Ref(row.id, 1))
+            found = await self._own_remains(found)
+            if found.state is State.RELEASED:
+                found = await books.ledger.claim(claim)
+                continue
+            decision = Found(found).decision(fingerprint, policy)
+            if not isinstance(decision, TakeOver):
+                return Found(found)
+            epoch = found.epoch + 1
+            found = await books.ledger.take_over(claim, found)
+            if found is None:
+                return Owned(Ref(row.id, epoch), rerun=decision.rerun)
+        raise LedgerUnavailable("the key changes hands too often")
+
+    async def _own_remains(self, found: Record) -> Record:
+        """What this process left unfinished, finished: nobody runs the call any more."""
+        if found.owner_id != self._books.owner or found.id in self._held:
+            return found
+        if found.state not in (State.CLAIMED, State.SENT):
+            return found
+        state = State.RELEASED if found.state is State.CLAIMED else State.UNCERTAIN
+        ref = Ref(found.id, found.epoch)
+        row = CallRow(id=found.id, request_id=found.id)
+        await self._books.ledger.finish(Finish(ref, state, row))
+        return Record(
+            found.id,
+            found.epoch,
+            state,
+            found.fingerprint,
+            found.owner_id,
+            lapsed=True,
+            expired=found.expired,
+            stored=False,
+        )
+
+    async def announce(self, owned: Owned) -> None:
+        """Have it on disk that the call is about to be sent.
+
+        Raises:
+            ClaimLost: when the key was taken over.
+            LedgerUnavailable: when that cannot be written.
+        """
+        if owned.recorded and not await self._books.ledger.mark_sent(owned.ref):
+            raise ClaimLost
+
+    async def finish(self, finish: Finish) -> Finished:
+        """Finish a record, in bounded time."""
+        try:
+            return await self._finish(finish)
+        except LedgerRefused as error:
+            # A value it cannot hold: the record's state matters more than what is told of it.
+            LOGGER.error("the record %s ends without its details: %s", finish.ref.id, error)  # noqa: TRY400
+            return await self._finish(_bare(finish))
+
+    async def _finish(self, finish: Finish) -> Finished:
+        try:
+            async with asyncio.timeout(COMMIT_TIME):
+                done = await self._books.ledger.finish(finish)
+        except (LedgerUnavailable, TimeoutError) as error:
+            LOGGER.warning("the record %s cannot be finished now: %s", finish.ref.id, error)
+            return Finished.LATER
+        return Finished.DONE if done else Finished.LOST
+
+    async def finish_later(self, finish: Finish) -> Finished:
+        """Go on trying to finish a record, for a while."""
+        for _ in range(int(AGAIN_FOR / AGAIN_EVERY)):
+            await asyncio.sleep(AGAIN_EVERY)
+            if (result := await self.finish(finish)) is not Finished.LATER:
+                return result
+        return Finished.LATER
+
+
+def standing(record: Record) -> Standing:
+    """A record as the policies see it."""
+    return Standing(
+        record.state,
+        record.fingerprint,
+        lapsed=record.lapsed,
+        expired=record.expired,
+        stored=record.stored,
+    )
+
+
+def _bare(finish: Finish) -> Finish:
+    """The same end without anything foreign in it."""
+    old = finish.row
+    row = CallRow(
+        id=old.id,
+        request_id=old.id,
+        ended_us=old.ended_us,
+        status=old.status,
+        expires_us=old.expires_us,
+    )
+    return Finish(finish.ref, finish.state, row)

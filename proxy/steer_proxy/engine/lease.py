@@ -1,0 +1,118 @@
+"""The lease of a process: while it is valid, nobody else takes its records for abandoned."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from steer_proxy.engine.clock import Clock
+from steer_proxy.engine.trouble import LOGGER, Reach, Seldom
+from steer_proxy.ledger.protocol import Ledger, LedgerUnavailable, LedgerUnusable
+
+#: How long a process's records are its own after it was last heard of, in seconds.
+LEASE: Final = 15.0
+
+#: How often the lease is renewed, in seconds: two renewals may fail before it lapses.
+RENEW: Final = 5.0
+
+#: How soon a renewal that failed is tried again, in seconds.
+AGAIN: Final = 1.0
+
+
+class LeaseKeeper:
+    """Renews a process's lease for as long as it runs.
+
+    `held` tells the ids of the records this process believes to own; `on_lost` is told those that
+    others took over while the lease had lapsed.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        clock: Clock,
+        reach: Reach,
+        *,
+        owner: str,
+        instance: str,
+        held: Callable[[], Sequence[str]],
+        on_lost: Callable[[frozenset[str]], None],
+    ) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._reach = reach
+        self._owner = owner
+        self._instance = instance
+        self._held = held
+        self._on_lost = on_lost
+        self._until = float("-inf")
+        self._renewal: asyncio.Task[LedgerUnavailable | None] | None = None
+        self._told = Seldom(clock.now)
+
+    @property
+    def valid(self) -> bool:
+        """Whether the lease is known to be valid now."""
+        return self._clock.now() < self._until
+
+    async def ensure(self) -> None:
+        """Have a valid lease.
+
+        Raises:
+            LedgerUnavailable: when it cannot be had.
+        """
+        if not self.valid and (error := await self._renewed()) is not None:
+            raise LedgerUnavailable(str(error)) from error
+
+    async def run(self) -> None:
+        """Renew the lease, for ever."""
+        while True:
+            error = await self._renewed()
+            await self._clock.sleep(RENEW if error is None else AGAIN)
+
+    def tasks(self) -> list[asyncio.Task[LedgerUnavailable | None]]:
+        """The renewal that is under way, if there is one: who ends `run` ends it too."""
+        return [] if self._renewal is None or self._renewal.done() else [self._renewal]
+
+    async def end(self) -> None:
+        """Let the lease end now, so that others need not wait for it. `run` is over."""
+        if self._until == float("-inf"):
+            return
+        self._until = float("-inf")
+        try:
+            await self._ledger.retire(self._owner)
+        except (LedgerUnavailable, LedgerUnusable) as error:
+            LOGGER.info("the lease could not be ended, it lapses by itself: %s", error)
+
+    async def _renewed(self) -> LedgerUnavailable | None:
+        """Renew the lease, once for all who want it at the same time; why not, when it failed."""
+        if self._renewal is None or self._renewal.done():
+            self._renewal = asyncio.create_task(self._renew())
+        # Who leaves must not take the renewal of the others along.
+        return await asyncio.shield(self._renewal)
+
+    async def _renew(self) -> LedgerUnavailable | None:
+        # The lease counts from when the ledger wrote it, which is no earlier than now.
+        asked = self._clock.now()
+        try:
+            found = await self._ledger.renew(
+                self._owner, self._instance, LEASE, tuple(self._held())
+            )
+        except LedgerUnavailable as error:
+            self._reach.lost("lease", error)
+            return error
+        except LedgerUnusable as error:
+            self._reach.lost("lease", error)
+            return LedgerUnavailable(str(error))
+        except Exception as error:  # noqa: BLE001 - the next renewal must be tried
+            if self._told.due():
+                LOGGER.exception("the lease could not be renewed")
+            return LedgerUnavailable(f"the lease could not be renewed: {type(error).__name__}")
+        self._reach.found("lease")
+        self._until = asked + LEASE
+        if found.lost:
+            LOGGER.warning("the lease had lapsed, and %d calls were taken over", len(found.lost))
+            try:
+                self._on_lost(found.lost)
+            except Exception:  # noqa: BLE001 - a bug there must not cost the lease
+                LOGGER.exception("calls that were taken over could not be ended")
+        return None

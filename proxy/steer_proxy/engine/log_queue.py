@@ -1,0 +1,207 @@
+"""The log's queue: rows wait here, bounded, until they are written together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from steer_proxy.engine.clock import Clock
+from steer_proxy.engine.trouble import LOGGER, Reach, Seldom
+from steer_proxy.ledger.protocol import (
+    Ledger,
+    LedgerRefused,
+    LedgerUnavailable,
+    LedgerUnusable,
+)
+from steer_proxy.ledger.values import AttemptRow, Batch, BreakerEventRow, CallRow
+
+#: So many waiting rows are written at once.
+FULL: Final = 256
+
+#: The first row that waits is written after this many seconds at the latest.
+DELAY: Final = 0.25
+
+#: The most rows of one batch, and what that shrinks to while batches fail: a slow disk may need
+#: longer for a large one than a statement may take.
+BATCH: Final = 1_000
+SMALL_BATCH: Final = 50
+
+#: While the ledger is away: the pause before the next attempt, in seconds, and what it grows to.
+FIRST_PAUSE: Final = 0.5
+LONGEST_PAUSE: Final = 5.0
+
+_Item = tuple[CallRow | BreakerEventRow | None, tuple[AttemptRow, ...]]
+
+
+class LogQueue:
+    """Rows on their way to the ledger: at most `bound` of them, in the order they came.
+
+    `prepare` is applied to each batch in a thread before it is written. While nothing waits,
+    nothing runs.
+
+    Attributes:
+        queued: rows that wait or are being written.
+        written: rows that were written.
+        dropped: rows that will never be: no room was left for them, or they could not be written.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        clock: Clock,
+        reach: Reach,
+        bound: int,
+        prepare: Callable[[Batch], Batch] | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._reach = reach
+        self._bound = bound
+        self._prepare = prepare
+        self._items: deque[_Item] = deque()
+        self._most = BATCH
+        self._flying = 0
+        self._due = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._full_told = Seldom(clock.now)
+        self._bad_told = Seldom(clock.now)
+        self.queued = 0
+        self.written = 0
+        self.dropped = 0
+
+    def put(
+        self, row: CallRow | BreakerEventRow | None, attempts: Sequence[AttemptRow] = ()
+    ) -> None:
+        """Let a row, and a call's attempts with it, be written soon. Neither waits nor raises."""
+        rows = (row is not None) + len(attempts)
+        if self._closed or self.queued + rows > self._bound:
+            self._drop(rows)
+            return
+        self._items.append((row, tuple(attempts)))
+        self.queued += rows
+        if self.queued - self._flying >= FULL:
+            self._due.set()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(DELAY, self._due.set)
+
+    async def run(self) -> None:
+        """Write what waits whenever it is due, for ever."""
+        pause = FIRST_PAUSE
+        while True:
+            await self._due.wait()
+            self._disarm()
+            if await self._write_while(FULL):
+                pause = FIRST_PAUSE
+                if self._items and self._timer is None:
+                    self._timer = asyncio.get_running_loop().call_later(DELAY, self._due.set)
+            else:
+                await self._clock.sleep(pause * (0.5 + self._clock.jitter() / 2))
+                pause = min(2 * pause, LONGEST_PAUSE)
+                self._due.set()
+
+    async def close(self, within: float) -> None:
+        """Write everything within so many seconds; what cannot be, is dropped. `run` is over."""
+        self._closed = True
+        self._disarm()
+        try:
+            async with asyncio.timeout(within):
+                while not await self._write_while(1):
+                    await self._clock.sleep(FIRST_PAUSE / 2)
+        except TimeoutError:
+            pass
+        finally:
+            self._disarm()
+            if left := self.queued:
+                self._items.clear()
+                self.queued = 0
+                self.dropped += left
+                LOGGER.warning("%d rows of the log could not be written and are lost", left)
+
+    def _disarm(self) -> None:
+        self._due.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _write_while(self, waiting: int) -> bool:
+        """Write a batch, and more while so many rows wait; whether the ledger took them."""
+        while items := self._take():
+            if not await self._write(items):
+                return False
+            if self.queued < waiting:
+                break
+        return True
+
+    def _take(self) -> list[_Item]:
+        taken: list[_Item] = []
+        rows = 0
+        while self._items:
+            row, attempts = self._items[0]
+            more = (row is not None) + len(attempts)
+            if taken and rows + more > self._most:
+                break
+            taken.append(self._items.popleft())
+            rows += more
+        self._flying = rows
+        return taken
+
+    async def _write(self, items: list[_Item]) -> bool:
+        """Write a batch; False when the ledger is away. What was not written waits again."""
+        rows, done = self._flying, False
+        try:
+            batch = _batch(items)
+            if self._prepare is not None:
+                batch = await asyncio.to_thread(self._prepare, batch)
+            await self._ledger.write(batch)
+            done = True
+            self._reach.found("log")
+            self.written += rows
+            self._most = min(2 * self._most, BATCH)
+        except (LedgerUnavailable, LedgerUnusable) as error:
+            self._reach.lost("log", error)
+            self._most = max(SMALL_BATCH, self._most // 2)
+            return False
+        except Exception as error:  # noqa: BLE001 - a bug, in one row as a rule
+            # A row that cannot be written must not hold up all others: halve until it is alone.
+            self._most = max(1, rows // 2)
+            if done := len(items) == 1:
+                self.dropped += rows
+                if self._bad_told.due():
+                    trace = None if isinstance(error, LedgerRefused) else error
+                    LOGGER.error(
+                        "rows of the log that cannot be written are left out, %d until now: %s",
+                        self.dropped,
+                        error,
+                        exc_info=trace,
+                    )
+        finally:
+            # After a cancellation too: a row that was written all the same is left alone.
+            self._flying = 0
+            if done:
+                self.queued -= rows
+            else:
+                self._items.extendleft(reversed(items))
+        return True
+
+    def _drop(self, rows: int) -> None:
+        self.dropped += rows
+        if self._full_told.due():
+            LOGGER.warning(
+                "the log's queue is full: %d rows were dropped until now (ledger.queue: %d)",
+                self.dropped,
+                self._bound,
+            )
+
+
+def _batch(items: list[_Item]) -> Batch:
+    batch = Batch()
+    for row, attempts in items:
+        batch.attempts.extend(attempts)
+        if isinstance(row, CallRow):
+            batch.calls.append(row)
+        elif row is not None:
+            batch.events.append(row)
+    return batch

@@ -1,0 +1,332 @@
+"""From a finished call to its rows in the ledger's log: what was asked, what came of it, and when.
+
+Costs are not put on here: that takes prices, and nobody waits for them (`engine.costing`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from steer_policies.deadline import retry_count
+from steer_policies.dialects.base import Usage
+from steer_policies.outcome import Executed, Outcome, Verdict
+from steer_policies.plan import Plan
+from steer_policies.retry import WaitSource
+from steer_proxy.engine.attempt import AttemptRecord, Problem
+from steer_proxy.engine.clock import Clock, new_id
+from steer_proxy.engine.conclusion import Settled, Spent
+from steer_proxy.http.answer import HttpAnswer
+from steer_proxy.http.call import Call
+from steer_proxy.http.counting import count
+from steer_proxy.http.marks import Marks
+from steer_proxy.ledger.values import MICROSECONDS, AttemptRow, CallRow
+
+#: Bounds of what a row takes from a caller: its labels as JSON, and its path, in characters.
+MAX_LABELS: Final = 4 * 1024
+MAX_PATH: Final = 1024
+MAX_NAME: Final = 256
+
+_NOT_COUNTED: Final = Usage()
+_NUL: Final = "\\u0000"  # as JSON writes it; PostgreSQL's JSONB cannot hold it
+
+#: The columns of a call's row up to `model_requested`.
+_Asked = tuple[
+    str,
+    str,
+    str | None,
+    str | None,
+    str | None,
+    str | None,
+    str | None,
+    str | None,
+    str | None,
+    str | None,
+    str | None,
+    str | None,
+    str | None,
+    int | None,
+    str | None,
+]
+
+
+class CallLog:
+    """Makes the rows of calls. `secret` is the ledger's own, None while it is not known."""
+
+    def __init__(self, instance: str, clock: Clock, secret: Callable[[], bytes | None]) -> None:
+        self._instance = instance
+        self._clock = clock
+        self._marks = Marks(secret)
+
+    def opening(self, call: Call) -> CallRow:
+        """The row of a call before anything has come of it."""
+        elapsed = self._clock.now() - call.accepted_at
+        started_us = int((self._clock.wall() - elapsed) * MICROSECONDS)
+        return CallRow(
+            *self._asked(call, self._marks.caller(call)),
+            started_us=started_us,
+            sdk_retry=retry_count(call.headers),
+            bytes_in=call.body.size,
+        )
+
+    def rows(
+        self,
+        call: Call,
+        *,
+        status: int | None,
+        bytes_out: int,
+        made: Plan | None = None,
+        spent: Spent | None = None,
+        settled: Settled[HttpAnswer] | None = None,
+        verdict: Verdict | None = None,
+        problem: Problem | None = None,
+    ) -> tuple[CallRow, list[AttemptRow]]:
+        """The rows of a call that is over, however it ended.
+
+        `status` is what its caller was told, None when it was gone before. `settled` is how its
+        exchange ended, if it did; else `spent` has the attempts until then. `verdict` is that of
+        the whole answer, None when it was left in the middle; `problem` is Steer's own answer, if
+        not that of `settled`. The answer must have been given to its end, or given up.
+        """
+        now = self._clock.now()
+        elapsed = now - call.accepted_at
+        started_us = int((self._clock.wall() - elapsed) * MICROSECONDS)
+        answer = candidate = None
+        if settled is not None:
+            spent, answer, candidate = settled.spent, settled.answer, settled.candidate
+            problem = problem or settled.problem
+        records: Sequence[AttemptRecord] = () if spent is None else spent.records
+        if answer is not None:
+            answer.end(verdict, now)
+            count(call, answer)
+        last = records[-1] if records else None
+        served = _served(records, answer)
+        outcome, error_class = _ending(verdict, problem, answer, last, status)
+        model, usage, first_token = None, _NOT_COUNTED, None
+        if served is not None:
+            model, usage = served.trace.model, served.trace.usage or _NOT_COUNTED
+            first_token = _first_token(served)
+        if candidate is not None:
+            upstream: str | None = candidate.upstream
+        else:
+            upstream = None if last is None else last.upstream
+        mark = self._marks.caller(call)
+        # By position, here and below: in half the time that names take. The tests name each.
+        row = CallRow(
+            *self._asked(call, mark),
+            model,
+            upstream,
+            None if made is None else made.rule,
+            started_us,
+            started_us + int(elapsed * MICROSECONDS),
+            int(elapsed * MICROSECONDS),
+            0 if spent is None else _waited(spent),
+            _since(call.accepted_at, first_token),
+            status,
+            outcome,
+            error_class,
+            len(records),
+            _ambiguous(records),
+            retry_count(call.headers),
+            call.body.size,
+            bytes_out,
+            usage.input,
+            usage.cached,
+            usage.output,
+            usage.reasoning,
+        )
+        return row, [self._attempt(call, each, row, mark) for each in records]
+
+    def refusal(
+        self,
+        problem: Problem,
+        *,
+        method: str,
+        path: str,
+        began: float,
+        bytes_out: int,
+        request_id: str | None = None,
+        route: str | None = None,
+        dialect: str | None = None,
+    ) -> CallRow:
+        """The row of a request that was refused before there was a call; `began` is loop time."""
+        wall = self._clock.wall()
+        elapsed = self._clock.now() - began
+        started_us = int((wall - elapsed) * MICROSECONDS)
+        row_id = new_id(wall)
+        return CallRow(
+            id=row_id,
+            request_id=request_id or row_id,
+            instance=self._instance,
+            route=route,
+            dialect=dialect,
+            method=_storable(method, 32),
+            path=_storable(path.partition("?")[0], MAX_PATH),
+            started_us=started_us,
+            ended_us=started_us + int(elapsed * MICROSECONDS),
+            duration_us=int(elapsed * MICROSECONDS),
+            status=problem.status,
+            outcome=_refused(problem.status),
+            error_class=problem.code,
+            attempts=0,
+            ambiguous=0,
+            bytes_out=bytes_out,
+        )
+
+    def _asked(self, call: Call, mark: str | None) -> _Asked:
+        """What a call is before it is made."""
+        facts, trace, config = call.facts, call.trace, call.config
+        return (
+            call.id or new_id(self._clock.wall()),
+            call.request_id,
+            trace.trace_id,
+            trace.parent_id,
+            self._instance,
+            config.revision,
+            mark,
+            _labels(call.steering.metadata, config.ledger.labels),
+            call.route.name,
+            call.dialect.name,
+            facts.operation,
+            call.method,
+            _path(call),
+            int(facts.stream),
+            facts.model,
+        )
+
+    def _attempt(
+        self, call: Call, record: AttemptRecord, row: CallRow, mark: str | None
+    ) -> AttemptRow:
+        trace, verdict = record.trace, record.final
+        usage = trace.usage or _NOT_COUNTED
+        started, ended = record.started, trace.ended
+        reused = trace.reused
+        return AttemptRow(
+            row.id,
+            record.number,
+            record.upstream,
+            record.model,
+            self._marks.used(call, record.upstream, mark),
+            trace.request_id,
+            row.started_us + int((started - call.accepted_at) * MICROSECONDS),
+            int((record.seconds if ended is None else ended - started) * MICROSECONDS),
+            None if reused else _since(started, trace.connected),
+            _since(started, trace.headed),
+            _since(started, trace.first_token),
+            int(record.waited * MICROSECONDS),
+            record.wait_source,
+            record.status,
+            verdict.outcome,
+            verdict.failure,
+            verdict.executed,
+            None if reused is None else int(reused),
+            trace.sent,
+            trace.received,
+            usage.input,
+            usage.cached,
+            usage.output,
+            usage.reasoning,
+            None,  # its cost
+            None,
+            int(not verdict.ok and verdict.executed is not Executed.NO),
+        )
+
+
+def _served(records: Sequence[AttemptRecord], answer: HttpAnswer | None) -> AttemptRecord | None:
+    """The attempt whose answer the caller got, or the one that went on with it."""
+    if answer is None:
+        return None
+    last = records[-1] if records else None
+    if last is not None and last.final.ok:
+        return last
+    return next((each for each in records if each.trace is answer.trace), last)
+
+
+def _ending(
+    verdict: Verdict | None,
+    problem: Problem | None,
+    answer: HttpAnswer | None,
+    last: AttemptRecord | None,
+    status: int | None,
+) -> tuple[str, str | None]:
+    """A call's outcome and error class."""
+    if problem is not None:
+        if last is not None and not last.final.ok:
+            return last.final.outcome, problem.code
+        return _refused(problem.status), problem.code
+    if verdict is None or status is None or answer is None:
+        return Outcome.CANCELLED, "cancelled"
+    if not verdict.ok and last is not None and last.trace is not answer.trace and last.final.ok:
+        return Outcome.OK, None  # another answer went on where this one broke
+    return verdict.outcome, verdict.failure
+
+
+def _refused(status: int) -> Outcome:
+    """The outcome of a call that was never tried, by what its caller was told."""
+    if status in (429, 503):
+        return Outcome.THROTTLED
+    if status in (408, 504):
+        return Outcome.TIMEOUT
+    return Outcome.CLIENT_4XX if status < 500 else Outcome.BROKEN
+
+
+def _first_token(record: AttemptRecord) -> float | None:
+    """When the caller could have the first content: not before the commit."""
+    first = record.trace.first_token
+    return None if first is None else max(first, record.started + record.seconds)
+
+
+def _waited(spent: Spent) -> int:
+    """All that a call waited for before its attempts, in microseconds, in queues too."""
+    waited = spent.waited
+    for each in spent.records:
+        if each.wait_source is WaitSource.QUEUE:
+            waited += each.waited
+    return int(waited * MICROSECONDS)
+
+
+def _ambiguous(records: Sequence[AttemptRecord]) -> int:
+    """Whether one of the attempts may have been executed, for all that is known."""
+    for each in records:
+        if each.final.executed is Executed.MAYBE:
+            return 1
+    return 0
+
+
+def _since(start: float, moment: float | None) -> int | None:
+    return None if moment is None else max(0, int((moment - start) * MICROSECONDS))
+
+
+def _path(call: Call) -> str:
+    prefix = call.route.path
+    return _storable(call.path if prefix == "/" else prefix + call.path, MAX_PATH)
+
+
+def _storable(text: str, most: int) -> str:
+    """Foreign text as every database takes it: no NUL, no halves of characters, bounded."""
+    if text.isascii() and text.isprintable():
+        return text[:most]
+    return text[:most].encode("ascii", "backslashreplace").decode().replace("\0", "")[:most]
+
+
+def _name(text: str | None) -> str | None:
+    """A model's name, as every database takes it."""
+    return None if text is None else _storable(text, MAX_NAME)
+
+
+def _labels(metadata: Mapping[str, Any], allowed: Sequence[str]) -> str | None:
+    """The allowed keys of a call's metadata as JSON: plain values, as many as fit."""
+    if not metadata or not allowed:
+        return None
+    labels: dict[str, Any] = {}
+    size = 2
+    for name in allowed:
+        value = metadata.get(name)
+        if not isinstance(value, (str, int, float, bool)):
+            continue
+        member = json.dumps({name: value})
+        if _NUL not in member and size + len(member) <= MAX_LABELS:
+            labels[name] = value
+            size += len(member)
+    return json.dumps(labels) if labels else None

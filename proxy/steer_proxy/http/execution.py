@@ -1,0 +1,359 @@
+"""Making a keyed call: take the key, make the call, finish the record.
+
+The order is what protects: it is on disk that the call is sent before its first byte goes upstream,
+and on disk what it brought before its caller has all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final, NamedTuple, Protocol
+
+from aiohttp.web_request import BaseRequest
+
+from steer_policies.config import UpstreamPolicy
+from steer_policies.idempotency import Save, State, Status
+from steer_policies.outcome import TRAITS, Elsewhere, Executed, Verdict
+from steer_policies.plan import Plan
+from steer_proxy.engine.attempt import Problem
+from steer_proxy.engine.bookkeeper import Bookkeeper
+from steer_proxy.engine.claims import ClaimLost, Claims, Finished, Found, Owned
+from steer_proxy.engine.clock import Clock
+from steer_proxy.engine.conclusion import Settled
+from steer_proxy.engine.exchange import Exchange
+from steer_proxy.http.addresses import Addresses
+from steer_proxy.http.answer import HttpAnswer
+from steer_proxy.http.call import Call
+from steer_proxy.http.delivery import Delivery
+from steer_proxy.http.delivery import Services as DeliveryServices
+from steer_proxy.http.journal import Journal
+from steer_proxy.http.live import LiveStream, LiveStreams
+from steer_proxy.http.outlet import ToRecording
+from steer_proxy.http.problems import Refusal
+from steer_proxy.http.progress import CallProgress
+from steer_proxy.http.recorded import RecordedResponse
+from steer_proxy.http.run import Run, Unavailable
+from steer_proxy.http.shadow import shadow
+from steer_proxy.http.stored import Chunker, head_text
+from steer_proxy.ledger.protocol import LedgerUnavailable
+from steer_proxy.ledger.values import CallRow, Finish, Ref
+
+LOGGER: Final = logging.getLogger("steer.call")
+
+_TAKEN_OVER: Final = Problem(
+    409,
+    "steer_key_taken_over",
+    "This process did not renew its lease in time, and another one has taken this call's key over: "
+    "try again with the same key for its answer.",
+    retry_after=1.0,
+    sdk_retry=True,
+)
+_DRAINING: Final = Problem(
+    503,
+    "steer_draining",
+    "Steer is shutting down and could not finish this call.",
+    retry_after=1.0,
+    sdk_retry=True,
+)
+_NO_LEDGER: Final = Problem(
+    503,
+    "steer_ledger_unavailable",
+    "The ledger became unavailable before the call was sent. Nothing was sent.",
+    retry_after=1.0,
+    sdk_retry=True,
+)
+
+
+class Ended(NamedTuple):
+    """How an execution came out."""
+
+    state: State
+    settled: Settled[HttpAnswer]
+    verdict: Verdict | None
+    response: RecordedResponse
+
+
+class Services(DeliveryServices, Protocol):
+    """What an execution needs of the gateway it belongs to."""
+
+    async def prepare(self, call: Call) -> Plan:
+        """The plan of a call.
+
+        Raises:
+            Refusal: when no candidate can take it.
+        """
+
+    def deadline_of(self, call: Call, made: Plan) -> float:
+        """The loop time by which a call must have committed."""
+
+
+class Executions:
+    """Carries out runs."""
+
+    def __init__(
+        self, services: Services, books: Bookkeeper, journal: Journal, clock: Clock
+    ) -> None:
+        self.services = services
+        self.books = books
+        self.journal = journal
+        self._clock = clock
+        self.claims = Claims(books)
+        self.live = LiveStreams(books, self.now_us)
+
+    async def close(self) -> None:
+        """Stop writing streams as they come."""
+        await self.live.close()
+
+    def now_us(self) -> int:
+        """Unix time in microseconds."""
+        return int(self._clock.wall() * 1_000_000)
+
+    async def run(self, run: Run, request: BaseRequest, addresses: Addresses) -> None:
+        """Take the key and make the call, or follow who makes it."""
+        made: Plan | None = None
+        try:
+            made = await self.services.prepare(run.call)
+        except Refusal as refusal:
+            await self._refuse(run, refusal)
+            return
+        execution = Execution(self, run, made, request, addresses)
+        try:
+            taken = await self.claims.take(execution.row, run.policy, run.lose)
+        except LedgerUnavailable as error:
+            run.resolve(Unavailable(str(error)))
+            return
+        run.resolve(taken)
+        if isinstance(taken, Found):
+            await self._follow(run, taken)
+            return
+        try:
+            await execution.make(taken)
+        finally:
+            self.claims.let_go(taken.ref)
+
+    async def _refuse(self, run: Run, refusal: Refusal) -> None:
+        """A call that cannot be made now; one that was made before is answered all the same."""
+        try:
+            found = await self.books.ledger.find(run.identity.scope)
+        except LedgerUnavailable:
+            found = None
+        if found is not None and found.state is not State.RELEASED and not found.expired:
+            run.resolve(Found(found))
+            await self._follow(run, Found(found))
+            return
+        run.resolve(Owned(Ref(run.call.id, 1), recorded=False))
+        run.say(refusal.problem)
+
+    async def _follow(self, run: Run, found: Found) -> None:
+        record = found.record
+        if record.state in (State.CLAIMED, State.SENT) and not record.lapsed:
+            await shadow(run, record, self.books)
+
+
+class Execution:
+    """One keyed call, from its key to its record."""
+
+    def __init__(
+        self,
+        executions: Executions,
+        run: Run,
+        made: Plan,
+        request: BaseRequest,
+        addresses: Addresses,
+    ) -> None:
+        self._services, self._books = executions.services, executions.books
+        self._journal, self._claims = executions.journal, executions.claims
+        self._live = executions.live
+        self._now_us = executions.now_us
+        self._run = run
+        self._made = made
+        self._request = request
+        self._addresses = addresses
+        self._owned: Owned | None = None
+        self._stream: LiveStream | None = None
+        self._ending: Finish | None = None
+        call = run.call
+        deadline = self._services.deadline_of(call, made)
+        # The caller's patience ends its waiting, not the call.
+        call.silence = None
+        call.until = call.accepted_at + made.timeouts.total
+        call.before_send = self._before_send
+        self._exchange: Exchange[HttpAnswer] = self._services.exchange(
+            call, made, addresses, deadline
+        )
+        self.row = self._claim_row()
+        run.sent = self.row.idem_state == State.SENT
+
+    def _claim_row(self) -> CallRow:
+        run, books = self._run, self._books
+        now_us = self._now_us()
+        at_once = self._exchange.clear
+        return books.redacted(self._journal.opening(run.call))._replace(
+            idem_key=run.call.key,
+            idem_scope=run.identity.scope,
+            idem_fp=run.identity.fingerprint,
+            idem_role="owner",
+            idem_state=(State.SENT if at_once else State.CLAIMED).value,
+            idem_live=1,
+            idem_epoch=1,
+            owner_id=books.owner,
+            sent_us=now_us if at_once else None,
+            expires_us=now_us + int(run.policy.retention * 1_000_000),
+        )
+
+    async def _before_send(self) -> None:
+        """Before every attempt: that it is sent is on disk, and the key is still ours."""
+        run, owned = self._run, self._owned
+        if run.lost:
+            raise ClaimLost
+        if not run.sent and owned is not None:
+            await self._claims.announce(owned)
+            run.sent = True
+
+    async def make(self, owned: Owned) -> None:
+        """Make the call, and finish its record whatever happens."""
+        run = self._run
+        self._owned = owned
+        if owned.rerun:
+            run.status = Status.RERUN
+        if not owned.recorded:
+            run.status = Status.NOT_STORED
+        try:
+            await self._conclude(owned, await self._execute())
+        except ClaimLost:
+            run.say(_TAKEN_OVER)
+        except LedgerUnavailable:
+            run.say(_NO_LEDGER)
+            await self._abort(owned, State.RELEASED)
+        except asyncio.CancelledError:
+            if not run.lost:
+                run.say(_DRAINING)
+                await self._abort(owned, State.UNCERTAIN if run.sent else State.RELEASED)
+                raise
+            # Ours, from `Run.lose`: turned into the answer that tells of it.
+            run.say(_TAKEN_OVER)
+            if run.task is not None and run.task.uncancel() > 0:
+                raise
+        finally:
+            if self._stream is not None:
+                self._live.drop(self._stream)
+
+    async def _execute(self) -> Ended:
+        run = self._run
+        settled = await self._exchange.run()
+        delivery = Delivery(
+            self._services,
+            self._request,
+            CallProgress(),
+            run.call,
+            self._made,
+            self._addresses,
+            ToRecording(run.recording, self._began),
+        )
+        response = await delivery.deliver(settled)
+        if not response.whole and not response.abandoned:
+            await response.write_eof()
+        state = state_after(settled, delivery.verdict, run.call, run.policy.save)
+        return Ended(state, settled, delivery.verdict, response)
+
+    def _began(self, response: RecordedResponse) -> None:
+        """The answer goes out before it is whole: let other processes follow it."""
+        owned = self._owned
+        if owned is None or not owned.recorded or not self._books.ledger.shared:
+            return
+        reader = self._run.recording.read()
+        self._stream = LiveStream(self._books, owned.ref, response.status, response.head, reader)
+        self._live.add(self._stream)
+
+    async def _conclude(self, owned: Owned, ended: Ended) -> None:
+        """The call has come to its end: first the record, then the rest of the answer."""
+        run, response, recording = self._run, ended.response, self._run.recording
+        row, attempts = await self._journal.closing(
+            run.call, self._made, ended.settled, ended.verdict, response.status, recording.size
+        )
+        self._books.log_attempts(attempts)
+        run.cost_nusd = row.cost_nusd
+        finish = self._ending = await self._finish(owned, ended, row)
+        if not owned.recorded:
+            self._books.log(row)
+            result = Finished.DONE
+        else:
+            result = await self._claims.finish(finish)
+        if result is Finished.LOST:
+            run.say(_TAKEN_OVER)
+            return
+        if run.status in (Status.NEW, Status.RERUN):
+            if ended.state is State.UNCERTAIN:
+                run.status = Status.UNCERTAIN
+            elif ended.state is State.COMPLETED and (
+                result is Finished.LATER or finish.row.resp_headers is None
+            ):
+                run.status = Status.NOT_STORED
+        if not response.prepared:
+            recording.begin(response.head)
+        recording.end(broken=response.abandoned)
+        if result is Finished.LATER:
+            await self._claims.finish_later(finish)
+
+    async def _finish(self, owned: Owned, ended: Ended, row: CallRow) -> Finish:
+        """The record's end, with the answer where it is to be kept."""
+        run, recording, sealer = self._run, self._run.recording, self._books.sealer
+        row = row._replace(
+            id=owned.ref.id,
+            expires_us=self._now_us() + int(run.policy.retention * 1_000_000),
+        )
+        keep = (
+            ended.state is State.COMPLETED
+            and recording.kept
+            and run.policy.save is not Save.NOTHING
+        )
+        if not keep or not owned.recorded:
+            return Finish(owned.ref, ended.state, row)
+        if self._stream is not None:
+            chunker = self._stream.chunker
+            chunks = await self._live.finish(self._stream, self._now_us())
+        else:
+            chunker = Chunker(sealer, owned.ref.id)
+            chunks = await chunker.cut(recording.pieces(), self._now_us())
+        row = row._replace(
+            keyring_id=sealer.key_id,
+            resp_headers=sealer.seal_head(owned.ref.id, head_text(ended.response.head)),
+            resp_bytes=chunker.size,
+            resp_chunks=chunker.count,
+            resp_sha256=chunker.sha256,
+        )
+        return Finish(owned.ref, ended.state, row, tuple(chunks))
+
+    async def _abort(self, owned: Owned, state: State) -> None:
+        """End a record in a hurry: with its answer if it has come, else without."""
+        if owned.recorded:
+            finish = self._ending or Finish(owned.ref, state, self.row)
+            await self._claims.finish(finish)
+
+
+def state_after(
+    settled: Settled[HttpAnswer], verdict: Verdict | None, call: Call, save: Save
+) -> State:
+    """What has become of a call that has ended: done, provably not done, or who knows."""
+    if settled.hold is not None:
+        # It was committed, so it was executed: what is missing of its answer is lost.
+        return State.COMPLETED if verdict is not None and verdict.ok else State.UNCERTAIN
+    doubtful = any(
+        record.verdict.executed is not Executed.NO and not _deduplicates(call, record.upstream)
+        for record in settled.attempts
+    )
+    if doubtful:
+        return State.UNCERTAIN
+    failure = settled.attempts[-1].verdict.failure if settled.attempts else None
+    if save is Save.FINAL and settled.answer is not None and failure is not None:
+        traits = TRAITS[failure]
+        if not traits.here and traits.elsewhere in (Elsewhere.NEVER, Elsewhere.IF_ROUTE_ASKS):
+            return State.COMPLETED
+    return State.RELEASED
+
+
+def _deduplicates(call: Call, upstream: str) -> bool:
+    """Whether an upstream was given the key, and so makes no call twice by itself."""
+    policy: UpstreamPolicy = call.config.upstreams[upstream].policy
+    return policy.forwards_idempotency_key

@@ -1,0 +1,72 @@
+"""Giving a caller what a recording holds, and says next."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from aiohttp.web_request import BaseRequest
+
+from steer_policies.idempotency import Status
+from steer_proxy.http.call import Call
+from steer_proxy.http.caller import CallerResponse
+from steer_proxy.http.lines import line
+from steer_proxy.http.progress import CallProgress
+from steer_proxy.http.recording import Reader, Recording, TooSlow
+from steer_proxy.http.replies import personal_lines
+
+
+class Watched(Protocol):
+    """Who looks after calls that last too long."""
+
+    draining: bool
+
+    def overdue_later(self) -> None:
+        """See to it that calls are looked at which last longer than they may."""
+
+
+def status_line(status: Status) -> bytes:
+    """The header line that says how a keyed call was served."""
+    return line("Idempotency-Status", status)
+
+
+async def give(
+    request: BaseRequest,
+    progress: CallProgress,
+    call: Call,
+    recording: Recording,
+    reader: Reader,
+    status: Status,
+    watched: Watched,
+) -> CallerResponse:
+    """Answer a caller from a recording whose head is known."""
+    head = await reader.head()
+    own = [*personal_lines(call), *head.own, status_line(status)]
+    whole = recording.ended and not recording.broken and recording.kept
+    body = b"".join(recording.pieces()) if whole else b""
+    response = CallerResponse(
+        head.status, head.reason, head.fields, own, body=body, content_type=head.content_type
+    )
+    progress.response = response
+    if watched.draining:
+        response.close_connection()
+    longest = call.route.policy.timeouts.max_stream
+    progress.until = asyncio.get_running_loop().time() + longest
+    watched.overdue_later()
+    if whole:
+        # Of what was a stream the length is left out, as it was the first time.
+        await response.prepare(request)
+        await response.write_eof()
+        return response
+    await response.prepare(request)
+    try:
+        while piece := await reader.read():
+            await response.write(piece)
+    except TooSlow:
+        response.abandon()
+        return response
+    if recording.broken:
+        response.abandon()
+    else:
+        await response.write_eof()
+    return response

@@ -1,0 +1,128 @@
+"""Writing down what became of every call: its rows, made here, are written by the bookkeeper."""
+
+from __future__ import annotations
+
+from aiohttp.web_request import BaseRequest
+
+from steer_policies.idempotency import Role
+from steer_policies.outcome import Outcome, Verdict
+from steer_policies.plan import Plan
+from steer_proxy.engine.bookkeeper import Bookkeeper
+from steer_proxy.engine.clock import Clock
+from steer_proxy.engine.conclusion import Settled, Spent
+from steer_proxy.engine.costing import Costing
+from steer_proxy.http.answer import HttpAnswer
+from steer_proxy.http.bookkeeping import CallLog
+from steer_proxy.http.call import Call
+from steer_proxy.http.caller import CallerResponse
+from steer_proxy.http.identity import Identity
+from steer_proxy.http.problems import Refusal
+from steer_proxy.http.progress import CallProgress
+from steer_proxy.ledger.values import AttemptRow, CallRow
+
+
+class Journal:
+    """The log of a process's calls. Nothing here waits, but for the costs of a keyed call."""
+
+    def __init__(self, books: Bookkeeper, costing: Costing, clock: Clock) -> None:
+        self._books = books
+        self._costing = costing
+        self._log = CallLog(books.instance, clock, lambda: books.ledger.secret)
+
+    # --- Keyed calls, whose rows their records are ------------------------------------------------
+
+    def opening(self, call: Call) -> CallRow:
+        """A call's row as far as it is known before anything happened."""
+        return self._log.opening(call)
+
+    async def closing(
+        self,
+        call: Call,
+        made: Plan,
+        settled: Settled[HttpAnswer],
+        verdict: Verdict | None,
+        status: int,
+        size: int,
+    ) -> tuple[CallRow, list[AttemptRow]]:
+        """The rows of a call that has ended, with its costs."""
+        row, attempts = self._log.rows(
+            call, status=status, bytes_out=size, made=made, settled=settled, verdict=verdict
+        )
+        return await self._costing.price_call(row, attempts)
+
+    # --- All others -------------------------------------------------------------------------------
+
+    def answered(
+        self,
+        call: Call,
+        made: Plan,
+        settled: Settled[HttpAnswer],
+        verdict: Verdict | None,
+        response: CallerResponse | None,
+    ) -> None:
+        """A call is over; `response` is what its caller got, if anything."""
+        row, attempts = self._log.rows(
+            call,
+            status=None if response is None else response.status,
+            bytes_out=0 if response is None else response.given,
+            made=made,
+            settled=settled,
+            verdict=verdict,
+        )
+        if call.served_from is not None:
+            row = row._replace(idem_role=Role.ADOPTED, served_from=call.served_from)
+        self._books.log(row, attempts)
+
+    def duplicate(
+        self,
+        call: Call,
+        identity: Identity,
+        role: Role,
+        served_from: str,
+        avoided_nusd: int | None,
+        response: CallerResponse,
+    ) -> None:
+        """A request was served by the call with this id, and so did not cost as much."""
+        row, _ = self._log.rows(call, status=response.status, bytes_out=response.given)
+        fine = response.status < 400
+        row = row._replace(
+            outcome=Outcome.OK if fine else row.outcome,
+            error_class=None if fine else "joined_call_failed",
+            attempts=0,
+            idem_key=call.key,
+            idem_scope=identity.scope,
+            idem_fp=identity.fingerprint,
+            idem_role=role,
+            served_from=served_from,
+            avoided_nusd=avoided_nusd if fine else None,
+        )
+        self._books.log(row)
+
+    def left(self, call: Call, made: Plan, spent: Spent, told: int | None = None) -> None:
+        """A caller has left before its answer began; `told` is the status it was given, if any."""
+        row, attempts = self._log.rows(call, status=told, bytes_out=0, made=made, spent=spent)
+        self._books.log(row, attempts)
+
+    def refused(
+        self, request: BaseRequest, progress: CallProgress, refusal: Refusal, given: int
+    ) -> None:
+        """A request was refused; one that no route owns is no call of anybody's."""
+        problem, call = refusal.problem, progress.call
+        if progress.left or progress.route is None:
+            return
+        if call is None:
+            row = self._log.refusal(
+                problem,
+                method=request.method,
+                path=request.raw_path,
+                began=progress.began,
+                bytes_out=given,
+                route=progress.route,
+                dialect=progress.speaks.name,
+            )
+            self._books.log(row)
+            return
+        row, attempts = self._log.rows(
+            call, status=problem.status, bytes_out=given, problem=problem
+        )
+        self._books.log(row._replace(idem_key=call.key), attempts)

@@ -1,0 +1,321 @@
+"""Keyed calls: made once, whoever asks and however often.
+
+The first request with a key starts a `Run`, its own task; every other one of this process reads
+what it brings. What the ledger knows of the key decides the rest: an answer that is kept is given
+again, a call that another process makes is followed, one that may have been made is not repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from typing import Final
+
+from aiohttp.web_request import BaseRequest
+
+from steer_policies.budget import tightest
+from steer_policies.deadline import call_deadline
+from steer_policies.idempotency import (
+    MAX_JOINERS,
+    Join,
+    Mismatch,
+    NotStored,
+    OnLedgerDown,
+    Replay,
+    Role,
+    Status,
+    Uncertain,
+)
+from steer_proxy.engine.attempt import Problem
+from steer_proxy.engine.bookkeeper import Bookkeeper
+from steer_proxy.engine.claims import Found, Owned
+from steer_proxy.http.addresses import Addresses
+from steer_proxy.http.body import EMPTY, MemoryBudget
+from steer_proxy.http.call import Call
+from steer_proxy.http.caller import CallerResponse
+from steer_proxy.http.execution import Executions
+from steer_proxy.http.following import Watched, give
+from steer_proxy.http.identity import Identity, identify
+from steer_proxy.http.journal import Journal
+from steer_proxy.http.problems import Refusal, refuse_keyed
+from steer_proxy.http.progress import CallProgress
+from steer_proxy.http.recording import Recording, TooLate
+from steer_proxy.http.replay import replay
+from steer_proxy.http.run import Resolution, Run, Unavailable
+from steer_proxy.ledger.protocol import LedgerUnavailable
+
+LOGGER: Final = logging.getLogger("steer.call")
+
+#: The memory of all recordings together, in bytes; an answer that finds none left is not stored.
+MEMORY: Final = 256 * 1024 * 1024
+
+#: When a duplicate should come again, in seconds: the SDKs wait that long if they are told.
+COME_AGAIN: Final = 2.0
+
+_MISMATCH: Final = Problem(
+    422,
+    "steer_key_mismatch",
+    "This idempotency key was used for another request: method, path, body or a header that "
+    "matters differs. Use a new key for a new request.",
+    sdk_retry=False,
+)
+
+
+class KeyedCalls:
+    """The keyed calls of a process."""
+
+    def __init__(
+        self, watched: Watched, books: Bookkeeper, journal: Journal, executions: Executions
+    ) -> None:
+        self._watched = watched
+        self._books = books
+        self._journal = journal
+        self._executions = executions
+        self._memory = MemoryBudget(MEMORY)
+        self._running: dict[str, Run] = {}
+
+    @property
+    def detached(self) -> int:
+        """How many calls are being made that nobody waits for now."""
+        return sum(run.joiners == 0 for run in self._running.values())
+
+    async def close(self) -> None:
+        """End what still runs; what may have been executed is marked as uncertain."""
+        tasks = [run.task for run in self._running.values() if run.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self._executions.close()
+
+    async def serve(
+        self,
+        request: BaseRequest,
+        progress: CallProgress,
+        call: Call,
+        addresses: Addresses,
+        *,
+        most: int,
+    ) -> CallerResponse:
+        """Serve a request with a key; at most `most` calls run at once.
+
+        Raises:
+            Refusal: 409 and 422 for duplicates that cannot be served, 503 without a ledger.
+        """
+        policy = call.route.policy.idempotency
+        secret = self._books.ledger.secret
+        if secret is None:
+            secret = await self._first_secret(policy.on_ledger_down)
+        identity = await identify(call, secret, key=call.key or "", scope=policy.scope)
+        run = self._running.get(identity.scope)
+        first = run is None
+        if run is None:
+            if len(self._running) >= most:
+                raise Refusal(_overloaded())
+            run = self._start(request, call, identity, addresses)
+        elif run.joiners >= MAX_JOINERS:
+            raise _in_progress()
+        run.joiners += 1
+        try:
+            resolution = await self._resolved(run, call)
+            return await self._serve(request, progress, call, identity, run, resolution, first)
+        finally:
+            run.joiners -= 1
+            run.left()
+
+    async def _first_secret(self, on_ledger_down: OnLedgerDown) -> bytes:
+        """The ledger's secret when it was never reached before."""
+        books = self._books
+        try:
+            await books.ensure_lease()
+        except LedgerUnavailable as error:
+            if on_ledger_down is OnLedgerDown.FAIL:
+                raise Refusal(_no_ledger(str(error))) from None
+        return books.ledger.secret or books.owner.encode()
+
+    def _start(
+        self, request: BaseRequest, call: Call, identity: Identity, addresses: Addresses
+    ) -> Run:
+        # The run keeps the body: its callers may be gone long before it is done.
+        own = dataclasses.replace(call)
+        call.body = EMPTY
+        policy = call.route.policy.idempotency
+        run = Run(
+            call=own,
+            identity=identity,
+            policy=policy,
+            recording=Recording(policy.max_stored, self._memory),
+            resolution=asyncio.get_running_loop().create_future(),
+        )
+        self._running[identity.scope] = run
+        run.task = asyncio.create_task(self._run(run, request, addresses))
+        return run
+
+    async def _run(self, run: Run, request: BaseRequest, addresses: Addresses) -> None:
+        try:
+            await self._executions.run(run, request, addresses)
+        finally:
+            del self._running[run.identity.scope]
+            run.resolve(Unavailable("Steer is shutting down"))
+            run.recording.end(broken=True)
+            run.left()
+            run.call.body.close()
+
+    async def _resolved(self, run: Run, call: Call) -> Resolution:
+        """Whose the key is; shielded, as others wait for the same."""
+        try:
+            async with asyncio.timeout_at(own_deadline(call)):
+                return await asyncio.shield(run.resolution)
+        except TimeoutError:
+            raise _in_progress() from None
+
+    async def _serve(
+        self,
+        request: BaseRequest,
+        progress: CallProgress,
+        call: Call,
+        identity: Identity,
+        run: Run,
+        resolution: Resolution,
+        first: bool,  # noqa: FBT001 - the last of a row of facts
+    ) -> CallerResponse:
+        if isinstance(resolution, Unavailable):
+            raise Refusal(_no_ledger(resolution.why))
+        if isinstance(resolution, Owned):
+            if identity.fingerprint != run.identity.fingerprint:
+                raise Refusal(_MISMATCH)
+            response = await self._join(request, progress, call, run, first=first)
+            if not first:
+                self._journal.duplicate(
+                    call, identity, Role.JOINED, run.call.id, run.cost_nusd, response
+                )
+            return response
+        record = resolution.record
+        match resolution.decision(identity.fingerprint, call.route.policy.idempotency):
+            case Replay():
+                response = await self._replay(request, progress, call, resolution)
+                self._journal.duplicate(
+                    call, identity, Role.REPLAYED, record.id, record.cost_nusd, response
+                )
+                return response
+            case Join():
+                response = await self._join(request, progress, call, run, first=False)
+                self._journal.duplicate(
+                    call, identity, Role.JOINED, record.id, run.cost_nusd, response
+                )
+                return response
+            case Mismatch():
+                raise Refusal(_MISMATCH)
+            case NotStored():
+                raise not_stored(call)
+            case Uncertain():
+                raise uncertain(call)
+            case _:
+                raise _in_progress()
+
+    async def _replay(
+        self, request: BaseRequest, progress: CallProgress, call: Call, found: Found
+    ) -> CallerResponse:
+        try:
+            return await replay(request, progress, call, found.record, self._books, self._watched)
+        except LedgerUnavailable as error:
+            raise Refusal(_no_ledger(str(error))) from None
+
+    async def _join(
+        self, request: BaseRequest, progress: CallProgress, call: Call, run: Run, *, first: bool
+    ) -> CallerResponse:
+        """Read what a run brings; the first one there is its owner."""
+        deadline = own_deadline(call)
+        if not first:
+            patience = call.route.policy.idempotency.join_timeout
+            deadline = min(deadline, asyncio.get_running_loop().time() + patience)
+        try:
+            reader = run.recording.read()
+        except TooLate:
+            raise not_stored(call) from None
+        try:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await reader.head()
+            except TimeoutError:
+                raise (Refusal(_STILL_RUNNING) if first else _in_progress()) from None
+            status = run.status
+            if not first and status in (Status.NEW, Status.RERUN):
+                status = Status.JOINED
+            return await give(request, progress, call, run.recording, reader, status, self._watched)
+        finally:
+            reader.close()
+
+
+def own_deadline(call: Call) -> float:
+    """The loop time by which this caller wants the beginning of its answer."""
+    policy = call.route.policy
+    budget = tightest(call.steering.budget, policy.ceiling)
+    return call_deadline(
+        call.accepted_at,
+        policy.timeouts.total,
+        call.steering.timeout,
+        None if budget is None else budget.ms,
+        call.silence,
+    )
+
+
+_STILL_RUNNING: Final = Problem(
+    504,
+    "steer_deadline",
+    "The call's time is up, and it goes on: another try with the same key joins it.",
+    sdk_retry=True,
+)
+
+
+def _in_progress() -> Refusal:
+    return Refusal(
+        Problem(
+            409,
+            "steer_key_in_progress",
+            "The call with this idempotency key is still running: try again with the same key.",
+            retry_after=COME_AGAIN,
+            sdk_retry=True,
+        )
+    )
+
+
+def _overloaded() -> Problem:
+    return Problem(
+        503,
+        "steer_overloaded",
+        "As many keyed calls are running as may.",
+        retry_after=1.0,
+        sdk_retry=True,
+    )
+
+
+def _no_ledger(why: str) -> Problem:
+    return Problem(
+        503,
+        "steer_ledger_unavailable",
+        f"Steer cannot protect this call from being made twice now: its ledger is unavailable "
+        f"({why}). Nothing was sent.",
+        retry_after=1.0,
+        sdk_retry=True,
+    )
+
+
+def not_stored(call: Call) -> Refusal:
+    """The call was made; its answer is not kept."""
+    call.says = (*call.says, b"Idempotency-Status: not-stored\r\n")
+    return refuse_keyed(
+        "steer_result_not_stored",
+        "Its answer was not stored (it was too large, or the route keeps none).",
+    )
+
+
+def uncertain(call: Call) -> Refusal:
+    """The call may have been made."""
+    call.says = (*call.says, b"Idempotency-Status: uncertain\r\n")
+    return refuse_keyed(
+        "steer_key_uncertain",
+        "It may have been executed, and its answer is lost, so it is not made again. "
+        "`steer ledger resolve` settles it.",
+    )

@@ -1,0 +1,130 @@
+"""Giving a caller the answer that the ledger has kept."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Final
+
+from aiohttp.web_request import BaseRequest
+
+from steer_policies.idempotency import Status
+from steer_proxy.engine.bookkeeper import Bookkeeper
+from steer_proxy.http.call import Call
+from steer_proxy.http.caller import CallerResponse
+from steer_proxy.http.following import Watched, status_line
+from steer_proxy.http.lines import line
+from steer_proxy.http.problems import refuse_keyed
+from steer_proxy.http.progress import CallProgress
+from steer_proxy.http.recording import RecordedHead
+from steer_proxy.http.replies import personal_lines
+from steer_proxy.http.stored import read_head
+from steer_proxy.ledger.protocol import LedgerUnavailable
+from steer_proxy.ledger.sealing import Sealer, Unreadable
+from steer_proxy.ledger.values import ChunkRow, Record, StoredAnswer
+
+LOGGER: Final = logging.getLogger("steer.ledger")
+
+#: Chunks read from the ledger at once: a megabyte.
+PAGE: Final = 16
+
+
+class Damaged(Exception):
+    """The stored answer is not what it was."""
+
+
+async def replay(
+    request: BaseRequest,
+    progress: CallProgress,
+    call: Call,
+    record: Record,
+    books: Bookkeeper,
+    watched: Watched,
+) -> CallerResponse:
+    """Answer a caller from the ledger.
+
+    Raises:
+        Refusal: 409 when the answer is gone or cannot be read.
+        LedgerUnavailable: before anything was sent to the caller.
+    """
+    stored = await books.ledger.answer(record.id)
+    if stored is None:
+        raise refuse_keyed("steer_result_not_stored", "Its answer is no longer stored.")
+    try:
+        head = read_head(stored.status, books.sealer.open_head(stored.id, stored.headers))
+        pages = _pages(books, stored)
+        first = await anext(pages, b"")
+    except (Unreadable, Damaged, ValueError) as error:
+        LOGGER.error("the stored answer %s cannot be read: %s", record.id, error)  # noqa: TRY400
+        raise refuse_keyed(
+            "steer_replay_unavailable",
+            "Its answer is stored, but cannot be read: look into Steer's log and its key ring.",
+        ) from None
+    response = _response(call, head, stored, first)
+    progress.response = response
+    if watched.draining:
+        response.close_connection()
+    if stored.chunks > PAGE:
+        await _send(request, response, first, pages)
+    return response
+
+
+def _response(call: Call, head: RecordedHead, stored: StoredAnswer, first: bytes) -> CallerResponse:
+    own = [
+        *personal_lines(call),
+        *head.own,
+        status_line(Status.REPLAYED),
+        line("Idempotent-Replayed", "true"),
+    ]
+    body = first if stored.chunks <= PAGE else b""
+    return CallerResponse(
+        head.status, head.reason, head.fields, own, body=body, content_type=head.content_type
+    )
+
+
+async def _send(
+    request: BaseRequest, response: CallerResponse, first: bytes, pages: AsyncIterator[bytes]
+) -> None:
+    await response.prepare(request)
+    await response.write(first)
+    try:
+        async for page in pages:
+            await response.write(page)
+    except (Unreadable, Damaged, LedgerUnavailable) as error:
+        LOGGER.error("a replay broke off: %s", error)  # noqa: TRY400 - the message says it all
+        response.abandon()
+        return
+    await response.write_eof()
+
+
+async def _pages(books: Bookkeeper, stored: StoredAnswer) -> AsyncIterator[bytes]:
+    """The answer's body, a page at a time, and checked at its end."""
+    digest, size, seen = hashlib.sha256(), 0, 0
+    while seen < stored.chunks:
+        rows = await books.ledger.chunks(stored.id, seen - 1, PAGE)
+        if not rows:
+            break
+        page = opened(books.sealer, rows, seen)
+        digest.update(page)
+        size += len(page)
+        seen += len(rows)
+        if seen >= stored.chunks and (
+            size != stored.bytes or stored.sha256 not in (None, digest.hexdigest())
+        ):
+            raise Damaged("its bytes are not those that were stored")
+        yield page
+    if seen < stored.chunks:
+        raise Damaged(f"{seen} of {stored.chunks} chunks are there")
+
+
+def opened(sealer: Sealer, rows: list[ChunkRow], first: int) -> bytes:
+    """The bytes of chunks that follow one another from number `first` on.
+
+    Raises:
+        Damaged: when one is missing.
+        Unreadable: when one cannot be opened.
+    """
+    if [row.seq for row in rows] != list(range(first, first + len(rows))):
+        raise Damaged("a chunk is missing")
+    return b"".join([sealer.open(row) for row in rows])

@@ -1,0 +1,97 @@
+"""One keyed call being made: apart from its callers, once, and into a recording.
+
+A `Run` is its own task. It takes the key, makes the call, and finishes the record; callers come and
+go, and read what it brings. Only who took its key over, or the process's end, stops it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import Final
+
+from steer_policies.dialects.base import Dialect
+from steer_policies.idempotency import IdempotencyPolicy, Status
+from steer_proxy.engine.attempt import Problem
+from steer_proxy.engine.claims import Found, Owned
+from steer_proxy.http.call import Call
+from steer_proxy.http.identity import Identity
+from steer_proxy.http.outlet import ToRecording
+from steer_proxy.http.recorded import RecordedResponse
+from steer_proxy.http.recording import Recording
+
+LOGGER: Final = logging.getLogger("steer.call")
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """The ledger could not tell whose the key is."""
+
+    why: str
+
+
+Resolution = Owned | Found | Unavailable
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One keyed call being made, or followed from another process.
+
+    `status` is what its first caller is told, `cost_nusd` what the call has cost; `sent` whether it
+    may have been executed; `lost` whether somebody took the key over meanwhile.
+    """
+
+    call: Call
+    identity: Identity
+    policy: IdempotencyPolicy
+    recording: Recording
+    resolution: asyncio.Future[Resolution]
+    status: Status = Status.NEW
+    cost_nusd: int | None = None
+    joiners: int = 0
+    sent: bool = False
+    lost: bool = False
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    def lose(self) -> None:
+        """Somebody has taken the key over: stop, wherever it is."""
+        if self.lost:
+            return
+        self.lost = True
+        if self.task is not None:
+            self.task.cancel()
+
+    def left(self) -> None:
+        """Somebody is done with it; the last one lets its memory go."""
+        if self.joiners == 0 and self.recording.ended:
+            self.recording.forget()
+
+    def resolve(self, resolution: Resolution) -> None:
+        """Tell everyone who waits whose the key is. Only the first word counts."""
+        if not self.resolution.done():
+            self.resolution.set_result(resolution)
+
+    def say(self, problem: Problem) -> None:
+        """End the answer with a problem of our own: as an answer, or in the stream it breaks."""
+        recording = self.recording
+        if recording.ended:
+            return
+        if recording.head is None:
+            outlet = ToRecording(recording, _never)
+            response = outlet.problem(self.call.dialect, problem, ())
+            recording.begin(response.head)
+            recording.put(response.body)
+            recording.end()
+            return
+        recording.put(_event(self.call.dialect, self.call, recording, problem))
+        recording.end(broken=True)
+
+
+def _never(_: RecordedResponse) -> None:
+    """A problem is said at once, and whole."""
+
+
+def _event(dialect: Dialect, call: Call, recording: Recording, problem: Problem) -> bytes:
+    content_type = "" if recording.head is None else recording.head.content_type
+    return dialect.error_event(call.facts, content_type, problem.code, problem.message)

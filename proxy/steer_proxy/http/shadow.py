@@ -1,0 +1,133 @@
+"""Following a call that another process makes, through the ledger they share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Final
+
+from steer_policies.idempotency import State
+from steer_proxy.engine.attempt import Problem
+from steer_proxy.engine.bookkeeper import Bookkeeper
+from steer_proxy.http.replay import PAGE, Damaged, opened
+from steer_proxy.http.run import Run
+from steer_proxy.http.stored import read_head
+from steer_proxy.ledger.protocol import LedgerUnavailable
+from steer_proxy.ledger.sealing import Unreadable
+from steer_proxy.ledger.values import Following, Record
+
+#: How often is looked, in seconds, even when nothing was heard.
+EVERY: Final = 0.25
+
+#: How long the ledger may be away meanwhile, in seconds.
+PATIENCE: Final = 30.0
+
+_FAILED: Final = Problem(
+    502,
+    "steer_joined_call_failed",
+    "The call with this key, made by another Steer, has failed and may be made again.",
+    sdk_retry=True,
+)
+_LOST: Final = Problem(
+    409,
+    "steer_key_uncertain",
+    "The call with this key was made by another Steer. It may have been executed, and its answer "
+    "is lost, so it is not made again. `steer ledger resolve` settles it.",
+    sdk_retry=False,
+)
+_NOT_KEPT: Final = Problem(
+    409,
+    "steer_result_not_stored",
+    "The call with this key was made by another Steer, and its answer was not stored.",
+    sdk_retry=False,
+)
+_UNREADABLE: Final = Problem(
+    409,
+    "steer_replay_unavailable",
+    "The call with this key was made by another Steer, and its answer cannot be read here: do all "
+    "of them have the same encryption keys?",
+    sdk_retry=False,
+)
+_AWAY: Final = Problem(
+    503,
+    "steer_ledger_unavailable",
+    "The ledger became unavailable while another Steer's call was waited for.",
+    retry_after=1.0,
+    sdk_retry=True,
+)
+
+
+async def shadow(run: Run, record: Record, books: Bookkeeper) -> None:
+    """Fill a run's recording from the ledger until the call it follows has ended."""
+    async with books.ledger.watch(record.id) as news:
+        problem = await _Shadow(run, record, books).follow(news)
+    if problem is not None:
+        run.say(problem)
+    else:
+        run.recording.end()
+
+
+class _Shadow:
+    def __init__(self, run: Run, record: Record, books: Bookkeeper) -> None:
+        self._run = run
+        self._record = record
+        self._books = books
+        self._seen = 0
+
+    async def follow(self, news: asyncio.Event) -> Problem | None:
+        """Copy what comes; None when it came to its proper end."""
+        now = asyncio.get_running_loop().time
+        heard = now()
+        while True:
+            news.clear()
+            try:
+                following = await self._books.ledger.follow(self._record.id, self._seen - 1, PAGE)
+                heard = now()
+                await self._take(following)
+                if len(following.chunks) == PAGE:
+                    continue
+                if (end := self._end(following)) is not True:
+                    if end is not False:
+                        return end
+                elif await self._complete():
+                    return None
+                else:
+                    continue
+            except LedgerUnavailable:
+                if now() - heard > PATIENCE:
+                    return _AWAY
+            except (Unreadable, Damaged, ValueError):
+                return _UNREADABLE
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EVERY):
+                    await news.wait()
+
+    async def _take(self, following: Following) -> None:
+        recording, sealer = self._run.recording, self._books.sealer
+        if recording.head is None and following.headers is not None:
+            text = sealer.open_head(self._record.id, following.headers)
+            recording.begin(read_head(following.status or 200, text))
+        if following.chunks:
+            rows = list(following.chunks)
+            await recording.write(opened(sealer, rows, self._seen))
+            self._seen += len(rows)
+            recording.release()
+
+    def _end(self, following: Following) -> Problem | bool:
+        """True when the call is completed, False while it runs, else what went wrong."""
+        record = following.record
+        self._run.cost_nusd = None if record is None else record.cost_nusd
+        if record is None or record.state is State.RELEASED:
+            return _FAILED
+        if record.state is State.COMPLETED:
+            return True if record.stored else _NOT_KEPT
+        if record.state is State.UNCERTAIN or record.lapsed:
+            return _LOST
+        return False
+
+    async def _complete(self) -> bool:
+        """Whether all of a completed answer was copied."""
+        answer = await self._books.ledger.answer(self._record.id)
+        if answer is None:
+            raise Damaged("the answer is gone")
+        return self._seen >= answer.chunks

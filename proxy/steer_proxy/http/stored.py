@@ -1,0 +1,101 @@
+"""An answer as the ledger keeps it: its head as JSON, its body in chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+
+from steer_policies.headers import Field
+from steer_proxy.http.lines import line
+from steer_proxy.http.recording import RecordedHead
+from steer_proxy.ledger.sealing import Sealer
+from steer_proxy.ledger.values import ChunkRow
+
+#: The most bytes of an answer in one chunk.
+CHUNK: Final = 64 * 1024
+
+#: A body larger than this is compressed and encrypted in a thread, in bytes.
+AT_ONCE: Final = 64 * 1024
+
+#: What is not given again with a stored answer: it was meant for that moment or that connection.
+_OF_ITS_MOMENT: Final = frozenset({b"set-cookie", b"set-cookie2", b"date", b"age", b"cf-ray"})
+_RATE_LIMITS: Final = (b"x-ratelimit-", b"ratelimit", b"anthropic-ratelimit-", b"retry-after")
+
+
+def head_text(head: RecordedHead) -> str:
+    """A head as `resp_headers` holds it."""
+    value = {
+        "reason": head.reason,
+        "fields": [
+            [name.decode("latin-1"), value.decode("latin-1")]
+            for name, value in head.fields
+            if not _of_its_moment(name.lower())
+        ],
+        "own": [each.decode("latin-1").rstrip("\r\n").split(": ", 1) for each in head.own],
+        "content_type": head.content_type,
+    }
+    return orjson.dumps(value).decode()
+
+
+def _of_its_moment(name: bytes) -> bool:
+    return name in _OF_ITS_MOMENT or name.startswith(_RATE_LIMITS)
+
+
+def read_head(status: int, text: str) -> RecordedHead:
+    """A head from what `resp_headers` holds.
+
+    Raises:
+        ValueError: when it holds something else.
+    """
+    value: Any = orjson.loads(text)
+    try:
+        return RecordedHead(
+            status,
+            value["reason"],
+            [_field(name, content) for name, content in value["fields"]],
+            [line(name, content) for name, content in value["own"]],
+            value["content_type"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("the stored head is not one") from error
+
+
+def _field(name: str, content: str) -> Field:
+    return name.encode("latin-1"), content.encode("latin-1")
+
+
+class Chunker:
+    """Cuts an answer into chunks, in the order its bytes come."""
+
+    def __init__(self, sealer: Sealer, id: str) -> None:  # noqa: A002 - the column's name
+        self._sealer = sealer
+        self._id = id
+        self._digest = hashlib.sha256()
+        self.count = 0
+        self.size = 0
+
+    @property
+    def sha256(self) -> str:
+        """The digest of everything cut so far, in hexadecimal."""
+        return self._digest.hexdigest()
+
+    async def cut(self, pieces: Sequence[bytes], at_us: int) -> list[ChunkRow]:
+        """The next chunks, of these bytes."""
+        data = b"".join(pieces)
+        if len(data) <= AT_ONCE:
+            return self._cut(data, at_us)
+        return await asyncio.to_thread(self._cut, data, at_us)
+
+    def _cut(self, data: bytes, at_us: int) -> list[ChunkRow]:
+        rows = []
+        for start in range(0, len(data), CHUNK):
+            raw = data[start : start + CHUNK]
+            rows.append(self._sealer.seal(self._id, self.count, self.size, at_us, raw))
+            self._digest.update(raw)
+            self.count += 1
+            self.size += len(raw)
+        return rows

@@ -1,0 +1,414 @@
+"""The ledger without a database: for tests, and for `memory:`, where nothing outlives the process.
+
+It keeps the promises of the other ledgers line by line, so that a test of the proxy may use it in
+their place; the contract suite and a state machine that compares it with SQLite hold it to that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, NamedTuple
+
+from steer_policies.idempotency import Move, State, sources
+from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable
+from steer_proxy.ledger.values import (
+    MICROSECONDS,
+    RESULT_COLUMNS,
+    AttemptRow,
+    Batch,
+    BreakerEventRow,
+    CallRow,
+    ChunkRow,
+    Claim,
+    Finish,
+    Following,
+    Lease,
+    Purge,
+    Purged,
+    Record,
+    Ref,
+    StoredAnswer,
+)
+from steer_proxy.ledger.watching import Watchers
+
+#: Rows of the log that are kept, of each kind: the oldest make room. Live records do not count.
+LOG_ROWS: Final = 10_000
+
+_ANSWER: Final = ("resp_headers", "resp_bytes", "resp_chunks", "resp_sha256")
+_NO_ANSWER: Final = dict.fromkeys(("keyring_id", *_ANSWER))
+_FINISHED: Final = (*RESULT_COLUMNS, "expires_us", "keyring_id", *_ANSWER)
+_FINISHING: Final = {
+    State.COMPLETED: Move.COMPLETE,
+    State.UNCERTAIN: Move.DOUBT,
+    State.RELEASED: Move.RELEASE,
+}
+_RUNNING: Final = (State.CLAIMED, State.SENT)
+
+
+class _Owner(NamedTuple):
+    instance: str
+    lease_until_us: int
+
+
+class MemoryLedger:
+    """A ledger in dicts. `wall` gives Unix seconds; `calls`, `attempts` and `events` are for tests.
+
+    `shared` makes it say that other processes write here too, for tests of following.
+    """
+
+    def __init__(self, wall: Callable[[], float], *, shared: bool = False) -> None:
+        self._wall = wall
+        self._shared = shared
+        self._secret: bytes | None = None
+        self._owners: dict[str, _Owner] = {}
+        self._live: dict[str, str] = {}
+        """Which row is a scope's live record."""
+        self._over: deque[str] = deque()
+        """Rows that are not live, as they came to be so."""
+        self._chunks: dict[str, dict[int, ChunkRow]] = {}
+        self._watchers = Watchers()
+        self.calls: dict[str, CallRow] = {}
+        self.attempts: OrderedDict[tuple[str, int], AttemptRow] = OrderedDict()
+        self.events: OrderedDict[str, BreakerEventRow] = OrderedDict()
+
+    @property
+    def shared(self) -> bool:
+        """Whether it was made to look like a shared one."""
+        return self._shared
+
+    @property
+    def secret(self) -> bytes | None:
+        """Random, made when it is opened first."""
+        return self._secret
+
+    @property
+    def available(self) -> bool:
+        """Whether it was opened."""
+        return self._secret is not None
+
+    async def open(self) -> None:
+        """Begin, or go on with what is there; whoever had a lease before is gone."""
+        self._secret = self._secret or os.urandom(32)
+        now = self._now()
+        for id_, owner in self._owners.items():
+            if owner.lease_until_us > now:
+                self._owners[id_] = owner._replace(lease_until_us=now)
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+    # --- Owners ---------------------------------------------------------------------------------
+
+    async def renew(self, owner: str, instance: str, lease: float, held: Sequence[str]) -> Lease:
+        """See the protocol."""
+        now = self._now()
+        known = self._owners.get(owner)
+        lapsed = known.lease_until_us <= now if known else bool(held)
+        self._owners[owner] = _Owner(instance, now + int(lease * MICROSECONDS))
+        if not lapsed:
+            return Lease(lapsed=False)
+        kept = {
+            id_
+            for id_ in held
+            if (row := self._live_row(id_)) is not None and row.owner_id == owner
+        }
+        return Lease(lapsed=True, lost=frozenset(held) - kept)
+
+    async def retire(self, owner: str) -> None:
+        """See the protocol."""
+        if (known := self._owners.get(owner)) is not None:
+            self._owners[owner] = known._replace(lease_until_us=self._now())
+
+    # --- Records --------------------------------------------------------------------------------
+
+    async def claim(self, claim: Claim) -> Record | None:
+        """See the protocol."""
+        return self._insert(claim.row)
+
+    async def take_over(self, claim: Claim, found: Record) -> Record | None:
+        """See the protocol."""
+        old = self._mine(Ref(found.id, found.epoch))
+        same = old is not None and old.idem_state == found.state  # else it is decided anew
+        if old is not None and same and old.id != claim.row.id and self._may_be_taken(old):
+            state = State.RELEASED if old.idem_state == State.CLAIMED else old.idem_state
+            self._change(old, idem_state=state, idem_live=None, **_NO_ANSWER)
+            self._chunks.pop(old.id, None)
+        return self._insert(claim.row._replace(idem_epoch=found.epoch + 1))
+
+    def _insert(self, row: CallRow) -> Record | None:
+        assert row.idem_scope is not None  # noqa: S101 - see `Claim`
+        if (there := self._live.get(row.idem_scope)) is not None:
+            return None if there == row.id else self._record(self.calls[there])
+        if row.id in self.calls:
+            raise LedgerUnavailable("somebody ended this claim while its reply was lost")
+        self.calls[row.id] = row
+        self._live[row.idem_scope] = row.id
+        return None
+
+    def _may_be_taken(self, row: CallRow) -> bool:
+        if row.idem_state in _RUNNING:
+            return self._lapsed(row)
+        return row.idem_state == State.UNCERTAIN or self._expired(row)
+
+    async def mark_sent(self, ref: Ref) -> bool:
+        """See the protocol."""
+        row = self._mine(ref)
+        if row is None:
+            return False
+        if row.idem_state in sources(Move.SEND):
+            self._change(row, idem_state=State.SENT, sent_us=self._now())
+            return True
+        return row.idem_state == State.SENT
+
+    async def finish(self, finish: Finish) -> bool:
+        """See the protocol."""
+        for each in (finish.row, *finish.chunks):
+            _check(each)
+        row = self._mine(finish.ref)
+        if row is None or row.idem_state not in sources(_FINISHING[finish.state]):
+            return self._was_finished(finish)
+        known = {name: getattr(finish.row, name) for name in _FINISHED}
+        live = None if finish.state is State.RELEASED else 1
+        self._change(row, idem_state=finish.state, idem_live=live, **known)
+        if finish.state is not State.UNCERTAIN and finish.row.resp_chunks is None:
+            self._chunks.pop(row.id, None)
+        else:
+            self._add(finish.chunks)
+        return True
+
+    def _was_finished(self, finish: Finish) -> bool:
+        """Whether this very ending was written before, and its reply lost."""
+        row = self.calls.get(finish.ref.id)
+        return (
+            row is not None
+            and (row.idem_epoch, row.idem_state) == (finish.ref.epoch, finish.state)
+            and row.ended_us == finish.row.ended_us
+            and row.resp_sha256 == finish.row.resp_sha256
+        )
+
+    async def begin_answer(self, ref: Ref, status: int, headers: str) -> bool:
+        """See the protocol."""
+        row = self._mine(ref)
+        if row is None or row.idem_state not in sources(Move.COMPLETE):
+            return False
+        self._change(row, status=status, resp_headers=headers)
+        return True
+
+    async def add_chunks(self, chunks: Sequence[ChunkRow]) -> None:
+        """See the protocol."""
+        for chunk in chunks:
+            row = self._live_row(chunk.request)
+            if row is not None and row.idem_state in sources(Move.COMPLETE):
+                self._add((chunk,))
+
+    def _add(self, chunks: Iterable[ChunkRow]) -> None:
+        for chunk in chunks:
+            self._chunks.setdefault(chunk.request, {}).setdefault(chunk.seq, chunk)
+            self._watchers.tell(chunk.request)
+
+    async def drop_chunks(self, ref: Ref) -> None:
+        """See the protocol."""
+        row = self._mine(ref)
+        if row is not None and row.idem_state in sources(Move.COMPLETE):
+            self._chunks.pop(row.id, None)
+            self._change(row, resp_headers=None)
+
+    async def find(self, scope: str) -> Record | None:
+        """See the protocol."""
+        there = self._live.get(scope)
+        return None if there is None else self._record(self.calls[there])
+
+    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the column's name
+        """See the protocol."""
+        row = self.calls.get(id)
+        if row is None or row.idem_state != State.COMPLETED or row.resp_chunks is None:
+            return None
+        return StoredAnswer(
+            row.id,
+            row.status or 0,
+            row.resp_headers or "",
+            row.resp_bytes or 0,
+            row.resp_chunks,
+            row.resp_sha256,
+        )
+
+    async def chunks(self, id: str, after: int, limit: int) -> list[ChunkRow]:  # noqa: A002
+        """See the protocol."""
+        there = self._chunks.get(id, {})
+        return [there[seq] for seq in sorted(there) if seq > after][:limit]
+
+    async def follow(self, id: str, after: int, limit: int) -> Following:  # noqa: A002
+        """See the protocol."""
+        row = self.calls.get(id)
+        if row is None:
+            return Following(None, None, None)
+        chunks = await self.chunks(id, after, limit)
+        return Following(self._record(row), row.resp_headers, row.status, tuple(chunks))
+
+    def watch(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:  # noqa: A002
+        """See the protocol."""
+        return self._watchers.watch(id)
+
+    async def settle(self, id: str, move: Move) -> bool:  # noqa: A002
+        """See the protocol."""
+        row = self._live_row(id)
+        if row is None or row.idem_state not in sources(move):
+            return False
+        if row.idem_state in _RUNNING and not self._lapsed(row):
+            return False
+        state, live = (State.COMPLETED, 1) if move is Move.SETTLE else (State.RELEASED, None)
+        self._change(row, idem_state=state, idem_live=live, **_NO_ANSWER)
+        self._chunks.pop(row.id, None)
+        return True
+
+    # --- The log --------------------------------------------------------------------------------
+
+    async def write(self, batch: Batch) -> None:
+        """See the protocol."""
+        for row in (*batch.calls, *batch.attempts, *batch.events):
+            _check(row)
+        for call in batch.calls:
+            if call.id not in self.calls:
+                self.calls[call.id] = call
+                self._make_room(call.id)
+        for attempt in batch.attempts:
+            self.attempts.setdefault((attempt.request, attempt.n), attempt)
+        for event in batch.events:
+            self.events.setdefault(event.id, event)
+        for rows in (self.attempts, self.events):
+            while len(rows) > LOG_ROWS:
+                rows.popitem(last=False)
+
+    async def purge(self, purge: Purge) -> Purged:
+        """See the protocol."""
+        chunks = self._expire(purge.limit) + self._evict(purge)
+        calls = [
+            row.id
+            for row in self.calls.values()
+            if not row.idem_live and max(row.started_us, row.ended_us or 0) < purge.before_us
+        ]
+        gone = set(calls[: purge.limit])
+        attempts = [
+            key
+            for key, row in self.attempts.items()
+            if key[0] in gone or (key[0] not in self.calls and row.started_us < purge.before_us)
+        ]
+        events = [id_ for id_, row in self.events.items() if row.at_us < purge.before_us]
+        for id_ in gone:
+            chunks += len(self._chunks.pop(id_, ()))
+            del self.calls[id_]
+        for key in attempts:
+            del self.attempts[key]
+        for id_ in events:
+            del self.events[id_]
+        self._over = deque(id_ for id_ in self._over if id_ in self.calls)
+        self._forget_owners(purge.before_us)
+        more = len(calls) > purge.limit
+        return Purged(len(gone), len(attempts), chunks, len(events), more=more)
+
+    def _expire(self, limit: int) -> int:
+        """Free the keys whose time is over, and drop their answers."""
+        over = [
+            row
+            for id_ in self._live.values()
+            if self._expired(row := self.calls[id_]) and self._may_be_taken(row)
+        ]
+        removed = 0
+        for row in over[:limit]:
+            state = State.RELEASED if row.idem_state == State.CLAIMED else row.idem_state
+            self._change(row, idem_state=state, idem_live=None, **_NO_ANSWER)
+            removed += len(self._chunks.pop(row.id, ()))
+        return removed
+
+    def _evict(self, purge: Purge) -> int:
+        """Drop the oldest answers beyond the bytes allowed; their keys stay used."""
+        if purge.max_bytes is None:
+            return 0
+        sizes = {
+            id_: sum(len(each.body) for each in chunks.values())
+            for id_, chunks in self._chunks.items()
+        }
+        excess, removed = sum(sizes.values()) - purge.max_bytes, 0
+        for id_ in sorted(sizes):
+            row = self.calls[id_]
+            if excess <= 0:
+                break
+            if row.idem_state == State.COMPLETED:
+                self._change(row, **_NO_ANSWER)
+                removed += len(self._chunks.pop(id_))
+                excess -= sizes[id_]
+        return removed
+
+    def _forget_owners(self, before_us: int) -> None:
+        until = min(before_us, self._now())
+        for id_ in [id_ for id_, each in self._owners.items() if each.lease_until_us < until]:
+            del self._owners[id_]
+
+    # --- Rows -----------------------------------------------------------------------------------
+
+    def _now(self) -> int:
+        return int(self._wall() * MICROSECONDS)
+
+    def _lapsed(self, row: CallRow) -> bool:
+        owner = self._owners.get(row.owner_id or "")
+        return not row.idem_live or owner is None or owner.lease_until_us <= self._now()
+
+    def _expired(self, row: CallRow) -> bool:
+        return row.expires_us is not None and row.expires_us <= self._now()
+
+    def _live_row(self, id_: str) -> CallRow | None:
+        row = self.calls.get(id_)
+        return row if row is not None and row.idem_live else None
+
+    def _mine(self, ref: Ref) -> CallRow | None:
+        row = self._live_row(ref.id)
+        return row if row is not None and row.idem_epoch == ref.epoch else None
+
+    def _record(self, row: CallRow) -> Record:
+        return Record(
+            id=row.id,
+            epoch=row.idem_epoch or 1,
+            state=State(row.idem_state or ""),
+            fingerprint=row.idem_fp or "",
+            owner_id=row.owner_id or "",
+            lapsed=self._lapsed(row),
+            expired=self._expired(row),
+            stored=row.resp_chunks is not None,
+            cost_nusd=row.cost_nusd,
+        )
+
+    def _change(self, row: CallRow, **values: Any) -> None:
+        changed = row._replace(**values)
+        self.calls[row.id] = changed
+        if row.idem_live and not changed.idem_live:
+            del self._live[row.idem_scope or ""]
+            self._make_room(row.id)
+        self._watchers.tell(row.id)
+
+    def _make_room(self, id_: str) -> None:
+        self._over.append(id_)
+        while len(self._over) > LOG_ROWS:
+            oldest = self._over.popleft()
+            self._chunks.pop(oldest, None)
+            self.calls.pop(oldest, None)
+
+
+def _check(row: tuple[str | int | bytes | None, ...]) -> None:
+    """Refuse what no database takes."""
+    for value in row:
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise LedgerRefused(f"{value} does not fit into 64 bits")
+        if isinstance(value, str) and not _encodable(value):
+            raise LedgerRefused("text with a lone surrogate cannot be stored")
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

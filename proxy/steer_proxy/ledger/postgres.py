@@ -1,0 +1,379 @@
+"""The ledger in PostgreSQL, which many processes may share.
+
+Each thing it does is one autocommit statement, so that nothing is locked while anybody waits for a
+round trip. It connects when it is first needed, and again when it must.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import asyncpg
+
+from steer_policies.idempotency import Move, State
+from steer_proxy import __version__
+from steer_proxy.ledger import postgres_statements as sql
+from steer_proxy.ledger.address import Postgres
+from steer_proxy.ledger.migrate import WRITER, check, state_of
+from steer_proxy.ledger.parameters import Statement
+from steer_proxy.ledger.postgres_news import News
+from steer_proxy.ledger.postgres_pool import Pool
+from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable, LedgerUnusable
+from steer_proxy.ledger.values import (
+    MICROSECONDS,
+    AttemptRow,
+    Batch,
+    BreakerEventRow,
+    CallRow,
+    ChunkRow,
+    Claim,
+    Finish,
+    Following,
+    Lease,
+    Purge,
+    Purged,
+    Record,
+    Ref,
+    Row,
+    StoredAnswer,
+)
+
+if TYPE_CHECKING:
+    Connection: TypeAlias = asyncpg.Connection[Any]
+
+#: Pages of stored answers that are looked at to learn how many bytes they hold: 64 MB.
+_SAMPLE: Final = 8_192
+
+
+class PostgresLedger:
+    """A ledger in a PostgreSQL database."""
+
+    def __init__(self, address: Postgres) -> None:
+        self._pool = Pool(address.dsn, self._greet)
+        self._news = News(self._pool)
+        self._secret: bytes | None = None
+        self._available = False
+
+    @property
+    def shared(self) -> bool:
+        """Always: other processes may own records."""
+        return True
+
+    @property
+    def secret(self) -> bytes | None:
+        """Read when a connection is made."""
+        return self._secret
+
+    @property
+    def available(self) -> bool:
+        """Whether the last statement worked."""
+        return self._available
+
+    async def open(self) -> None:
+        """See the protocol; migrating is for `steer db upgrade`."""
+        await self._ask(sql.PING)
+
+    async def close(self) -> None:
+        """See the protocol; takes some seconds at most."""
+        await self._news.close()
+        await self._pool.close()
+        self._available = False
+
+    # --- Owners ---------------------------------------------------------------------------------
+
+    async def renew(self, owner: str, instance: str, lease: float, held: Sequence[str]) -> Lease:
+        """See the protocol. A second statement only after a lapse.
+
+        Whoever takes a record over locks the owner's row first, so the loss is there to be read.
+        """
+        (row,) = await self._fetch(
+            sql.RENEW,
+            owner=owner,
+            instance=instance,
+            version=__version__,
+            lease_us=int(lease * MICROSECONDS),
+        )
+        self._check_writer(row["min_writer"])
+        before = row["before_us"]
+        if not (held if before is None else before <= row["now_us"]):
+            return Lease(lapsed=False)
+        kept = await self._fetch(sql.HELD, owner=owner, held=list(held)) if held else []
+        return Lease(lapsed=True, lost=frozenset(held) - {row["id"] for row in kept})
+
+    async def retire(self, owner: str) -> None:
+        """See the protocol."""
+        await self._fetch(sql.RETIRE, owner=owner)
+
+    # --- Records --------------------------------------------------------------------------------
+
+    async def claim(self, claim: Claim) -> Record | None:
+        """See the protocol. One statement, when the key is free."""
+        self._news.start()
+        arguments = tuple(_clean(claim.row))
+        # Between the two looks the record that was in the way may be released.
+        for _ in range(2):
+            if await self._run(sql.CLAIM, arguments):
+                return None
+            found = await self.find(claim.row.idem_scope or "")
+            if found is not None:
+                return None if found.id == claim.row.id else found
+        raise await self._lost_claim(claim.row.id)
+
+    async def take_over(self, claim: Claim, found: Record) -> Record | None:
+        """See the protocol. All in one statement."""
+        self._news.start()
+        row = claim.row._replace(idem_epoch=found.epoch + 1)
+        old = {
+            "old_id": found.id,
+            "old_epoch": found.epoch,
+            "old_owner": found.owner_id,
+            "old_state": found.state.value,
+        }
+        arguments = sql.TAKE_OVER.arguments({**_named(row), **old})
+        for _ in range(2):
+            if await self._run(sql.TAKE_OVER, arguments):
+                self._news.tell(found.id)
+                return None
+            there = await self.find(row.idem_scope or "")
+            if there is not None:
+                return None if there.id == row.id else there
+        raise await self._lost_claim(row.id)
+
+    async def mark_sent(self, ref: Ref) -> bool:
+        """See the protocol."""
+        return bool(await self._fetch(sql.MARK_SENT, id=ref.id, epoch=ref.epoch))
+
+    async def finish(self, finish: Finish) -> bool:
+        """See the protocol. One statement, its chunks included."""
+        values = _named(finish.row)
+        values.update(id=finish.ref.id, epoch=finish.ref.epoch)
+        if finish.state is not State.UNCERTAIN and finish.row.resp_chunks is None:
+            statement = sql.FINISH_BARE[finish.state]
+        else:
+            statement = sql.FINISH[finish.state]
+            values.update(_arrays(ChunkRow, finish.chunks, "chunk_"))
+        done = bool(await self._run(statement, statement.arguments(values)))
+        self._news.tell(finish.ref.id)
+        return done
+
+    async def begin_answer(self, ref: Ref, status: int, headers: str) -> bool:
+        """See the protocol."""
+        done = await self._fetch(
+            sql.BEGIN_ANSWER, id=ref.id, epoch=ref.epoch, status=status, headers=_text(headers)
+        )
+        self._news.tell(ref.id)
+        return bool(done)
+
+    async def add_chunks(self, chunks: Sequence[ChunkRow]) -> None:
+        """See the protocol. One statement."""
+        if chunks:
+            await self._fetch(sql.ADD_CHUNKS, **_arrays(ChunkRow, chunks))
+            for id_ in {chunk.request for chunk in chunks}:
+                self._news.tell(id_)
+
+    async def drop_chunks(self, ref: Ref) -> None:
+        """See the protocol."""
+        await self._fetch(sql.DROP_CHUNKS, id=ref.id, epoch=ref.epoch)
+        self._news.tell(ref.id)
+
+    async def find(self, scope: str) -> Record | None:
+        """See the protocol."""
+        rows = await self._fetch(sql.FIND, scope=scope)
+        return _record(rows[0]) if rows else None
+
+    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the column's name
+        """See the protocol."""
+        rows = await self._fetch(sql.ANSWER, id=id)
+        if not rows:
+            return None
+        (row,) = rows
+        return StoredAnswer(
+            row["id"],
+            row["status"] or 0,
+            row["resp_headers"] or "",
+            row["resp_bytes"] or 0,
+            row["resp_chunks"],
+            row["resp_sha256"],
+        )
+
+    async def chunks(self, id: str, after: int, limit: int) -> list[ChunkRow]:  # noqa: A002
+        """See the protocol."""
+        rows = await self._fetch(sql.CHUNKS, id=id, after=after, limit=limit)
+        return [ChunkRow(*row) for row in rows]
+
+    async def follow(self, id: str, after: int, limit: int) -> Following:  # noqa: A002
+        """See the protocol. One statement."""
+        rows = await self._fetch(sql.FOLLOW, id=id, after=after, limit=limit)
+        if not rows:
+            return Following(None, None, None)
+        head = rows[0]
+        chunks = tuple(
+            ChunkRow(*(row[name] for name in ChunkRow._fields))
+            for row in rows
+            if row["seq"] is not None
+        )
+        return Following(_record(head), head["resp_headers"], head["status"], chunks)
+
+    def watch(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:  # noqa: A002
+        """See the protocol."""
+        return self._news.watch(id)
+
+    async def settle(self, id: str, move: Move) -> bool:  # noqa: A002
+        """See the protocol."""
+        done = bool(await self._fetch(sql.SETTLE[move], id=id))
+        self._news.tell(id)
+        return done
+
+    # --- The log --------------------------------------------------------------------------------
+
+    async def write(self, batch: Batch) -> None:
+        """See the protocol. One statement for all tables."""
+        if len(batch):
+            await self._fetch(
+                sql.WRITE,
+                **_arrays(CallRow, map(_clean, batch.calls), "call_"),
+                **_arrays(AttemptRow, map(_clean, batch.attempts), "attempt_"),
+                **_arrays(BreakerEventRow, map(_clean, batch.events), "event_"),
+            )
+
+    async def purge(self, purge: Purge) -> Purged:
+        """See the protocol. Some short statements, each of one kind of rows."""
+        limit, before_us = purge.limit, purge.before_us
+        (expired,) = await self._fetch(sql.EXPIRE, limit=limit)
+        evicted = await self._evict(purge)
+        (calls,) = await self._fetch(sql.PURGE_CALLS, before_us=before_us, limit=limit)
+        ((strays,),) = await self._fetch(sql.PURGE_ATTEMPTS, before_us=before_us, limit=limit)
+        ((events,),) = await self._fetch(sql.PURGE_EVENTS, before_us=before_us, limit=limit)
+        await self._fetch(sql.PURGE_OWNERS, before_us=before_us, limit=limit)
+        counts = (expired["keys"], evicted["answers"], calls["requests"], strays, events)
+        return Purged(
+            requests=calls["requests"],
+            attempts=calls["attempts"] + strays,
+            chunks=expired["chunks"] + evicted["chunks"] + calls["chunks"],
+            events=events,
+            more=any(count >= limit for count in counts),
+        )
+
+    async def _evict(self, purge: Purge) -> Any:
+        """Drop the oldest answers beyond the bytes allowed.
+
+        A large table's size is reckoned from a sample: reading all of it would take too long.
+        """
+        nothing = {"answers": 0, "chunks": 0}
+        if purge.max_bytes is None:
+            return nothing
+        (size,) = await self._fetch(sql.STORED_SIZE)
+        if size["disk"] <= purge.max_bytes:
+            return nothing
+        percent = min(100.0, 100.0 * _SAMPLE / max(1, size["pages"]))
+        ((stored,),) = await self._fetch(sql.STORED_BYTES, percent=percent)
+        excess = stored - purge.max_bytes
+        if excess <= 0:
+            return nothing
+        (row,) = await self._fetch(sql.EVICT, limit=purge.limit, excess=excess)
+        return row
+
+    # --- Inside ---------------------------------------------------------------------------------
+
+    async def _greet(self, connection: Connection) -> None:
+        """Look at the ledger that a new connection leads to."""
+        try:
+            row = await connection.fetchrow(sql.META.sql)
+        except asyncpg.UndefinedTableError:
+            row = None
+        facts = row or {"revision": None, "min_writer": None, "secret": None}
+        state = state_of(facts["revision"], facts["min_writer"])
+        try:
+            check(state)
+        except LedgerUnusable as error:
+            if state.min_writer > WRITER:
+                raise
+            # Somebody may upgrade it while we run.
+            raise LedgerUnavailable(str(error)) from None
+        try:
+            self._secret = bytes.fromhex(facts["secret"] or "")
+        except ValueError:
+            self._secret = None
+        if not self._secret:
+            raise LedgerUnusable("steer_meta has no secret in hexadecimal digits: restore its row")
+
+    def _check_writer(self, min_writer: str | None) -> None:
+        """Notice that a newer version has taken the ledger for itself."""
+        if min_writer is None or not min_writer.isdecimal() or int(min_writer) > WRITER:
+            # The next connection is looked at, and refused.
+            self._pool.drop()
+
+    async def _lost_claim(self, id_: str) -> LedgerUnavailable:
+        ended = await self._fetch(sql.EXISTS, id=id_)
+        return LedgerUnavailable(
+            "somebody ended this claim while its reply was lost"
+            if ended
+            else "the key changes hands too fast"
+        )
+
+    async def _fetch(self, statement: Statement, **values: Any) -> list[Any]:
+        return await self._run(statement, statement.arguments(values))
+
+    async def _run(self, statement: Statement, arguments: Sequence[Any]) -> list[Any]:
+        try:
+            return await self._ask(statement, arguments)
+        except LedgerUnusable as error:
+            # Only who opens a ledger can end because of it.
+            raise LedgerUnavailable(str(error)) from None
+
+    async def _ask(self, statement: Statement, arguments: Sequence[Any] = ()) -> list[Any]:
+        try:
+            rows = await self._pool.fetch(statement, arguments)
+        except LedgerRefused:
+            self._available = True
+            raise
+        except (LedgerUnavailable, LedgerUnusable):
+            self._available = False
+            raise
+        self._available = True
+        return rows
+
+
+def _record(row: Any) -> Record:
+    return Record(
+        row["id"],
+        row["idem_epoch"],
+        State(row["idem_state"]),
+        row["idem_fp"] or "",
+        row["owner_id"] or "",
+        row["lapsed"],
+        row["expired"],
+        row["stored"],
+        row["cost_nusd"],
+    )
+
+
+def _text(value: str) -> str:
+    """Text without the one character that PostgreSQL cannot store."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if "\0" in value else value
+
+
+def _clean(row: Row) -> Iterable[Any]:
+    values = [_text(value) if type(value) is str else value for value in row]
+    if isinstance(row, CallRow) and row.labels is not None and "\\u0000" in row.labels:
+        values[_LABELS] = row.labels.replace("\\u0000", "\\ufffd")
+    return values
+
+
+_LABELS: Final = CallRow._fields.index("labels")
+
+
+def _named(row: CallRow) -> dict[str, Any]:
+    return dict(zip(CallRow._fields, _clean(row), strict=True))
+
+
+def _arrays(
+    row: type[Row | ChunkRow], rows: Iterable[Iterable[Any]], prefix: str = ""
+) -> dict[str, Sequence[Any]]:
+    """Rows as one array for each column."""
+    columns: Iterable[Sequence[Any]] = zip(*rows, strict=True)
+    arrays = list(columns) or [()] * len(row._fields)
+    return {f"{prefix}{name}": array for name, array in zip(row._fields, arrays, strict=True)}

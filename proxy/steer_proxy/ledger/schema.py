@@ -1,0 +1,117 @@
+"""Where a ledger's schema stands, told without Alembic, and who may write it.
+
+A newer schema than this version knows is no error in itself: revisions add before they remove, and
+`steer_meta.min_writer` says which versions may still write.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from steer_proxy.ledger.protocol import LedgerUnusable
+
+if TYPE_CHECKING:
+    import asyncpg
+
+#: Every revision, oldest first; tests hold this equal to `migrations/`.
+REVISIONS: Final = ("0001",)
+#: The schema this version is written for.
+HEAD: Final = REVISIONS[-1]
+#: What this version is as a writer; a ledger whose `min_writer` is greater must not be written.
+WRITER: Final = 1
+
+_UPGRADE: Final = "run `steer db upgrade`"
+
+
+class Standing(StrEnum):
+    """How a database's schema compares with the newest revision this version knows."""
+
+    EMPTY = "empty"
+    CURRENT = "current"
+    BEHIND = "behind"
+    AHEAD = "ahead"
+    """A newer version of Steer migrated it."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a database's schema stands; `revision` is None when it is empty."""
+
+    standing: Standing
+    revision: str | None = None
+    min_writer: int = 1
+
+
+def state_of(revision: str | None, min_writer: str | None) -> State:
+    """The state that the revision in `alembic_version` and the text in `steer_meta` amount to.
+
+    Raises:
+        LedgerUnusable: when they are not Steer's.
+    """
+    if revision is None:
+        return State(Standing.EMPTY)
+    if min_writer is None or not min_writer.isdecimal():
+        raise LedgerUnusable(
+            f"the database is at revision {revision!r} of something that is not Steer's (there is "
+            "no steer_meta.min_writer): give Steer a database, or a schema, of its own"
+        )
+    if revision == HEAD:
+        standing = Standing.CURRENT
+    else:
+        standing = Standing.BEHIND if revision in REVISIONS else Standing.AHEAD
+    return State(standing, revision, int(min_writer))
+
+
+def check(state: State) -> None:
+    """Make sure that this version may write a ledger in this state.
+
+    Raises:
+        LedgerUnusable: with the remedy.
+    """
+    if state.min_writer > WRITER:
+        raise LedgerUnusable(
+            f"the ledger's schema (revision {state.revision}) may be written by versions of Steer "
+            f"from writer {state.min_writer} on, this one is writer {WRITER}: use the newer version"
+        )
+    if state.standing is Standing.EMPTY:
+        raise LedgerUnusable(f"the database has no ledger yet: {_UPGRADE}")
+    if state.standing is Standing.BEHIND:
+        raise LedgerUnusable(
+            f"the ledger's schema is at revision {state.revision}, this version needs {HEAD}: "
+            f"{_UPGRADE}"
+        )
+
+
+def sqlite_state(connection: sqlite3.Connection) -> State:
+    """Where a SQLite file's schema stands; it reads only."""
+
+    def one(table: str, query: str) -> str | None:
+        there = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+        if connection.execute(there, (table,)).fetchone() is None:
+            return None
+        row = connection.execute(query).fetchone()
+        return None if row is None else str(row[0])
+
+    return state_of(one("alembic_version", _REVISION), one("steer_meta", _MIN_WRITER))
+
+
+async def postgres_state(connection: asyncpg.Connection[Any]) -> State:
+    """Where a PostgreSQL database's schema stands; it reads only.
+
+    Within a transaction: behind PgBouncer, statements outside of one may meet different servers.
+    """
+
+    async def one(table: str, query: str) -> str | None:
+        if await connection.fetchval("SELECT to_regclass($1)", table) is None:
+            return None
+        found = await connection.fetchval(query)
+        return None if found is None else str(found)
+
+    return state_of(await one("alembic_version", _REVISION), await one("steer_meta", _MIN_WRITER))
+
+
+_REVISION: Final = "SELECT version_num FROM alembic_version"
+_MIN_WRITER: Final = "SELECT value FROM steer_meta WHERE name = 'min_writer'"

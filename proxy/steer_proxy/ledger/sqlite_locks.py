@@ -1,0 +1,161 @@
+"""Locks between processes that use one SQLite file: advisory ones, on files beside it.
+
+Not on the file itself: closing any descriptor of it would drop SQLite's own locks. The kernel lets
+go of them however a process ends; the files stay: removing one would race with who comes next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
+
+#: What to do about a file that cannot be used.
+NAME_ANOTHER: Final = "name another file in database.url"
+
+#: How often to ask again for one's turn, in seconds.
+_MOMENT: Final = 0.0005
+
+
+class Turn:
+    """Whose turn it is to change a file or to checkpoint it: a lock on `PATH-turn`, held briefly.
+
+    SQLite itself lets several processes write in turn; but before 3.51.3 (3.50.7, 3.44.6) one that
+    commits while another checkpoints can, very rarely, corrupt the file (the WAL-reset bug). With
+    this they never do so at the same time, and `steer ledger resolve` need not stop a sidecar.
+    """
+
+    def __init__(self, path: Path, patience: float) -> None:
+        self._name = path
+        self._path = beside(path, "-turn")
+        self._patience = patience
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> None:
+        """Have the turn.
+
+        Raises:
+            LedgerUnavailable: another process does not give it back.
+        """
+        if self._descriptor is None:
+            self._open()
+        deadline = time.monotonic() + self._patience
+        while self._descriptor is not None:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise LedgerUnavailable(
+                        f"SQLite file {self._name}: another process has been writing it for more "
+                        f"than {self._patience:g} s"
+                    ) from None
+                time.sleep(_MOMENT)
+                continue
+            if self._there():
+                return
+            # The file was removed, and others will make another: one's turn is with theirs.
+            self.close()
+            self._open()
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor is not None:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def _open(self) -> None:
+        # Where this cannot be opened, neither can the file itself, and that is told better.
+        with suppress(OSError):
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _there(self) -> bool:
+        assert self._descriptor is not None  # noqa: S101 - for the type checker
+        ours = os.fstat(self._descriptor)
+        return identity(self._path) == (ours.st_dev, ours.st_ino)
+
+    def close(self) -> None:
+        """Let go of the lock's file, which stays."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+class WriterLock:
+    """The right to write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = beside(path, "-lock")
+        self._name = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> bool:
+        """Have the lock; whether it was not ours before.
+
+        Raises:
+            LedgerUnusable: another process has it, or it cannot be made.
+        """
+        if self.held():
+            return False
+        self.release()
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise LedgerUnusable(
+                f"SQLite file {self._name}: {self._path} cannot be made: {error.strerror}; make "
+                f"the directory writable to this user, or {NAME_ANOTHER}"
+            ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            who = f"process {owner}" if owner.isdecimal() else "another process"
+            raise LedgerUnusable(
+                f"another steer ({who}) is writing SQLite file {self._name}, and a file has one "
+                f"writer: {NAME_ANOTHER}, or let them share PostgreSQL (database.url: postgresql://...)"
+            ) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise LedgerUnusable(
+                f"SQLite file {self._name}: {self._path} cannot be locked: {error.strerror}; put "
+                f"it on a local disk, or {NAME_ANOTHER}"
+            ) from None
+        self._descriptor = descriptor
+        with suppress(OSError):  # a full disk: the number only serves the message above
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        return True
+
+    def held(self) -> bool:
+        """Whether we have the lock, and others would find it."""
+        if self._descriptor is None:
+            return False
+        ours = os.fstat(self._descriptor)
+        return identity(self._path) == (ours.st_dev, ours.st_ino)
+
+    def release(self) -> None:
+        """Let go of it."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+Identity = tuple[int, int]
+"""What a file is, whatever its name: its device and its number there."""
+
+
+def identity(path: Path) -> Identity | None:
+    """Which file is at a path; None when there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The path with something appended to its name."""
+    return path.with_name(path.name + suffix)

@@ -1,0 +1,221 @@
+"""What the ledger does inside SQLite: plain functions of a connection, called in its thread.
+
+A function that makes more than one change runs inside a savepoint of its batch (see
+`sqlite.SqliteLedger`): all of it happens, or none.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any, Final
+
+from steer_policies.idempotency import Move, State
+from steer_proxy.ledger import statements
+from steer_proxy.ledger.protocol import LedgerUnavailable
+from steer_proxy.ledger.statements import FINISH_COLUMNS, positional
+from steer_proxy.ledger.values import (
+    Batch,
+    CallRow,
+    ChunkRow,
+    Finish,
+    Following,
+    Lease,
+    Record,
+    Ref,
+    StoredAnswer,
+)
+
+
+class _Statement:
+    """A named statement, executed with its parameters by name."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.names = positional(text)
+
+    def __call__(self, connection: sqlite3.Connection, **values: Any) -> sqlite3.Cursor:
+        return connection.execute(self.text, [values[name] for name in self.names])
+
+
+_LEASE = _Statement(statements.LEASE)
+_RENEW = _Statement(statements.RENEW)
+_STILL_OWNED = _Statement(statements.STILL_OWNED)
+_RETIRE = _Statement(statements.RETIRE)
+_FIND = _Statement(statements.FIND)
+_FIND_ROW = _Statement(statements.FIND_ROW)
+_END_FOR = _Statement(statements.END_FOR)
+_MARK_SENT = _Statement(statements.MARK_SENT)
+_IS_SENT = _Statement(statements.IS_SENT)
+_ENDING = _Statement(statements.ENDING)
+_BEGIN_ANSWER = _Statement(statements.BEGIN_ANSWER)
+_FORGET_HEAD = _Statement(statements.FORGET_HEAD)
+_SETTLE = {
+    Move.SETTLE: _Statement(statements.SETTLE),
+    Move.REOPEN: _Statement(statements.REOPEN),
+}
+_DELETE_CHUNKS = _Statement(statements.DELETE_CHUNKS)
+_ANSWER = _Statement(statements.ANSWER)
+_CHUNKS = _Statement(statements.CHUNKS)
+
+# These take whole rows, by position.
+_INSERT_CALL: Final = positional(statements.INSERT_CALL).text
+_INSERT_ATTEMPT: Final = positional(statements.INSERT_ATTEMPT).text
+_INSERT_EVENT: Final = positional(statements.INSERT_EVENT).text
+_INSERT_CHUNK: Final = positional(statements.INSERT_CHUNK).text
+_ADD_CHUNK: Final = positional(statements.ADD_CHUNK).text
+_FINISH: Final = {state: positional(text).text for state, text in statements.FINISH.items()}
+_finished = attrgetter(*FINISH_COLUMNS)
+
+# --- Owners ---------------------------------------------------------------------------------------
+
+
+def renew(
+    connection: sqlite3.Connection, values: dict[str, Any], held: Sequence[str], now: int
+) -> Lease:
+    """Extend a lease; after a lapse, say what was lost."""
+    owner = values["owner"]
+    there = _LEASE(connection, owner=owner).fetchone()
+    lapsed = bool(held) if there is None else there[0] <= now
+    _RENEW(connection, now=now, **values)
+    if not lapsed:
+        return Lease(lapsed=False)
+    lost = [id_ for id_ in held if _STILL_OWNED(connection, id=id_, owner=owner).fetchone() is None]
+    return Lease(lapsed=True, lost=frozenset(lost))
+
+
+def retire(connection: sqlite3.Connection, owner: str, now: int) -> None:
+    """End a lease."""
+    _RETIRE(connection, owner=owner, now=now)
+
+
+# --- Records --------------------------------------------------------------------------------------
+
+
+def claim(connection: sqlite3.Connection, row: CallRow, now: int) -> Record | None:
+    """Insert a live row, or find the one that is in its way."""
+    if connection.execute(_INSERT_CALL, row).rowcount == 1:
+        return None
+    there = find(connection, row.idem_scope or "", now)
+    if there is None:
+        # Our row is there, and not live: this is a repeated claim.
+        raise LedgerUnavailable("somebody ended this claim while its reply was lost")
+    return None if there.id == row.id else there
+
+
+def take_over(
+    connection: sqlite3.Connection, row: CallRow, found: Record, now: int
+) -> Record | None:
+    """End a row that nobody runs, and claim its key with the next epoch."""
+    ended = _END_FOR(
+        connection,
+        id=found.id,
+        epoch=found.epoch,
+        found_state=found.state.value,
+        successor=row.id,
+        now=now,
+    )
+    if ended.rowcount == 1:
+        _DELETE_CHUNKS(connection, id=found.id)
+    return claim(connection, row._replace(idem_epoch=found.epoch + 1), now)
+
+
+def mark_sent(connection: sqlite3.Connection, ref: Ref, now: int) -> bool:
+    """Claimed becomes sent."""
+    if _MARK_SENT(connection, id=ref.id, epoch=ref.epoch, now=now).rowcount == 1:
+        return True
+    return _IS_SENT(connection, id=ref.id, epoch=ref.epoch).fetchone() is not None
+
+
+def finish(connection: sqlite3.Connection, end: Finish) -> bool:
+    """Complete, doubt or release."""
+    ref, row = end.ref, end.row
+    changed = connection.execute(_FINISH[end.state], (*_finished(row), ref.id, ref.epoch))
+    if changed.rowcount == 0:
+        there = _ENDING(connection, id=ref.id).fetchone()
+        return bool(there == (ref.epoch, end.state.value, row.ended_us, row.resp_sha256))
+    if end.state is not State.UNCERTAIN and row.resp_chunks is None:
+        _DELETE_CHUNKS(connection, id=ref.id)
+    else:
+        for chunk in end.chunks:
+            connection.execute(_INSERT_CHUNK, chunk)
+    return True
+
+
+def begin_answer(connection: sqlite3.Connection, ref: Ref, status: int, headers: str) -> bool:
+    """Write the head of a running call's answer."""
+    changed = _BEGIN_ANSWER(connection, id=ref.id, epoch=ref.epoch, status=status, headers=headers)
+    return changed.rowcount == 1
+
+
+def add_chunks(connection: sqlite3.Connection, chunks: Sequence[ChunkRow]) -> None:
+    """Write chunks of running calls."""
+    connection.executemany(_ADD_CHUNK, [(*chunk, chunk.request) for chunk in chunks])
+
+
+def drop_chunks(connection: sqlite3.Connection, ref: Ref) -> None:
+    """Remove what was written of a running call's answer."""
+    if _FORGET_HEAD(connection, id=ref.id, epoch=ref.epoch).rowcount == 1:
+        _DELETE_CHUNKS(connection, id=ref.id)
+
+
+def settle(connection: sqlite3.Connection, id_: str, move: Move, now: int) -> bool:
+    """Move a record by hand."""
+    if _SETTLE[move](connection, id=id_, now=now).rowcount == 0:
+        return False
+    _DELETE_CHUNKS(connection, id=id_)
+    return True
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+def find(connection: sqlite3.Connection, scope: str, now: int) -> Record | None:
+    """A key's live record."""
+    row = _FIND(connection, scope=scope, now=now).fetchone()
+    return None if row is None else _record(row)
+
+
+def answer(connection: sqlite3.Connection, id_: str) -> StoredAnswer | None:
+    """A stored answer without its body."""
+    row = _ANSWER(connection, id=id_).fetchone()
+    return None if row is None else StoredAnswer(row[0], row[1] or 0, row[2] or "", *row[3:])
+
+
+def chunks(connection: sqlite3.Connection, id_: str, after: int, limit: int) -> list[ChunkRow]:
+    """The next chunks of an answer."""
+    return [ChunkRow(*row) for row in _CHUNKS(connection, id=id_, after=after, limit=limit)]
+
+
+def follow(connection: sqlite3.Connection, id_: str, after: int, limit: int, now: int) -> Following:
+    """A record, live or not, with the next chunks of its answer."""
+    row = _FIND_ROW(connection, id=id_, now=now).fetchone()
+    if row is None:
+        return Following(None, None, None)
+    status, headers = row[-2:]
+    return Following(_record(row), headers, status, tuple(chunks(connection, id_, after, limit)))
+
+
+def _record(row: tuple[Any, ...]) -> Record:
+    id_, epoch, state, fingerprint, owner, lapsed, expired, stored, cost = row[:9]
+    return Record(
+        id=id_,
+        epoch=epoch or 1,
+        state=State(state),
+        fingerprint=fingerprint or "",
+        owner_id=owner or "",
+        lapsed=bool(lapsed),
+        expired=bool(expired),
+        stored=bool(stored),
+        cost_nusd=cost,
+    )
+
+
+# --- The log --------------------------------------------------------------------------------------
+
+
+def write(connection: sqlite3.Connection, batch: Batch) -> None:
+    """Write rows of the log."""
+    connection.executemany(_INSERT_CALL, batch.calls)
+    connection.executemany(_INSERT_ATTEMPT, batch.attempts)
+    connection.executemany(_INSERT_EVENT, batch.events)

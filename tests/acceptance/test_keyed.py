@@ -1,0 +1,352 @@
+"""One key, one paid call: what becomes of duplicates, plain and streaming, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steer_proxy.ledger.memory import MemoryLedger
+from steer_proxy.ledger.values import CallRow
+from tests.provider import faults
+from tests.provider.steps import Pause
+from tests.support.world import Reply, World, world
+
+DIALECTS = ["openai", "anthropic", "gemini"]
+EVERY_DIALECT = pytest.mark.parametrize("dialect", DIALECTS)
+PLAIN_AND_STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+
+
+def key(value: str = "order-1", **more: str) -> dict[str, str]:
+    """The header of a keyed call."""
+    return {
+        "Idempotency-Key": value,
+        **{name.replace("_", "-"): text for name, text in more.items()},
+    }
+
+
+def ledger(parties: World) -> MemoryLedger:
+    """The sidecar's ledger."""
+    found = parties.steer.sidecar.books.ledger
+    assert isinstance(found, MemoryLedger)
+    return found
+
+
+def record(parties: World, role: str = "owner") -> CallRow:
+    """The one row of a role."""
+    (row,) = [row for row in ledger(parties).calls.values() if row.idem_role == role]
+    return row
+
+
+def told(reply: Reply, status: int, code: str) -> None:
+    """Steer's own error, in the caller's dialect."""
+    assert reply.status == status, reply.body
+    assert code in reply.body.decode()
+
+
+@EVERY_DIALECT
+@PLAIN_AND_STREAMED
+async def test_fifty_duplicates_at_once_are_one_call(
+    tmp_path: Path, dialect: str, stream: bool
+) -> None:
+    """The provider sees one request; all callers get its bytes."""
+    async with world(tmp_path, dialect) as parties:
+        parties.primary.always(faults.at_event(1, Pause(0.5)) if stream else faults.silence(0.5))
+        replies = await asyncio.gather(
+            *(parties.ask(stream=stream, headers=key()) for _ in range(50))
+        )
+        assert len(parties.primary.attempts) == 1
+        assert {reply.status for reply in replies} == {200}
+        assert len({reply.body for reply in replies}) == 1
+        assert not any(reply.cut for reply in replies)
+        said = sorted(reply.headers["Idempotency-Status"] for reply in replies)
+        assert said == ["joined"] * 49 + ["new"]
+
+
+@EVERY_DIALECT
+@PLAIN_AND_STREAMED
+async def test_a_later_duplicate_gets_the_same_bytes(
+    tmp_path: Path, dialect: str, stream: bool
+) -> None:
+    """Status, header and body are those of the first answer; what is left out is documented."""
+    async with world(tmp_path, dialect) as parties:
+        parties.primary.always(
+            faults.with_headers(("Set-Cookie", "a=b"), ("X-Ratelimit-Remaining-Requests", "7"))
+        )
+        first = await parties.ask(stream=stream, headers=key())
+        again = await parties.ask(stream=stream, headers=key())
+        assert len(parties.primary.attempts) == 1
+        assert (again.status, again.body) == (first.status, first.body)
+        left_out = re.compile("set-cookie|date|cf-ray|(x-|anthropic-)?ratelimit-.*", re.IGNORECASE)
+        own = {
+            "X-Steer-Request-ID",
+            "X-Steer-Trace-ID",
+            "Idempotency-Status",
+            "Idempotent-Replayed",
+        }
+        kept = [pair for pair in first.headers.items() if pair[0] not in own]
+        given = [pair for pair in again.headers.items() if pair[0] not in own]
+        assert given == [pair for pair in kept if not left_out.fullmatch(pair[0])]
+        assert first.headers["Idempotency-Status"] == "new"
+        assert again.headers["Idempotency-Status"] == "replayed"
+        assert again.headers["Idempotent-Replayed"] == "true"
+
+
+@EVERY_DIALECT
+async def test_a_caller_that_drops_a_stream_gets_all_of_it_later(
+    tmp_path: Path, dialect: str
+) -> None:
+    """The call goes on without its caller; another try has the whole stream."""
+    async with world(tmp_path, dialect) as parties:
+        direct = (await parties.ask(stream=True, headers=key("direct"))).body
+        for cut in (0, 1, 400, len(direct) // 2, len(direct) - 100):
+            before = len(parties.primary.attempts)
+            parties.primary.always(faults.one_byte_writes(0.001))
+            await drop(parties, cut, key(f"cut-{cut}"))
+            reply = await parties.ask(stream=True, headers=key(f"cut-{cut}"))
+            assert reply.body == direct
+            assert len(parties.primary.attempts) == before + 1
+
+
+async def drop(parties: World, size: int, headers: dict[str, str]) -> None:
+    """Ask for a stream and hang up after so many bytes of the answer."""
+    path, body = parties.request(stream=True)
+    auth = {"openai": "Authorization", "anthropic": "x-api-key", "gemini": "x-goog-api-key"}
+    value = "Bearer caller-key" if parties.dialect == "openai" else "caller-key"
+    content = json.dumps(body).encode()
+    lines = {
+        "Host": "127.0.0.1",
+        "Accept": "*/*",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(content)),
+        auth[parties.dialect]: value,
+        **headers,
+    }
+    head = "".join(f"{name}: {text}\r\n" for name, text in lines.items())
+    reader, writer = await asyncio.open_connection("127.0.0.1", parties.steer.sidecar.port)
+    writer.write(f"POST /route{path} HTTP/1.1\r\n{head}\r\n".encode() + content)
+    await parties.primary.wait_for_attempts(len(parties.primary.attempts) + 1)
+    await reader.readexactly(size)
+    writer.transport.abort()
+
+
+@PLAIN_AND_STREAMED
+async def test_another_request_with_the_key_is_refused(tmp_path: Path, stream: bool) -> None:
+    """422, while the first runs and after it; nothing goes upstream."""
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.silence(1.0))
+        first = asyncio.create_task(parties.ask(stream=stream, headers=key()))
+        await asyncio.sleep(0.1)
+        told(
+            await parties.ask(stream=stream, headers=key(), temperature=1),
+            422,
+            "steer_key_mismatch",
+        )
+        assert (await first).status == 200
+        reply = await parties.ask(stream=stream, headers=key(), temperature=1)
+        told(reply, 422, "steer_key_mismatch")
+        assert reply.headers["x-should-retry"] == "false"
+        assert len(parties.primary.attempts) == 1
+
+
+async def test_another_credential_is_another_record(tmp_path: Path) -> None:
+    """Nothing crosses principals: the same key of somebody else is a call of its own."""
+    async with world(tmp_path) as parties:
+        mine = await parties.ask(headers=key())
+        theirs = await parties.ask(headers={**key(), "Authorization": "Bearer another"})
+        assert mine.status == theirs.status == 200
+        assert theirs.headers["Idempotency-Status"] == "new"
+        assert len(parties.primary.attempts) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [("", "empty"), ("x" * 256, "255"), ('"open', "quot"), ("two words", "space")],
+)
+async def test_a_key_that_is_none_is_refused(tmp_path: Path, value: str, word: str) -> None:
+    """400 in the dialect's shape, with the reason."""
+    async with world(tmp_path) as parties:
+        reply = await parties.ask(headers=key(value))
+        told(reply, 400, "steer_bad_key")
+        assert parties.primary.attempts == []
+
+
+async def test_a_route_may_require_a_key(tmp_path: Path) -> None:
+    """`require_key`: without one 400, with the remedy."""
+    async with world(tmp_path, route={"idempotency": {"require_key": True}}) as parties:
+        told(await parties.ask(), 400, "steer_key_required")
+        assert (await parties.ask(headers=key())).status == 200
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.reset_before_answer(),
+        faults.close_before_answer(),
+        faults.status(504),
+        faults.status(408),
+        faults.garbage(),
+    ],
+    ids=["reset", "close", "504", "408", "garbage"],
+)
+async def test_what_may_have_been_executed_is_not_run_again(tmp_path: Path, fault: Any) -> None:
+    """The first caller is told so, and the next one, until somebody settles it."""
+    async with world(tmp_path) as parties:
+        parties.primary.always(fault)
+        first = await parties.ask(headers=key())
+        assert first.status >= 408
+        assert first.headers["Idempotency-Status"] == "uncertain"
+        assert record(parties).idem_state == "uncertain"
+        parties.primary.always(faults.healthy())
+        again = await parties.ask(headers=key())
+        told(again, 409, "steer_key_uncertain")
+        assert again.headers["x-should-retry"] == "false"
+        assert again.headers["Idempotency-Status"] == "uncertain"
+        assert len(parties.primary.attempts) == 1
+        assert parties.fallback.attempts == []
+
+
+async def test_a_first_byte_time_out_is_uncertain(tmp_path: Path) -> None:
+    """Silence after the request was sent: 504, and the key is uncertain."""
+    upstream = {"timeouts": {"answer": 5}}
+    async with world(tmp_path, upstream=upstream) as parties:
+        parties.primary.always(faults.silence())
+        told(await parties.ask(headers=key()), 504, "steer_outcome_uncertain")
+        told(await parties.ask(headers=key()), 409, "steer_key_uncertain")
+        assert len(parties.primary.attempts) == 1
+
+
+async def test_on_uncertain_rerun_runs_it_again_and_says_so(tmp_path: Path) -> None:
+    """The route's word: the second run is declared."""
+    route = {"idempotency": {"on_uncertain": "rerun"}}
+    async with world(tmp_path, route=route) as parties:
+        parties.primary.then(faults.reset_before_answer())
+        assert (await parties.ask(headers=key())).status == 504
+        reply = await parties.ask(headers=key())
+        assert reply.status == 200
+        assert reply.headers["Idempotency-Status"] == "rerun"
+        assert [row.idem_epoch for row in ledger(parties).calls.values()] == [1, 2]
+
+
+@pytest.mark.parametrize("code", [429, 500, 503])
+async def test_a_failure_releases_the_key(tmp_path: Path, code: int) -> None:
+    """Provably not executed: the same key may be used again."""
+    route = {"retry": {"max_attempts": 1}}
+    async with world(tmp_path, route=route, fallback=False) as parties:
+        parties.primary.then(faults.status(code))
+        assert (await parties.ask(headers=key())).status == code
+        assert record(parties).idem_state == "released"
+        reply = await parties.ask(headers=key())
+        assert (reply.status, reply.headers["Idempotency-Status"]) == (200, "new")
+
+
+async def test_failures_that_were_not_executed_are_retried(tmp_path: Path) -> None:
+    """A key does not stop what is safe: 429 here, the next attempt there."""
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.status(503))
+        reply = await parties.ask(headers=key())
+        assert reply.status == 200
+        assert len(parties.fallback.attempts) == 1
+        assert record(parties).attempts == len(parties.primary.attempts) + 1
+
+
+@EVERY_DIALECT
+async def test_a_stream_that_breaks_is_uncertain(tmp_path: Path, dialect: str) -> None:
+    """Its callers see that it broke; it was paid, so it is not run again."""
+    async with world(tmp_path, dialect) as parties:
+        parties.primary.always(faults.cut_after(events=5))
+        first = await parties.ask(stream=True, headers=key())
+        assert first.cut
+        assert "steer_stream_broken" in first.body.decode()
+        told(await parties.ask(stream=True, headers=key()), 409, "steer_key_uncertain")
+        assert len(parties.primary.attempts) == 1
+
+
+async def test_the_callers_deadline_leaves_the_call_running(tmp_path: Path) -> None:
+    """504 that asks for another try; that one joins, and gets the answer."""
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.silence(5.0))
+        first = await parties.ask(headers=key(X_Steer_Timeout="2"))
+        told(first, 504, "steer_deadline")
+        assert first.headers["x-should-retry"] == "true"
+        again = await parties.ask(headers=key())
+        assert again.status == 200
+        assert again.headers["Idempotency-Status"] == "joined"
+        assert len(parties.primary.attempts) == 1
+
+
+async def test_a_joiner_waits_no_longer_than_it_may(tmp_path: Path) -> None:
+    """`join_timeout` ends its waiting with 409 and a time to come again."""
+    async with world(tmp_path, route={"idempotency": {"join_timeout": 1}}) as parties:
+        parties.primary.always(faults.silence(5.0))
+        first = asyncio.create_task(parties.ask(headers=key()))
+        await asyncio.sleep(0.1)
+        reply = await parties.ask(headers=key())
+        told(reply, 409, "steer_key_in_progress")
+        assert 0 < int(reply.headers["Retry-After"]) <= 8
+        assert 1.0 <= reply.seconds < 1.5
+        assert (await first).status == 200
+
+
+async def test_joiners_of_a_failing_call_get_its_failure(tmp_path: Path) -> None:
+    """They never claim the key again."""
+    route = {"retry": {"max_attempts": 1}}
+    async with world(tmp_path, route=route, fallback=False) as parties:
+        parties.primary.always(faults.status(500) | faults.silence(0.5))
+        replies = await asyncio.gather(*(parties.ask(headers=key()) for _ in range(5)))
+        assert {reply.status for reply in replies} == {500}
+        assert len({reply.body for reply in replies}) == 1
+        assert len(parties.primary.attempts) == 1
+
+
+@PLAIN_AND_STREAMED
+async def test_an_answer_too_large_to_keep_is_not_made_again(tmp_path: Path, stream: bool) -> None:
+    """Its caller and those who joined get it; who comes later is told."""
+    async with world(tmp_path, route={"idempotency": {"max_stored": 64}}) as parties:
+        parties.primary.always(faults.silence(0.5))
+        first, joined = await asyncio.gather(
+            parties.ask(stream=stream, headers=key()), parties.ask(stream=stream, headers=key())
+        )
+        assert first.status == joined.status == 200
+        assert first.body == joined.body
+        later = await parties.ask(stream=stream, headers=key())
+        told(later, 409, "steer_result_not_stored")
+        assert later.headers["Idempotency-Status"] == "not-stored"
+        assert later.headers["x-should-retry"] == "false"
+        assert len(parties.primary.attempts) == 1
+
+
+async def test_a_websocket_takes_no_key(tmp_path: Path) -> None:
+    """A conversation cannot be replayed: 400."""
+    async with world(tmp_path) as parties:
+        headers = {
+            **key(),
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        }
+        reply = await parties.send("GET", "/realtime", headers=headers)
+        assert reply.status == 400
+
+
+async def test_a_row_says_what_the_duplicates_avoided(tmp_path: Path) -> None:
+    """Owner, joined and replayed: three rows, one of them paid."""
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.silence(0.5))
+        await asyncio.gather(parties.ask(headers=key()), parties.ask(headers=key()))
+        await parties.ask(headers=key())
+        await parties.steer.sidecar.books.stop()
+        owner, joined, replayed = (
+            record(parties, role) for role in ("owner", "joined", "replayed")
+        )
+        assert owner.idem_state == "completed"
+        assert joined.served_from == replayed.served_from == owner.id
+        assert owner.tokens_in is not None
+        assert joined.tokens_in is None
+        assert joined.outcome == replayed.outcome == "ok"
+        assert len(ledger(parties).attempts) == 1

@@ -1,0 +1,33 @@
+"""A short run of the torture on each database; `make torture` is the long one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import postgres
+from tests.torture.database import Database, Postgres, Sqlite
+from tests.torture.run import torture
+
+pytestmark = pytest.mark.real_time
+
+#: Seconds of torture; starting, and asking for everything again, take as long.
+SECONDS = 3.0
+
+
+@pytest.mark.parametrize("name", ["sqlite", "postgres"])
+async def test_invariants(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Callers, faults, and a checker that finds nothing wrong."""
+    database: Database
+    if name == "sqlite":
+        database = Sqlite(tmp_path / "steer.db")
+    else:
+        server: postgres.Server = request.getfixturevalue("postgres_server")
+        database = Postgres(server, server.migrated())
+    report = await torture(database, 3, SECONDS, tmp_path)
+    assert not report.violations, str(report)
+    # What was never put to the test is not proved.
+    assert set(report.checked) == set(range(1, 9)), str(report)
+    assert report.injected.total() >= 2
+    assert report.succeeded > 0

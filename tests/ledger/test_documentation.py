@@ -1,0 +1,98 @@
+"""docs/ledger.md describes the ledger as it is, column by column."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from steer_policies.idempotency import MOVES, Role, State
+from steer_policies.outcome import Executed, Outcome
+from steer_policies.retry import WaitSource
+from steer_proxy.engine.costing import CostSource
+from tests.support.filled import (  # noqa: F401 - fixtures
+    Filled,
+    filled_sqlite,
+)
+
+TEXT: Final = (Path(__file__).resolve().parents[2] / "docs" / "ledger.md").read_text("utf-8")
+
+TABLES: Final = (
+    "requests",
+    "attempts",
+    "response_chunks",
+    "breaker_events",
+    "owners",
+    "steer_meta",
+)
+VIEWS: Final = ("v_idempotency", "v_spend", "v_wasted", "v_upstream_health")
+
+#: What the second column of a description may say, by how a name ends.
+UNITS: Final = {
+    "_us": {"time", "µs"},
+    "_nusd": {"nano-USD"},
+    "_usd": {"USD"},
+    "_ms": {"ms"},
+    "_s": {"s"},
+    "_at": {"date"},
+    "_bytes": {"bytes"},
+}
+
+
+def described(name: str) -> dict[str, tuple[str, str]]:
+    """Unit and meaning of each column in the table below a heading."""
+    section = re.search(rf"^### {name}\n(.*?)(?=^##)", TEXT, re.DOTALL | re.MULTILINE)
+    assert section, f"no heading {name}"
+    found = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|$", section[1], re.MULTILINE)
+    return {column: (unit.strip(), meaning.strip()) for column, unit, meaning in found}
+
+
+@pytest.mark.parametrize("name", [*TABLES, *VIEWS])
+def test_every_column_is_described(name: str, filled_sqlite: Filled) -> None:  # noqa: F811
+    """In the order of the table; steer_meta's are its two columns."""
+    assert list(described(name)) == filled_sqlite.ask(f"SELECT * FROM {name}")[0]
+
+
+@pytest.mark.parametrize("name", [*TABLES, *VIEWS])
+def test_units_are_those_of_the_names(name: str) -> None:
+    """A name that ends in its unit is described with it, and every column has a meaning."""
+    for column, (unit, meaning) in described(name).items():
+        assert unit, column
+        assert meaning, column
+        for ending, units in UNITS.items():
+            if column.endswith(ending):
+                assert unit in units, f"{name}.{column}"
+
+
+def test_nothing_is_left_out(filled_sqlite: Filled) -> None:  # noqa: F811
+    """All tables and views there are."""
+    there = filled_sqlite.rows("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
+    assert {name for (name,) in there} == {*TABLES, *VIEWS, "alembic_version"}
+
+
+def test_the_diagram_is_the_table_of_moves() -> None:
+    """An arrow for each pair of states that a move leads between, and no other."""
+    diagram = TEXT.partition("```mermaid\n")[2].partition("```")[0]
+    arrows = set(re.findall(r"^ +(\w+) --> (\w+) :", diagram, re.MULTILINE))
+    assert arrows == {(source.value, target.value) for (source, _), target in MOVES.items()}
+    begins = set(re.findall(r"\[\*\] --> (\w+)", diagram))
+    assert begins == {State.CLAIMED.value, State.SENT.value}
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "words"),
+    [
+        ("requests", "idem_state", State),
+        ("requests", "idem_role", Role),
+        ("requests", "cost_source", CostSource),
+        ("attempts", "outcome", Outcome),
+        ("attempts", "executed", Executed),
+        ("attempts", "wait_source", WaitSource),
+    ],
+)
+def test_words_are_those_of_the_code(table: str, column: str, words: type[State]) -> None:
+    """Every value a column can have is told."""
+    meaning = described(table)[column][1]
+    assert {word.value for word in words} <= set(re.findall(r"`(\w+)`", meaning))

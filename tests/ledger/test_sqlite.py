@@ -1,0 +1,541 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from steer_policies.idempotency import Move, State
+from steer_proxy.ledger import sqlite_file
+from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
+from steer_proxy.ledger.sqlite import SqliteLedger
+from steer_proxy.ledger.sqlite_locks import Turn
+from steer_proxy.ledger.values import Batch, Purge
+from tests.ledger_contract.make import LEASE, ME, alive, attempt, call, claim, ending, found, made
+from tests.ledger_contract.subject import SqliteSubject, Wall
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@asynccontextmanager
+async def opened(path: Path, busy_timeout: float = 0.05) -> AsyncIterator[SqliteSubject]:
+    subject = SqliteSubject(path)
+    subject.ledger = SqliteLedger(path, subject.wall, busy_timeout=busy_timeout)
+    try:
+        await subject.ledger.open()
+        yield subject
+    finally:
+        await subject.ledger.close()
+
+
+def available(subject: SqliteSubject) -> bool:
+    return subject.ledger.available
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "steer.db"
+
+
+@pytest.fixture
+def _look_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look whether the file is still there before every batch."""
+    monkeypatch.setattr(sqlite_file, "LOOK_EVERY", 0.0)
+
+
+# --- Opening --------------------------------------------------------------------------------------
+
+
+async def test_the_file_is_made_ready(path: Path) -> None:
+    """Write-ahead log, full synchronisation, for its owner only."""
+    async with opened(path) as subject:
+        writer = subject.ledger._file.writer()
+        assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert writer.execute("PRAGMA synchronous").fetchone() == (2,)
+        for name in ("steer.db", "steer.db-wal", "steer.db-lock"):
+            assert path.with_name(name).stat().st_mode & 0o077 == 0, name
+        assert not subject.ledger.shared
+
+
+async def test_nothing_is_known_before_it_is_open(path: Path) -> None:
+    """And nothing works after it was closed, which can be done twice."""
+    ledger = SqliteLedger(path, Wall())
+    assert (ledger.secret, ledger.available) == (None, False)
+    await ledger.open()
+    await ledger.close()
+    await ledger.close()
+    assert not ledger.available
+    with pytest.raises(LedgerUnavailable, match="closed"):
+        await ledger.find("scope-1")
+
+
+async def test_a_later_call_opens_what_could_not_be_opened(path: Path) -> None:
+    """Whether it reads or writes."""
+    for _ in range(2):
+        subject = SqliteSubject(path)
+        assert await subject.ledger.find("scope-1") is None
+        assert subject.ledger.available
+        await subject.ledger.close()
+
+
+async def test_opening_ends_all_leases(path: Path) -> None:
+    """We have the writer's lock: whoever held a lease is dead."""
+    async with opened(path) as subject:
+        await alive(subject)
+        await made(subject, claim(subject))
+        assert not (await found(subject)).lapsed
+    async with opened(path) as subject:
+        assert (await found(subject)).lapsed
+
+
+def _text(path: Path) -> Path:
+    path.write_text("this is not a database, whatever its name says\n" * 100)
+    return path
+
+
+def _inside_a_file(path: Path) -> Path:
+    return _text(path) / "steer.db"
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def _foreign_schema(path: Path) -> Path:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        connection.execute("INSERT INTO alembic_version VALUES ('abc')")
+        connection.commit()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: path / "missing" / "steer.db", "there is no directory"),
+        (_inside_a_file, "there is no directory"),
+        (_folder, "is a directory"),
+        (_text, "not a database"),
+        (_foreign_schema, "of its own"),
+        (lambda _: Path("/proc/steer.db"), "cannot be made"),
+    ],
+    ids=["no folder", "inside a file", "folder", "text", "foreign", "proc"],
+)
+async def test_a_file_that_cannot_be_a_ledger(path: Path, make, says: str) -> None:  # type: ignore[no-untyped-def]
+    """The message says what to do, and names the file."""
+    where = make(path)
+    with pytest.raises(LedgerUnusable, match=says) as caught:
+        async with opened(where):
+            pass
+    assert "steer" in str(caught.value)
+
+
+@contextmanager
+def unprivileged() -> Iterator[Path]:
+    """Be an ordinary user for a while, with a folder of its own: root may write everywhere."""
+    folder = Path(tempfile.mkdtemp(prefix="steer-test-"))
+    folder.chmod(0o755)
+    try:
+        if os.geteuid() != 0:
+            yield folder
+        else:
+            os.chown(folder, 65534, 65534)
+            os.seteuid(65534)
+            try:
+                yield folder
+            finally:
+                os.seteuid(0)
+    finally:
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs threads to follow seteuid")
+async def test_a_folder_or_a_file_without_permission() -> None:
+    """Both need to be writable; afterwards they work."""
+    with unprivileged() as folder:
+        path = folder / "steer.db"
+        folder.chmod(0o555)
+        with pytest.raises(LedgerUnusable, match="writable"):
+            async with opened(path):
+                pass
+        folder.chmod(0o755)
+        async with opened(path):
+            pass
+        path.chmod(0o444)
+        with pytest.raises(LedgerUnusable, match=r"writable|readonly"):
+            async with opened(path):
+                pass
+        path.chmod(0o644)
+        async with opened(path) as subject:
+            await made(subject, claim(subject))
+
+
+# --- One writer -----------------------------------------------------------------------------------
+
+
+async def test_a_second_writer_is_refused(path: Path) -> None:
+    """In the same process too; the message names who has it, and the remedy."""
+    async with opened(path) as subject:
+        with pytest.raises(LedgerUnusable) as caught:
+            async with opened(path):
+                pass
+        message = str(caught.value)
+        for part in (str(path), f"process {os.getpid()}", "another file", "PostgreSQL"):
+            assert part in message
+        await made(subject, claim(subject))
+    async with opened(path) as subject:
+        assert (await found(subject)).state is State.CLAIMED
+
+
+@pytest.mark.real_time
+async def test_kill_minus_nine_loses_nothing_committed(path: Path) -> None:
+    """A writer in another process keeps us out; killed, it leaves its claims and no lock."""
+    with writer(path) as process:
+        assert process.stdout is not None
+        claimed = process.stdout.readline().split()
+        assert claimed[0] == b"claimed"
+        with pytest.raises(LedgerUnusable, match=f"process {process.pid}"):
+            async with opened(path):
+                pass
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    async with opened(path) as subject:
+        scopes = [scope.decode() for scope in claimed[1:]]
+        assert len(scopes) == 20
+        for scope in scopes:
+            record = await found(subject, scope)
+            assert (record.state, record.lapsed) == (State.SENT, True)
+
+
+@contextmanager
+def writer(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that claims, and says what has been committed; then it goes on until killed."""
+    script = """
+import asyncio, sys
+from pathlib import Path
+from tests.ledger_contract.make import alive, claim
+from tests.ledger_contract.subject import SqliteSubject
+
+async def main():
+    subject = SqliteSubject(Path(sys.argv[1]))
+    await subject.ledger.open()
+    await alive(subject)
+    scopes = [f"scope-{n}" for n in range(20)]
+    await asyncio.gather(*(subject.ledger.claim(claim(subject, s, sent=True)) for s in scopes))
+    print("claimed", *scopes, flush=True)
+    n = 0
+    while True:
+        n += 1
+        await subject.ledger.claim(claim(subject, f"more-{n}"))
+
+asyncio.run(main())
+"""
+    paths = [str(ROOT / name) for name in ("policies", "proxy", "")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def spoil(path: Path) -> None:
+    path.write_bytes(b"no database" * 10_000)
+
+
+async def test_a_guest_writes_beside_the_writer(path: Path) -> None:
+    """A command settles a record while a proxy serves; the proxy's lease stays."""
+    async with opened(path) as subject:
+        await alive(subject)
+        doubted = await made(subject, claim(subject, "doubted", sent=True))
+        assert await subject.ledger.finish(ending(subject, doubted, State.UNCERTAIN))
+        await made(subject, claim(subject, "running", sent=True))
+        guest = SqliteLedger(path, subject.wall, guest=True)
+        await guest.open()
+        assert await guest.settle(doubted.row.id, Move.REOPEN)
+        await guest.close()
+        assert await subject.ledger.find("doubted") is None
+        assert not (await found(subject, "running")).lapsed
+
+
+async def test_a_guest_makes_no_file(path: Path) -> None:
+    """A mistyped path is no new ledger."""
+    guest = SqliteLedger(path, Wall(), guest=True)
+    with pytest.raises(LedgerUnusable):
+        await guest.open()
+    await guest.close()
+    assert not exists(path)
+
+
+async def test_writers_take_turns(path: Path) -> None:
+    """Who does not get its turn in time is told so, and gets it once it is given back."""
+    async with opened(path) as subject:
+        turn = Turn(path, 1.0)
+        with turn, pytest.raises(LedgerUnavailable, match="another process has been writing"):
+            await subject.ledger.claim(claim(subject))
+        await made(subject, claim(subject))
+        remove(path.with_name("steer.db-turn"))
+        await made(subject, claim(subject, "scope-2"))
+        with turn, pytest.raises(LedgerUnavailable):
+            await subject.ledger.claim(claim(subject, "scope-3"))
+        turn.close()
+
+
+def exists(path: Path) -> bool:
+    return path.exists()
+
+
+# --- Trouble --------------------------------------------------------------------------------------
+
+
+async def test_a_locked_file_is_unavailable_until_it_is_free(path: Path) -> None:
+    """Another program's transaction keeps us waiting no longer than its time; then all works."""
+    async with opened(path) as subject:
+        mine = await made(subject, claim(subject))
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(LedgerUnavailable, match="locked"):
+                await subject.ledger.claim(claim(subject, "scope-2"))
+            assert not available(subject)
+            other.execute("ROLLBACK")
+        assert (await subject.ledger.find("scope-1")) is not None
+        await made(subject, claim(subject, "scope-2"))
+        assert available(subject)
+        assert (await found(subject)).id == mine.row.id
+
+
+async def test_a_file_locked_at_the_start_is_opened_later(path: Path) -> None:
+    """Being locked is no reason to give up for good."""
+    async with opened(path):
+        pass
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        subject = SqliteSubject(path)
+        subject.ledger = SqliteLedger(path, subject.wall, busy_timeout=0.05)
+        with pytest.raises(LedgerUnavailable, match="locked"):
+            await subject.ledger.open()
+        other.execute("ROLLBACK")
+    await made(subject, claim(subject))
+    assert subject.ledger.available
+    assert subject.ledger.secret is not None
+    await subject.ledger.close()
+
+
+async def test_a_full_disk_fails_the_batch_and_nothing_else(path: Path) -> None:
+    """What does not fit is not there, what was there stays; with room again all works."""
+    async with opened(path) as subject:
+        kept = await made(subject, claim(subject, "kept", sent=True))
+        writer = subject.ledger._file.writer()
+        (pages,) = writer.execute("PRAGMA page_count").fetchone()
+        writer.execute(f"PRAGMA max_page_count = {pages + 2}").fetchone()
+        large = ending(subject, kept, State.COMPLETED, os.urandom(200_000))
+        results = await asyncio.gather(
+            subject.ledger.claim(claim(subject, "with it")),
+            subject.ledger.finish(large),
+            return_exceptions=True,
+        )
+        assert [type(result) for result in results] == [LedgerUnavailable] * 2
+        assert "full" in str(results[0])
+        assert not subject.ledger.available
+        assert (await found(subject, "kept")).state is State.SENT
+        assert await subject.ledger.find("with it") is None
+        writer.execute("PRAGMA max_page_count = 1000000").fetchone()
+        assert await subject.ledger.finish(large)
+        await made(subject, claim(subject, "with it"))
+        assert subject.ledger.available
+
+
+@pytest.mark.usefixtures("_look_always")
+async def test_a_file_that_was_deleted_is_made_anew(path: Path) -> None:
+    """With the secret of before: calls that are under way have their scopes by it."""
+    async with opened(path) as subject:
+        secret = subject.ledger.secret
+        mine = await made(subject, claim(subject))
+        remove(path)
+        assert await subject.ledger.claim(claim(subject, "scope-2")) is None
+        assert subject.ledger.secret == secret
+        assert await subject.ledger.find("scope-1") is None
+        assert not await subject.ledger.finish(ending(subject, mine, State.RELEASED))
+        assert [row["idem_scope"] for row in await subject.rows("requests")] == ["scope-2"]
+    async with opened(path) as subject:
+        assert subject.ledger.secret == secret
+
+
+@pytest.mark.usefixtures("_look_always")
+async def test_a_file_that_was_replaced_is_taken_as_it_is(path: Path, tmp_path: Path) -> None:
+    """A restored backup: its records, its secret; our journal is not applied to it."""
+    backup = tmp_path / "backup.db"
+    async with opened(backup) as subject:
+        await alive(subject)
+        await made(subject, claim(subject, "of the backup"))
+        secret = subject.ledger.secret
+    async with opened(path) as subject:
+        for n in range(50):
+            await made(subject, claim(subject, f"scope-{n}"))
+        backup.replace(path)
+        await made(subject, claim(subject, "after"))
+        assert subject.ledger.secret == secret
+        record = await found(subject, "of the backup")
+        assert record.lapsed
+        assert await subject.ledger.find("scope-1") is None
+        assert {row["idem_scope"] for row in await subject.rows("requests")} == {
+            "of the backup",
+            "after",
+        }
+        with closing(sqlite3.connect(path)) as check:
+            assert check.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.usefixtures("_look_always")
+async def test_a_folder_that_vanishes_and_comes_back(tmp_path: Path) -> None:
+    """Unavailable in between, saying why; no restart is needed."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    async with opened(folder / "steer.db") as subject:
+        await made(subject, claim(subject))
+        shutil.rmtree(folder)
+        with pytest.raises(LedgerUnavailable, match="no directory"):
+            await subject.ledger.claim(claim(subject, "scope-2"))
+        with pytest.raises(LedgerUnavailable, match="no directory"):
+            await subject.ledger.find("scope-2")
+        folder.mkdir()
+        await made(subject, claim(subject, "scope-2"))
+        assert subject.ledger.available
+
+
+@pytest.mark.usefixtures("_look_always")
+async def test_a_deleted_lock_is_taken_anew(path: Path) -> None:
+    """Otherwise a second writer would find none."""
+    async with opened(path) as subject:
+        remove(path.with_name("steer.db-lock"))
+        await made(subject, claim(subject))
+        with pytest.raises(LedgerUnusable, match="another steer"):
+            async with opened(path):
+                pass
+
+
+async def test_a_broken_file_does_not_end_the_process(path: Path) -> None:
+    """Overwritten while we use it: unavailable, whatever is asked."""
+    async with opened(path) as subject:
+        await made(subject, claim(subject))
+        await subject.reopen()
+        spoil(path)
+        for _ in range(2):
+            with pytest.raises(LedgerUnavailable):
+                await subject.ledger.claim(claim(subject, "scope-2"))
+
+
+async def test_a_defect_in_one_operation_is_its_callers(path: Path) -> None:
+    """The others of its batch are not concerned."""
+
+    def broken(_: sqlite3.Connection) -> None:
+        raise ZeroDivisionError
+
+    async with opened(path) as subject:
+        results = await asyncio.gather(
+            subject.ledger.claim(claim(subject)),
+            subject.ledger._write(broken, atomic=False),
+            subject.ledger.claim(claim(subject, "scope-2")),
+            return_exceptions=True,
+        )
+        assert [type(result) for result in results] == [type(None), ZeroDivisionError, type(None)]
+        assert len(await subject.rows("requests")) == 2
+
+
+async def test_many_callers_share_a_transaction(path: Path) -> None:
+    """Group commit: what queues together is synced once."""
+    async with opened(path) as subject:
+        statements: list[str] = []
+        subject.ledger._file.writer().set_trace_callback(statements.append)
+        claims = [claim(subject, f"scope-{n}") for n in range(64)]
+        await asyncio.gather(*map(subject.ledger.claim, claims))
+        assert statements.count("COMMIT") == 1
+        subject.ledger._file.writer().set_trace_callback(None)
+
+
+# --- Speed that does not wear off -----------------------------------------------------------------
+
+_PLANS = {
+    "FIND": "requests_live_key",
+    "EXPIRED": "requests_expires",
+    "OLD_CALLS": "requests_started",
+    "STRAY_ATTEMPTS": "attempts_started",
+    "DELETE_EVENTS": "breaker_events_at",
+    "OLDEST_ANSWERS": "sqlite_autoindex_response_chunks_1",
+}
+
+
+async def test_no_statement_reads_a_whole_table(path: Path) -> None:
+    """Each finds its rows by an index; only measuring all answers reads all of them."""
+    from steer_proxy.ledger import statements
+
+    texts = {
+        name: value
+        for name, value in vars(statements).items()
+        if name.isupper() and isinstance(value, str) and not name.startswith("_")
+    } | {f"FINISH {state}": text for state, text in statements.FINISH.items()}
+    async with opened(path):
+        with closing(sqlite3.connect(path)) as reader:
+            for name, text in texts.items():
+                sql = statements.positional(text)
+                plan = reader.execute(
+                    f"EXPLAIN QUERY PLAN {sql.text}", [None] * len(sql.names)
+                ).fetchall()
+                steps = [row[3] for row in plan]
+                if name in _PLANS:
+                    assert any(_PLANS[name] in step for step in steps), (name, steps)
+                scans = {step for step in steps if step.startswith("SCAN")}
+                if name not in ("STORED_BYTES", "OLDEST_ANSWERS", "DELETE_OWNERS", "RETIRE_ALL"):
+                    assert scans <= {"SCAN CONSTANT ROW"}, (name, steps)
+
+
+async def test_a_purge_lets_others_in_between(path: Path) -> None:
+    """What it removes goes to the writer in small portions, each a transaction of its own."""
+    async with opened(path) as subject:
+        rows = [call(subject, started_us=n) for n in range(400)]
+        await subject.ledger.write(Batch(rows, [attempt(row) for row in rows]))
+        longest = 0
+        statements: list[str] = []
+        subject.ledger._file.writer().set_trace_callback(statements.append)
+        removed = await subject.ledger.purge(Purge(before_us=1_000, limit=400))
+        subject.ledger._file.writer().set_trace_callback(None)
+        run = 0
+        for statement in statements:
+            run = 0 if statement == "COMMIT" else run + statement.startswith("DELETE")
+            longest = max(longest, run)
+        assert removed.requests > 100
+        assert longest <= 3 * 25
+
+
+async def test_a_renewal_keeps_what_it_does_not_say(path: Path) -> None:
+    """When a process began stays; its version is written."""
+    async with opened(path) as subject:
+        began = subject.now_us()
+        await alive(subject)
+        await subject.advance(5)
+        await alive(subject)
+        (row,) = await subject.rows("owners")
+        assert (row["id"], row["started_us"]) == (ME, began)
+        assert row["lease_until_us"] == began + int((5 + LEASE) * 1e6)
+        assert row["version"]

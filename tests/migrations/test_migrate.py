@@ -1,0 +1,390 @@
+"""Upgrading and downgrading: with data in place, all or nothing, and one at a time."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+import pytest
+
+from steer_proxy.ledger import migrate
+from steer_proxy.ledger.migrate import HEAD, REVISIONS, WRITER, Standing, State
+from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
+from tests.migrations.places import Place, PostgresPlace, SqlitePlace
+from tests.migrations.versions import ADDITIVE, FAILING, NextVersion
+from tests.support.ledger_data import made_up
+from tests.support.postgres import Server
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+
+# --- What there is
+
+
+def test_the_constants_are_the_scripts() -> None:
+    """A ledger at the newest revision is recognised without Alembic, so the list must be right."""
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(migrate.scripts()))
+    scripts = ScriptDirectory.from_config(config)
+    assert scripts.get_current_head() == HEAD
+    assert tuple(each.revision for each in scripts.walk_revisions())[::-1] == REVISIONS
+
+
+def test_alembic_is_imported_only_when_there_is_something_to_do(sqlite_place: SqlitePlace) -> None:
+    """Neither importing the ledger nor opening a current one loads Alembic or SQLAlchemy."""
+    migrate.upgrade(sqlite_place.url)
+    code = f"""
+import sys
+from steer_proxy.ledger import migrate, protocol, values
+migrate.upgrade({sqlite_place.url!r})
+assert migrate.current({sqlite_place.url!r}).standing == "current"
+print(sorted({{"alembic", "sqlalchemy", "asyncpg"}} & set(sys.modules)))
+"""
+    paths = ":".join(str(ROOT / name) for name in ("policies", "proxy"))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_sql_can_be_printed() -> None:
+    """Who writes a revision reads its SQL with Alembic's own command."""
+    command = [
+        sys.executable, "-m", "alembic", "-c", "migrations/alembic.ini", "-x",
+        "dialect=postgresql", "upgrade", "head",
+    ]  # fmt: skip
+    printed = subprocess.run(
+        [*command, "--sql"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "labels JSONB" in printed.stdout
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode
+    assert "steer db upgrade" in refused.stderr
+
+
+# --- Up and down
+
+
+def test_upgrade_makes_the_ledger_once(place: Place) -> None:
+    """From nothing to the newest revision; again, nothing changes."""
+    assert migrate.current(place.url) == State(Standing.EMPTY)
+    migrate.upgrade(place.url)
+    assert migrate.current(place.url) == State(Standing.CURRENT, HEAD, WRITER)
+    secret = place.secret()
+    assert len(bytes.fromhex(secret)) == 32
+    migrate.upgrade(place.url)
+    assert place.secret() == secret
+
+
+def test_every_ledger_has_its_own_secret(tmp_path: Path) -> None:
+    """It is made with the schema, not shipped with it."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    places = [SqlitePlace(tmp_path / name) for name in ("a", "b")]
+    for each in places:
+        migrate.upgrade(each.url)
+    assert len({each.secret() for each in places}) == 2
+
+
+def test_downgrade_to_base_leaves_nothing(place: Place) -> None:
+    """And the way up is open again."""
+    migrate.upgrade(place.url)
+    place.fill(made_up())
+    migrate.downgrade(place.url, "base")
+    assert place.names() == set()
+    migrate.downgrade(place.url, "base")
+    migrate.upgrade(place.url)
+    assert place.run("SELECT COUNT(*) FROM requests") == [(0,)]
+
+
+def test_a_secret_can_be_carried_over(place: Place) -> None:
+    """A `steer_meta` that is there already keeps its secret: the same keys are known."""
+    place.run(
+        "CREATE TABLE steer_meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+        f"INSERT INTO steer_meta VALUES ('secret', '{'ab' * 32}')",
+    )
+    migrate.upgrade(place.url)
+    assert place.secret() == "ab" * 32
+    assert migrate.current(place.url) == State(Standing.CURRENT, HEAD, 1)
+
+
+def test_rows_survive_a_revision_up_and_down(place: Place, next_version: NextVersion) -> None:
+    """With data in place: what was there stays, the secret too."""
+    migrate.upgrade(place.url)
+    place.fill(made_up())
+    before, secret = place.everything(), place.secret()
+    next_version(ADDITIVE)
+    assert migrate.current(place.url) == State(Standing.BEHIND, HEAD, 1)
+    migrate.upgrade(place.url)
+    assert migrate.current(place.url) == State(Standing.CURRENT, "next", 1)
+    regions = place.run("SELECT region, COUNT(*) FROM requests GROUP BY region ORDER BY 2")
+    assert {region for region, _ in regions} == {None, "here"}
+    migrate.downgrade(place.url, HEAD)
+    migrate.downgrade(place.url, "next")
+    assert migrate.current(place.url) == State(Standing.BEHIND, HEAD, 1)
+    assert place.everything() == before
+    assert place.secret() == secret
+
+
+def test_the_previous_version_works_on_the_next_schema(
+    place: Place, next_version: NextVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Expand and contract: after an additive revision this version writes and reads as before, and
+    leaves the schema alone."""
+    migrate.upgrade(place.url)
+    next_version(ADDITIVE)
+    migrate.upgrade(place.url)
+    monkeypatch.undo()
+    state = migrate.current(place.url)
+    assert state == State(Standing.AHEAD, "next", 1)
+    migrate.check(state)
+    migrate.upgrade(place.url)
+    assert migrate.current(place.url) == state
+    place.fill(made_up())
+    assert place.run("SELECT COUNT(*) FROM v_spend") == [(len(made_up().calls),)]
+    with pytest.raises(LedgerUnusable, match="downgrade it with the newer version"):
+        migrate.downgrade(place.url, "base")
+
+
+def test_a_failing_revision_changes_nothing(place: Place, next_version: NextVersion) -> None:
+    """All or nothing, also of what comes before the failure, on SQLite too."""
+    migrate.upgrade(place.url)
+    place.fill(made_up())
+    before = place.everything()
+    next_version(FAILING)
+    with pytest.raises(LedgerUnusable, match="no_such_table"):
+        migrate.upgrade(place.url)
+    assert place.everything() == before
+    assert migrate.current(place.url) == State(Standing.BEHIND, HEAD, 1)
+
+
+def test_two_upgraders_make_one_ledger(place: Place) -> None:
+    """The second waits for the first, and finds nothing left to do."""
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(migrate.upgrade, place.url) for _ in range(4)]:
+            done.result(60)
+    assert migrate.current(place.url).standing is Standing.CURRENT
+    assert len(place.run("SELECT value FROM steer_meta WHERE name = 'secret'")) == 1
+
+
+def test_a_ledger_in_memory_needs_nothing() -> None:
+    """There is no schema."""
+    migrate.upgrade("memory:")
+    migrate.downgrade("memory:", "base")
+    assert migrate.current("memory:").standing is Standing.CURRENT
+
+
+def test_a_sqlite_file_is_its_owners_only(sqlite_place: SqlitePlace) -> None:
+    """It will hold what prompts were answered."""
+    migrate.upgrade(sqlite_place.url)
+    assert stat.S_IMODE(sqlite_place.path.stat().st_mode) == 0o600
+
+
+def test_a_migration_is_one_line_of_the_log(
+    sqlite_place: SqlitePlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Alembic has much more to tell, at every start of a new ledger."""
+    with caplog.at_level("INFO"):
+        migrate.upgrade(sqlite_place.url)
+        migrate.upgrade(sqlite_place.url)
+    assert caplog.messages == [f"the ledger's schema goes from nothing to {HEAD}"]
+
+
+def test_looking_makes_no_file(sqlite_place: SqlitePlace) -> None:
+    """Asking where a schema stands changes nothing."""
+    assert migrate.current(sqlite_place.url) == State(Standing.EMPTY)
+    assert not sqlite_place.path.exists()
+
+
+# --- Refusals
+
+
+def test_a_ledger_for_newer_writers_is_refused(place: Place) -> None:
+    """`min_writer` says from which version on writing is safe: this one must not."""
+    migrate.upgrade(place.url)
+    place.run(
+        "UPDATE steer_meta SET value = '2' WHERE name = 'min_writer'",
+        "UPDATE alembic_version SET version_num = 'later'",
+    )
+    state = migrate.current(place.url)
+    assert state == State(Standing.AHEAD, "later", 2)
+    with pytest.raises(LedgerUnusable, match="use the newer version"):
+        migrate.check(state)
+    with pytest.raises(LedgerUnusable, match="use the newer version"):
+        migrate.upgrade(place.url)
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        (State(Standing.CURRENT, HEAD), None),
+        (State(Standing.AHEAD, "later", WRITER), None),
+        (State(Standing.EMPTY), "has no ledger yet: run `steer db upgrade`"),
+        (State(Standing.BEHIND, "older"), f"older, this version needs {HEAD}: run `steer db upgr"),
+        (State(Standing.AHEAD, "later", WRITER + 1), "use the newer version"),
+    ],
+    ids=str,
+)
+def test_who_may_write_is_told_with_the_remedy(state: State, told: str | None) -> None:
+    """A ledger at this version's revision or beyond, as long as it allows this writer."""
+    if told is None:
+        migrate.check(state)
+        return
+    with pytest.raises(LedgerUnusable) as refused:
+        migrate.check(state)
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        (
+            "CREATE TABLE alembic_version (version_num TEXT NOT NULL)",
+            "INSERT INTO alembic_version VALUES ('ab12cd34')",
+        ),
+        ("CREATE TABLE requests (id INTEGER PRIMARY KEY)",),
+    ],
+    ids=["migrated by something else", "a table of the same name"],
+)
+def test_somebody_elses_database_is_left_alone(statements: tuple[str, ...], place: Place) -> None:
+    """Nothing of it is changed, and the message says what to do."""
+    place.run(*statements)
+    before = place.names()
+    with pytest.raises(LedgerUnusable, match=r"own$|of Steer's own in"):
+        migrate.upgrade(place.url)
+    assert place.names() == before
+
+
+def test_an_unknown_revision_is_refused(sqlite_place: SqlitePlace) -> None:
+    """One can only go back to a revision that there is."""
+    with pytest.raises(ValueError, match="no revision '0815'; there are base, 0001"):
+        migrate.downgrade(sqlite_place.url, "0815")
+
+
+def test_a_sqlite_file_that_cannot_be_made(tmp_path: Path) -> None:
+    """The folder is missing: said with the key that names it."""
+    url = f"sqlite:///{tmp_path}/nowhere/steer.db"
+    with pytest.raises(
+        LedgerUnusable, match=r"No such file or directory; name a file .* in database\.url"
+    ):
+        migrate.upgrade(url)
+
+
+def test_a_path_that_is_a_folder(tmp_path: Path) -> None:
+    """It is no file, and does not become one."""
+    with pytest.raises(LedgerUnusable, match=r"unable to open.*in database\.url"):
+        migrate.upgrade(f"sqlite:///{tmp_path}")
+
+
+def test_a_file_that_is_no_database(sqlite_place: SqlitePlace) -> None:
+    """It is not overwritten."""
+    content = b"To whom it may concern: this is a letter. " * 30
+    sqlite_place.path.write_bytes(content)
+    with pytest.raises(LedgerUnusable, match="file is not a database"):
+        migrate.upgrade(sqlite_place.url)
+    assert sqlite_place.path.read_bytes() == content
+
+
+def test_a_locked_sqlite_file_is_unavailable(
+    sqlite_place: SqlitePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be free later."""
+    monkeypatch.setattr(migrate, "FILE_PATIENCE", 0.01)
+    with closing(sqlite3.connect(sqlite_place.path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(LedgerUnavailable, match="locked"):
+            migrate.upgrade(sqlite_place.url)
+
+
+def test_a_current_sqlite_file_opens_beside_its_writer(sqlite_place: SqlitePlace) -> None:
+    """Looking takes no lock: in WAL mode, a transaction under way is no hindrance."""
+    migrate.upgrade(sqlite_place.url)
+    with closing(sqlite3.connect(sqlite_place.path, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode = WAL")
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("DELETE FROM owners")
+        migrate.upgrade(sqlite_place.url)
+        other.execute("ROLLBACK")
+
+
+def test_a_server_that_is_not_there_is_unavailable() -> None:
+    """It may be up later; the message names it, without the password."""
+    url = "postgresql://steer:hush-hush@127.0.0.1:1/ledger"
+    for work in (migrate.upgrade, migrate.current):
+        with pytest.raises(LedgerUnavailable, match="1:1/ledger cannot be reached") as told:
+            work(url)
+        assert "hush" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "database", "told"),
+    [
+        ("strict", "wrong-one", "postgres", "password authentication failed"),
+        ("postgres", "", "no_such_database", "does not exist"),
+        ("nobody-we-know", "", "postgres", "does not exist"),
+    ],
+)
+def test_an_address_that_cannot_work_is_unusable(
+    user: str, password: str, database: str, told: str, postgres_server: Server
+) -> None:
+    """Waiting does not mend it."""
+    url = f"postgresql://{user}:{password}@127.0.0.1:{postgres_server.port}/{database}"
+    with pytest.raises(LedgerUnusable, match=told) as refused:
+        migrate.upgrade(url)
+    assert "database.url" in str(refused.value)
+    assert "wrong-one" not in str(refused.value)
+
+
+def test_a_role_that_may_not_create_is_told_so(
+    postgres_place: PostgresPlace, postgres_server: Server
+) -> None:
+    """The server runs with a lesser role than migrations need."""
+    postgres_server.sql("CREATE ROLE lesser LOGIN")
+    try:
+        with pytest.raises(LedgerUnusable, match="needs a role that may create tables"):
+            migrate.upgrade(postgres_place.url.replace("postgres@", "lesser@"))
+    finally:
+        postgres_server.sql("DROP ROLE lesser")
+    assert postgres_place.names() == set()
+
+
+def test_a_role_that_may_not_look_is_told_so(
+    postgres_place: PostgresPlace, postgres_server: Server
+) -> None:
+    """Not even where the schema stands."""
+    migrate.upgrade(postgres_place.url)
+    postgres_server.sql("CREATE ROLE stranger LOGIN")
+    try:
+        with pytest.raises(LedgerUnusable, match="permission denied for table"):
+            migrate.current(postgres_place.url.replace("postgres@", "stranger@"))
+    finally:
+        postgres_server.sql("DROP ROLE stranger")
+
+
+def test_a_locked_schema_is_unavailable(
+    postgres_place: PostgresPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another upgrader that does not come to an end is waited for in bounded time."""
+    monkeypatch.setattr(migrate, "PATIENCE", 0.05)
+
+    async def beside(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        await connection.execute(f"SELECT pg_advisory_lock({migrate._ADVISORY_LOCK})")
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(migrate.upgrade, postgres_place.url)
+            with pytest.raises(LedgerUnavailable, match="is locked by another"):
+                done.result(30)
+
+    postgres_place._with(beside)

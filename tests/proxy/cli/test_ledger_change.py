@@ -1,0 +1,214 @@
+"""`steer ledger purge` and `resolve`, on both databases and beside a running sidecar."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from steer_proxy.ledger.sqlite import SqliteLedger
+from steer_proxy.ledger.values import CallRow, Claim, Record
+from tests.proxy.cli.conftest import Steer
+from tests.support.filled import Filled, FilledPostgres, FilledSqlite
+
+ORDER_2 = "00000000-0000-7000-8000-000000000025"
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Filled:
+    """The made-up ledger, to be changed."""
+    if request.param == "sqlite":
+        return FilledSqlite(tmp_path / "steer.db")
+    return FilledPostgres(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def run(steer: Steer, ledger: Filled) -> Run:
+    """Run a command of `steer ledger` on it."""
+    url = f"sqlite:///{ledger.path}" if isinstance(ledger, FilledSqlite) else None
+    url = ledger.url if isinstance(ledger, FilledPostgres) else url
+
+    def run(*arguments: str) -> Result:
+        return steer("ledger", *arguments, "--database-url", str(url))
+
+    return run
+
+
+def record(ledger: Filled, id_: str) -> tuple[Any, ...]:
+    """A row's state, whether it is live, and what is stored of its answer."""
+    (found,) = ledger.rows(
+        f"SELECT idem_state, idem_live, resp_chunks FROM requests WHERE id = '{id_}'"
+    )
+    return found
+
+
+# --- resolve
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("name", ["order-2", ORDER_2])
+def test_a_key_is_freed(run: Run, ledger: Filled, name: str) -> None:
+    """By its key or its call's id; a second time there is nothing to do."""
+    result = run("resolve", name, "--rerun")
+    assert (result.exit_code, result.stdout) == (
+        0,
+        (
+            f"key 'order-2' (call {ORDER_2}): uncertain -> released: the next call with it is "
+            "made.\n"
+        ),
+    )
+    assert record(ledger, ORDER_2) == ("released", None, None)
+    again = run("resolve", name, "--rerun")
+    assert (again.exit_code, again.stderr) == (
+        1,
+        f"steer: the key of call {ORDER_2} is free already: its next call is made\n",
+    )
+
+
+@pytest.mark.real_time
+def test_a_call_counts_as_made(run: Run, ledger: Filled) -> None:
+    """The key stays used; its answer is not stored."""
+    result = run("resolve", "order-5", "--discard")
+    assert result.exit_code == 0
+    assert "uncertain -> completed without an answer" in result.stdout
+    assert record(ledger, "00000000-0000-7000-8000-000000000028") == ("completed", 1, None)
+
+
+@pytest.mark.real_time
+def test_a_claim_that_was_abandoned(run: Run, ledger: Filled) -> None:
+    """Nothing was sent: it can be freed, and does not count as made."""
+    result = run("resolve", "order-3", "--discard")
+    assert (result.exit_code, "nothing was sent: use --rerun" in result.stderr) == (1, True)
+    assert run("resolve", "order-3", "--rerun").exit_code == 0
+    assert record(ledger, "00000000-0000-7000-8000-000000000026") == ("released", None, None)
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("order-1", "is completed: there is nothing to settle"),
+        ("req-22", "is completed: there is nothing to settle"),
+        ("order-4", "is in use: its call is running at steer-1"),
+        ("order-6", "is free already"),
+        ("req-1", "has no key"),
+        ("no-such", "no call has the id, the key or the request id 'no-such'"),
+    ],
+)
+def test_nothing_to_settle(run: Run, name: str, expected: str) -> None:
+    """Exit code 1, and why; a duplicate stands for the call that served it."""
+    for how in ("--rerun", "--discard"):
+        result = run("resolve", name, how)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert expected in result.stderr
+
+
+def test_a_key_of_two_callers(steer: Steer, tmp_path: Path) -> None:
+    """They are listed, to be named by their ids: exit code 2."""
+    ledger = FilledSqlite(tmp_path / "steer.db")
+    with closing(sqlite3.connect(ledger.path)) as connection, connection:
+        connection.execute("UPDATE requests SET idem_key = 'order-2' WHERE idem_key = 'order-5'")
+    url = f"sqlite:///{ledger.path}"
+    for command in (("show", "order-2"), ("resolve", "order-2", "--rerun")):
+        result = steer("ledger", *command, "--database-url", url)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "'order-2' names 2 calls; name one by its id:" in result.stderr
+        assert re.findall(r"-0000000000(\d\d) ", result.stderr) == ["28", "25"]
+    assert steer("ledger", "resolve", ORDER_2, "--rerun", "--database-url", url).exit_code == 0
+
+
+def claim_of(id_: str) -> Claim:
+    """A wish to run a call, that begins as sent."""
+    now = int(time.time() * 1_000_000)
+    return Claim(
+        CallRow(
+            id=id_,
+            request_id=id_,
+            started_us=now,
+            idem_key="k",
+            idem_scope="s",
+            idem_fp="f",
+            idem_role="owner",
+            idem_state="sent",
+            idem_live=1,
+            idem_epoch=1,
+            owner_id="dead",
+            sent_us=now,
+            expires_us=now + 10**12,
+        )
+    )
+
+
+@pytest.mark.real_time
+async def test_beside_a_running_sidecar(steer: Steer, tmp_path: Path) -> None:
+    """Its file's one writer goes on; nobody is asked to stop anything."""
+    running = SqliteLedger(tmp_path / "steer.db", time.time)
+    await running.open()
+    try:
+        await running.renew("alive", "here", 60.0, ())
+        assert await running.claim(claim_of("first")) is None
+        found = await running.find("s")
+        assert isinstance(found, Record)
+        assert found.lapsed
+
+        async def command(*arguments: str) -> Result:
+            url = f"sqlite:///{tmp_path}/steer.db"
+            return await asyncio.to_thread(steer, "ledger", *arguments, "--database-url", url)
+
+        result = await command("resolve", "k", "--rerun")
+        assert result.exit_code == 0, result.output
+        assert await running.find("s") is None
+        assert await running.claim(claim_of("second")) is None
+        purged = await command("purge", "--before", "0s", "--json")
+        assert json.loads(purged.stdout)["requests"] == 1
+        # It has left the leases alone: what runs still runs.
+        assert not (await running.renew("alive", "here", 60.0, ("second",))).lapsed
+    finally:
+        await running.close()
+
+
+# --- purge
+
+
+@pytest.mark.real_time
+def test_what_would_go_and_what_goes(run: Run, ledger: Filled) -> None:
+    """The dry run changes nothing and is right; what is live stays."""
+    dry = json.loads(run("purge", "--before", "2026-03-05", "--dry-run", "--json").stdout)
+    assert dry == {
+        "requests": 33,
+        "attempts": 31,
+        "events": 7,
+        "keys": 1,
+        "stored_bytes": 0,
+    }
+    assert ledger.rows("SELECT COUNT(*) FROM requests") == [(39,)]
+    told = run("purge", "--before", "2026-03-05", "--dry-run").stdout
+    assert told == (
+        "Would remove 33 calls, 31 attempts, 7 events, 1 expired keys and 0 bytes of their "
+        "answers.\n"
+    )
+    done = run("purge", "--before", "2026-03-05")
+    assert done.stdout == "Removed 33 calls, 31 attempts, 7 events, 0 pieces of answers.\n"
+    assert sorted(ledger.rows("SELECT idem_key, idem_live FROM requests")) == [
+        (key, 1) for key in ("order-1", "order-2", "order-3", "order-4", "order-5", "order-7")
+    ]
+    assert run("purge", "--before", "2026-03-05").stdout.startswith("Removed 0 calls, 0 attempts,")
+
+
+@pytest.mark.real_time
+def test_only_expired_keys(run: Run, ledger: Filled) -> None:
+    """Are freed; every row stays."""
+    assert run("purge", "--keys", "expired").exit_code == 0
+    assert ledger.rows("SELECT COUNT(*) FROM requests") == [(39,)]
+    assert ledger.rows("SELECT idem_live FROM requests WHERE idem_key = 'order-8'") == [(None,)]

@@ -1,0 +1,249 @@
+"""Costs of rows: reported, estimated or unknown, and never zero for what is not known."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steer_policies.dialects.base import Usage
+from steer_proxy.engine.config import Config
+from steer_proxy.engine.costing import MAX_REVISIONS, Costing, CostSource
+from steer_proxy.engine.prices import _Price
+from steer_proxy.ledger.values import AttemptRow, Batch, BreakerEventRow, CallRow
+from tests.support.sidecar import configure
+
+CALL = CallRow(
+    "c",
+    "r",
+    route="route",
+    operation="chat.completions",
+    model_requested="gpt-4o",
+    model_answered="gpt-4o-2024-08-06",
+    attempts=1,
+    bytes_in=4000,
+)
+OK = AttemptRow("c", 1, "home", model="gpt-4o", outcome="ok", executed="yes", wasted=0)
+LOST = OK._replace(outcome="timeout", executed="maybe", wasted=1)
+REFUSED = OK._replace(outcome="throttled", executed="no", wasted=0)
+COUNTED: dict[str, Any] = {"tokens_in": 1000, "tokens_out": 100}
+
+#: gpt-4o: 2.50 dollars per million tokens in, 1.25 cached, 10 out.
+WHOLE = 1000 * 2_500 + 100 * 10_000
+#: 4,000 bytes are taken as 1,000 tokens, and the answer is assumed to be as long as the route says.
+EXPECTED = 1000 * 2_500 + 50 * 10_000
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    local = {
+        "dialect": "openai",
+        "base_url": "http://127.0.0.1:1/v1",
+        "credential": {"env": "KEY"},
+        "models": {
+            "mine": {"input_usd_per_mtok": 2.0, "output_usd_per_mtok": 4.0},
+            "half": {"input_usd_per_mtok": 2.0},
+        },
+    }
+    settings = {
+        "upstreams": {
+            "home": {"dialect": "openai", "base_url": "https://api.openai.com/v1"},
+            "local": local,
+        },
+        "routes": [
+            {
+                "name": "route",
+                "path": "/route",
+                "candidates": ["home", "local"],
+                "budget": {"completion_tokens": 50},
+            }
+        ],
+    }
+    return configure(settings, tmp_path, {"KEY": "k"})
+
+
+def priced(
+    config: Config, call: CallRow, *attempts: AttemptRow
+) -> tuple[CallRow, list[AttemptRow]]:
+    batch = Costing(config).priced(Batch([call], list(attempts)))
+    return batch.calls[0], batch.attempts
+
+
+@pytest.mark.parametrize(
+    ("change", "cost", "source"),
+    [
+        pytest.param(COUNTED, WHOLE, "reported", id="counted"),
+        pytest.param(
+            {**COUNTED, "tokens_cached": 400}, WHOLE - 400 * 1_250, "reported", id="cached"
+        ),
+        pytest.param({"tokens_in": 1000}, 2_500_000, "reported", id="prompt alone"),
+        pytest.param({}, None, "unknown", id="not counted"),
+        pytest.param({"tokens_cached": 3}, None, "unknown", id="hardly counted"),
+        pytest.param({**COUNTED, "tokens_cached": 4000}, None, "unknown", id="contradiction"),
+        pytest.param({**COUNTED, "model": "deployment"}, WHOLE, "reported", id="as it answered"),
+        pytest.param({**COUNTED, "upstream": "local"}, None, "unknown", id="no price"),
+        pytest.param({**COUNTED, "upstream": "gone"}, None, "unknown", id="unheard of"),
+        pytest.param(
+            {**COUNTED, "upstream": "local", "model": "mine"}, 2_400_000, "reported", id="declared"
+        ),
+        pytest.param(
+            {**COUNTED, "upstream": "local", "model": "half"}, None, "unknown", id="half declared"
+        ),
+        pytest.param({"model": None}, None, None, id="not sold by tokens"),
+    ],
+)
+def test_an_answer(
+    config: Config, change: dict[str, Any], cost: int | None, source: str | None
+) -> None:
+    """Nano-dollars from what was counted, by the operator's prices before the list's."""
+    call, (attempt,) = priced(config, CALL, OK._replace(**change))
+    assert (attempt.cost_nusd, attempt.cost_source) == (cost, source)
+    assert (call.cost_nusd, call.cost_source, call.wasted_nusd) == (cost, source, 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "change", "wasted", "source"),
+    [
+        pytest.param({}, {}, EXPECTED, "estimated", id="by its size"),
+        pytest.param({}, COUNTED, WHOLE, "estimated", id="as far as it was counted"),
+        pytest.param({"bytes_in": 3}, {}, 2_500 + 500_000, "estimated", id="small"),
+        pytest.param({"bytes_in": 0}, {}, None, "unknown", id="no body"),
+        pytest.param({"operation": "audio.speech"}, {}, None, "unknown", id="sold by seconds"),
+        pytest.param({"operation": "embeddings"}, {}, 2_500_000, "estimated", id="no completion"),
+        pytest.param({}, {"model": "unknown"}, None, "unknown", id="no price"),
+        pytest.param({}, {"model": None}, None, None, id="not sold by tokens"),
+    ],
+)
+def test_an_attempt_that_was_lost(
+    config: Config, call: dict[str, Any], change: dict[str, Any], wasted: int, source: str
+) -> None:
+    """It may have been billed: what it wasted is estimated, and is no cost of an answer."""
+    row, (attempt,) = priced(config, CALL._replace(**call), LOST._replace(**change))
+    assert (attempt.cost_nusd, attempt.cost_source) == (wasted, source)
+    assert (row.cost_nusd, row.cost_source, row.wasted_nusd) == (0, None, wasted)
+
+
+def test_what_is_only_a_prompt_can_be_estimated(config: Config) -> None:
+    """An answer that was too large to look into still has a cost."""
+    row, _ = priced(config, CALL._replace(operation="embeddings"), OK)
+    assert (row.cost_nusd, row.cost_source) == (2_500_000, "estimated")
+
+
+def test_several_attempts(config: Config) -> None:
+    """What was refused cost nothing; what was lost is waste; the answer is the cost."""
+    attempts = [REFUSED, LOST._replace(n=2), OK._replace(n=3, **COUNTED)]
+    row, found = priced(config, CALL, *attempts)
+    assert [each.cost_nusd for each in found] == [0, EXPECTED, WHOLE]
+    assert [each.cost_source for each in found] == [None, "estimated", "reported"]
+    assert (row.cost_nusd, row.cost_source, row.wasted_nusd) == (WHOLE, "reported", EXPECTED)
+
+
+def test_a_sum_with_an_unknown_part_is_unknown(config: Config) -> None:
+    """A sum of less than there was would look like the truth."""
+    row, _ = priced(config, CALL, LOST, LOST._replace(n=2, model="unknown"), OK._replace(n=3))
+    assert row.cost_nusd is row.wasted_nusd is None
+    assert row.cost_source == CostSource.UNKNOWN
+
+
+def test_no_attempts(config: Config) -> None:
+    """A call that was refused, or served from the ledger, cost nothing."""
+    row, found = priced(config, CALL)
+    assert (row.cost_nusd, row.wasted_nusd, row.cost_source, found) == (0, 0, None, [])
+
+
+def test_a_batch(config: Config) -> None:
+    """Calls, attempts without their call, and events; pricing twice is harmless."""
+    costing = Costing(config)
+    stray = OK._replace(request="other", cost_nusd=5, cost_source="reported")
+    event = BreakerEventRow("e", 1)
+    second = CALL._replace(id="d")
+    batch = Batch(
+        [CALL, second], [OK._replace(**COUNTED), stray, LOST._replace(request="d")], [event]
+    )
+    once = costing.priced(batch)
+    assert {each.request: each.cost_nusd for each in once.attempts} == {
+        "c": WHOLE,
+        "other": 5,
+        "d": EXPECTED,
+    }
+    assert [each.cost_nusd for each in once.calls] == [WHOLE, 0]
+    assert once.events == [event]
+    assert costing.priced(once) == once
+
+
+async def test_a_call_that_is_written_now(config: Config) -> None:
+    """The same figures, also where prices were not yet loaded."""
+    costing = Costing(config)
+    row, (attempt,) = await costing.price_call(CALL, [OK._replace(**COUNTED)])
+    assert (row.cost_nusd, attempt.cost_nusd) == (WHOLE, WHOLE)
+    assert await costing.price_call(row, [attempt]) == (row, [attempt])
+
+
+def test_rows_are_priced_by_their_own_revision(config: Config) -> None:
+    """A reload does not change what a call before it cost, for a while."""
+    costing = Costing(config)
+    old = CALL._replace(config_rev=config.revision)
+    new = replace(config, upstreams={}, revision="new")
+    costing.reconfigure(new)
+    attempt = OK._replace(**COUNTED)
+    assert costing.priced(Batch([old], [attempt])).calls[0].cost_nusd == WHOLE
+    unknown = costing.priced(Batch([CALL._replace(config_rev="new")], [attempt]))
+    assert unknown.calls[0].cost_nusd is None
+    for number in range(MAX_REVISIONS):
+        costing.reconfigure(replace(new, revision=str(number)))
+    assert costing.priced(Batch([old], [attempt])).calls[0].cost_nusd is None
+    assert len(costing._tables) == MAX_REVISIONS
+
+
+USAGES = (
+    Usage(1000, None, 500),
+    Usage(1000, 400, 500, 10),
+    Usage(1000, 0, 0),
+    Usage(1000),
+    Usage(1000, 1000, None),
+    Usage(1_000_000, 3, 7),
+)
+
+
+def test_the_short_cut_is_what_the_package_says() -> None:
+    """For every model of the list that has one: tiers, requests and cached tokens included."""
+    from genai_prices.data_snapshot import get_snapshot
+
+    compared = 0
+    for provider in get_snapshot().providers:
+        for info in provider.models:
+            price = _Price(provider, info)
+            flat, price._flat = price._flat, None
+            if flat is None:
+                continue
+            edge = [] if flat.upto == float("inf") else [Usage(int(flat.upto) + n) for n in (0, 1)]
+            for usage in (*USAGES, *edge):
+                quick = flat.of(usage)
+                if quick is not None:
+                    assert quick == pytest.approx(price.of(usage), rel=1e-12), info.id
+                    compared += 1
+    assert compared > 1000
+
+
+def test_prices_load_only_when_something_is_priced(tmp_path: Path) -> None:
+    """Neither the module nor a configuration's table loads them, nor do calls that cost nothing."""
+    script = (
+        "import sys\n"
+        "from steer_proxy.settings import load\n"
+        "from steer_proxy.engine.costing import Costing\n"
+        "from steer_proxy.ledger.values import AttemptRow, Batch, CallRow\n"
+        "costing = Costing(load(None, {}))\n"
+        "no = AttemptRow('c', 1, 'openai', model='m', executed='no', wasted=0)\n"
+        "costing.priced(Batch([CallRow('c', 'r')], [no]))\n"
+        "assert 'genai_prices' not in sys.modules\n"
+        "yes = no._replace(executed='yes', tokens_in=1)\n"
+        "costing.priced(Batch([CallRow('c', 'r')], [yes]))\n"
+        "assert 'genai_prices' in sys.modules\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script], check=True, env={"PYTHONPATH": ":".join(sys.path)}
+    )
