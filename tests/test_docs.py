@@ -41,7 +41,7 @@ _ERROR = re.compile(r"[\"'](steer_[a-z_]+)[\"']")
 
 #: What looks like a code and is none.
 _NO_CODES: Final = frozenset(
-    {"steer_policies", "steer_proxy", "steer_llm_sdk", "steer_meta", "steer_news"}
+    {"steer_policies", "steer_proxy", "steer_llm_sdk", "steer_meta", "steer_news", "steer_want"}
 )
 
 

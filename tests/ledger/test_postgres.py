@@ -16,10 +16,9 @@ import uvloop
 from steer_policies.idempotency import State
 from steer_proxy.ledger import migrate, postgres_news, postgres_pool
 from steer_proxy.ledger import postgres_statements as sql
-from steer_proxy.ledger.address import Postgres
+from steer_proxy.ledger.address import Postgres, parse_address
 from steer_proxy.ledger.parameters import Statement
 from steer_proxy.ledger.postgres import PostgresLedger
-from steer_proxy.ledger.postgres_pool import without_option
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.values import Batch, CallRow, Finish, Purge, Ref
 from tests.ledger_contract.make import call, chunks, claim, ref
@@ -577,17 +576,17 @@ async def test_unprepared_statements_are_noticed(
 
 
 @pytest.mark.parametrize(
-    ("dsn", "rest", "value"),
+    ("url", "dsn", "prepared"),
     [
-        ("postgresql://h/d", "postgresql://h/d", None),
-        ("postgresql://h/d?prepared=off", "postgresql://h/d", "off"),
-        ("postgresql://h/d?a=1&prepared=on&b=2", "postgresql://h/d?a=1&b=2", "on"),
-        ("postgresql://h/d?a=prepared", "postgresql://h/d?a=prepared", None),
+        ("postgresql://h/d", "postgresql://h/d", True),
+        ("postgresql://h/d?prepared=off", "postgresql://h/d", False),
+        ("postgresql+asyncpg://h/d?a=1&prepared=on&b=2", "postgresql://h/d?a=1&b=2", True),
+        ("postgresql://h/d?a=prepared=off", "postgresql://h/d?a=prepared=off", True),
     ],
 )
-def test_our_option_is_not_the_drivers(dsn: str, rest: str, value: str | None) -> None:
+def test_our_option_is_not_the_drivers(url: str, dsn: str, prepared: bool) -> None:
     """The URL that the driver gets does not hold it."""
-    assert without_option(dsn, "prepared") == (rest, value)
+    assert parse_address(url) == Postgres(dsn, prepared=prepared)
 
 
 # --- How it does it -------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncpg
 
-from steer_proxy.ledger.address import Postgres
+from steer_proxy.ledger.address import Postgres, parse_address
 from steer_proxy.ledger.postgres import PostgresLedger
 from steer_proxy.ledger.values import MICROSECONDS
 from tests.ledger_contract.subject import Subject, Subjects
@@ -23,7 +23,7 @@ class PostgresSubject(Subject):
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.ledger = PostgresLedger(Postgres(url))
+        self.ledger = self._made()
 
     def now_us(self) -> int:
         return time.time_ns() // 1000
@@ -35,11 +35,16 @@ class PostgresSubject(Subject):
 
     async def reopen(self) -> None:
         await self.ledger.close()
-        self.ledger = PostgresLedger(Postgres(self.url))
+        self.ledger = self._made()
         await self.ledger.open()
 
     async def rows(self, table: str) -> list[dict[str, Any]]:
         return [dict(row) for row in await self._ask(f"SELECT * FROM {table}")]
+
+    def _made(self) -> PostgresLedger:
+        address = parse_address(self.url)
+        assert isinstance(address, Postgres)
+        return PostgresLedger(address)
 
     async def _ask(self, statement: str) -> list[Any]:
         connection = await asyncpg.connect(self.url)

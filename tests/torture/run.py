@@ -21,10 +21,10 @@ from tests.torture.provider_log import arrivals, moody
 from tests.torture.replica import Replica, replicas
 
 #: The sidecars' lease in seconds; the product's own is longer than a short run.
-LEASE: Final = 1.2
+LEASE: Final = 1.0
 
 #: What may pass after the lease until nothing is in progress any more, in seconds.
-GRACE: Final = 1.5
+GRACE: Final = 1.2
 
 #: Callers at once, and the keys they may come back to.
 CALLERS: Final = 16

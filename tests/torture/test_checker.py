@@ -77,6 +77,13 @@ GOOD = {
         [arrived(1, 1.1, 500, ended=1.2), arrived(2, 2.1)],
         [row("r2"), row("r1", "released", live=False)],
     ),
+    "rerun, released, and claimed anew": Evidence(
+        rows=[
+            row("r1", "uncertain", live=False),
+            row("r2", "released", live=False, epoch=2),
+            row("r3"),
+        ]
+    ),
     "a request that never came whole": Evidence(
         [seen(1, None, end=End.CUT, body=b""), seen(2)],
         [replace(arrived(1, 1.1, None), whole=False, ended=1.2), arrived(2, 2.1)],

@@ -125,7 +125,8 @@ def one(found: Sequence[Row], name: str) -> Row:
 
     if not found:
         raise failed(f"no call has the id, the key or the request id {name[:64]!r}")
-    owners = [row for row in found if row["idem_role"] not in SERVED] or list(found)
+    # Neither those that were given another's answer, nor those that were refused for the key.
+    owners = [row for row in found if row["idem_role"] == "owner"] or list(found)
     candidates = [row for row in owners if row["idem_live"]] or owners
     scopes = {row["idem_scope"] for row in candidates}
     if len(candidates) == 1 or (len(scopes) == 1 and None not in scopes):

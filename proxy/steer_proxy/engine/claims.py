@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
@@ -35,10 +35,18 @@ MAX_TURNS: Final = 8
 #: How long an answer may wait for its record to be completed, in seconds.
 COMMIT_TIME: Final = 2.0
 
+#: How soon that is tried again meanwhile, in seconds.
+AT_ONCE_AGAIN: Final = 0.1
+
 #: How often, and for how long in all, a record that could not be finished is tried again, in
 #: seconds.
 AGAIN_EVERY: Final = 2.0
 AGAIN_FOR: Final = 600.0
+
+#: Claims that may stand although nobody was told: remembered at most, and how often each is freed,
+#: since a statement given up on may be carried out a little later.
+MOST_STRAYS: Final = 10_000
+FREED: Final = 3
 
 
 class ClaimLost(Exception):
@@ -84,6 +92,8 @@ class Claims:
     def __init__(self, books: Bookkeeper) -> None:
         self._books = books
         self._held: dict[str, Callable[[], None]] = {}
+        self._strays: dict[Ref, int] = {}
+        self._freeing: asyncio.Task[None] | None = None
         books.held = self._ids
         books.on_lost = self._tell_lost
 
@@ -111,26 +121,34 @@ class Claims:
         Raises:
             LedgerUnavailable: when the ledger cannot tell and the policy is to fail.
         """
-        ref = Ref(row.id, 1)
-        owned: Owned | Found | None = None
+        asked: list[Ref] = []
+        taken: Owned | Found | None = None
         try:
             # The renewal after a lapse takes what is held and not written for lost.
             await self._books.ensure_lease()
-            self.hold(ref, lost)  # before it is asked for: a duplicate may come in between
-            owned = await self._take(row, policy)
-            return owned
+            self.hold(Ref(row.id, 1), lost)  # before it is asked for: a duplicate may come first
+            taken = await self._take(row, policy, asked)
         except LedgerUnavailable:
             if policy.on_ledger_down is not OnLedgerDown.OPEN:
                 raise
-            return Owned(ref, recorded=False)
+            asked.clear()  # the call will be made
+            return Owned(Ref(row.id, 1), recorded=False)
+        else:
+            return taken
         finally:
-            if not isinstance(owned, Owned):
-                self.let_go(ref)
+            if not isinstance(taken, Owned):
+                self.let_go(Ref(row.id, 1))
+            if taken is None:
+                self._stray(asked)
 
-    async def _take(self, row: CallRow, policy: IdempotencyPolicy) -> Owned | Found:
+    async def _take(
+        self, row: CallRow, policy: IdempotencyPolicy, asked: list[Ref]
+    ) -> Owned | Found:
+        """`asked` collects the records that were asked for: one of them may stand."""
         books = self._books
         fingerprint = row.idem_fp or ""
         claim = Claim(row._replace(owner_id=books.owner))
+        asked.append(Ref(row.id, 1))
         found = await books.ledger.claim(claim)
         for _ in range(MAX_TURNS):
             if found is None:
@@ -142,10 +160,11 @@ class Claims:
             decision = Found(found).decision(fingerprint, policy)
             if not isinstance(decision, TakeOver):
                 return Found(found)
-            epoch = found.epoch + 1
+            mine = Ref(row.id, found.epoch + 1)
+            asked.append(mine)
             found = await books.ledger.take_over(claim, found)
             if found is None:
-                return Owned(Ref(row.id, epoch), rerun=decision.rerun)
+                return Owned(mine, rerun=decision.rerun)
         raise LedgerUnavailable("the key changes hands too often")
 
     async def _own_remains(self, found: Record) -> Record:
@@ -154,8 +173,9 @@ class Claims:
             return found
         if found.state not in (State.CLAIMED, State.SENT):
             return found
-        state = State.RELEASED if found.state is State.CLAIMED else State.UNCERTAIN
         ref = Ref(found.id, found.epoch)
+        unsent = found.state is State.CLAIMED or ref in self._strays
+        state = State.RELEASED if unsent else State.UNCERTAIN
         row = CallRow(id=found.id, request_id=found.id)
         await self._books.ledger.finish(Finish(ref, state, row))
         return Record(
@@ -168,6 +188,33 @@ class Claims:
             expired=found.expired,
             stored=False,
         )
+
+    def _stray(self, asked: Sequence[Ref]) -> None:
+        """Claims whose reply never came may stand all the same. Nothing was sent: free them."""
+        for ref in asked:
+            if len(self._strays) < MOST_STRAYS:
+                self._strays[ref] = FREED
+        if self._strays and (self._freeing is None or self._freeing.done()):
+            self._freeing = asyncio.create_task(self._free_strays())
+
+    async def _free_strays(self) -> None:
+        while self._strays:
+            await asyncio.sleep(AGAIN_EVERY)
+            for ref in tuple(self._strays):
+                row = CallRow(id=ref.id, request_id=ref.id)
+                try:
+                    await self._books.ledger.finish(Finish(ref, State.RELEASED, row))
+                except LedgerUnavailable:
+                    break
+                self._strays[ref] -= 1
+                if not self._strays[ref]:
+                    del self._strays[ref]
+
+    async def close(self) -> None:
+        """Stop freeing what nobody has been told of."""
+        if self._freeing is not None:
+            self._freeing.cancel()
+            await asyncio.wait([self._freeing])
 
     async def announce(self, owned: Owned) -> None:
         """Have it on disk that the call is about to be sent.
@@ -189,13 +236,22 @@ class Claims:
             return await self._finish(_bare(finish))
 
     async def _finish(self, finish: Finish) -> Finished:
+        why: Exception | None = None
         try:
             async with asyncio.timeout(COMMIT_TIME):
-                done = await self._books.ledger.finish(finish)
-        except (LedgerUnavailable, TimeoutError) as error:
-            LOGGER.warning("the record %s cannot be finished now: %s", finish.ref.id, error)
+                while True:
+                    try:
+                        done = await self._books.ledger.finish(finish)
+                    except LedgerUnavailable as error:
+                        why = error  # a database that restarts refuses at once
+                        await asyncio.sleep(AT_ONCE_AGAIN)
+                    else:
+                        return Finished.DONE if done else Finished.LOST
+        except TimeoutError:
+            LOGGER.warning(
+                "the record %s cannot be finished now: %s", finish.ref.id, why or "no word"
+            )
             return Finished.LATER
-        return Finished.DONE if done else Finished.LOST
 
     async def finish_later(self, finish: Finish) -> Finished:
         """Go on trying to finish a record, for a while."""

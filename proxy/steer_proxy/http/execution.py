@@ -13,14 +13,14 @@ from typing import Final, NamedTuple, Protocol
 from aiohttp.web_request import BaseRequest
 
 from steer_policies.config import UpstreamPolicy
-from steer_policies.idempotency import Save, State, Status
+from steer_policies.idempotency import Save, State, Status, TakeOver
 from steer_policies.outcome import TRAITS, Elsewhere, Executed, Verdict
 from steer_policies.plan import Plan
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.engine.claims import ClaimLost, Claims, Finished, Found, Owned
 from steer_proxy.engine.clock import Clock
-from steer_proxy.engine.conclusion import Settled
+from steer_proxy.engine.conclusion import Settled, Spent
 from steer_proxy.engine.exchange import Exchange
 from steer_proxy.http.addresses import Addresses
 from steer_proxy.http.answer import HttpAnswer
@@ -102,8 +102,9 @@ class Executions:
         self.live = LiveStreams(books, self.now_us)
 
     async def close(self) -> None:
-        """Stop writing streams as they come."""
+        """Stop what goes on beside the runs."""
         await self.live.close()
+        await self.claims.close()
 
     def now_us(self) -> int:
         """Unix time in microseconds."""
@@ -138,17 +139,22 @@ class Executions:
             found = await self.books.ledger.find(run.identity.scope)
         except LedgerUnavailable:
             found = None
-        if found is not None and found.state is not State.RELEASED and not found.expired:
-            run.resolve(Found(found))
-            await self._follow(run, Found(found))
-            return
+        if found is not None:
+            known = Found(found)
+            if not isinstance(known.decision(run.identity.fingerprint, run.policy), TakeOver):
+                run.resolve(known)
+                await self._follow(run, known)
+                return
         run.resolve(Owned(Ref(run.call.id, 1), recorded=False))
         run.say(refusal.problem)
+        self.books.log(*self.journal.broken_off(run.call, None, Spent(), refusal.problem))
 
     async def _follow(self, run: Run, found: Found) -> None:
         record = found.record
         if record.state in (State.CLAIMED, State.SENT) and not record.lapsed:
             await shadow(run, record, self.books)
+        else:
+            run.recording.end(broken=True)  # nobody reads it
 
 
 class Execution:
@@ -179,8 +185,9 @@ class Execution:
         call.silence = None
         call.until = call.accepted_at + made.timeouts.total
         call.before_send = self._before_send
+        self._spent = Spent()
         self._exchange: Exchange[HttpAnswer] = self._services.exchange(
-            call, made, addresses, deadline
+            call, made, addresses, deadline, self._spent
         )
         self.row = self._claim_row()
         run.sent = self.row.idem_state == State.SENT
@@ -222,22 +229,27 @@ class Execution:
         try:
             await self._conclude(owned, await self._execute())
         except ClaimLost:
-            run.say(_TAKEN_OVER)
+            self._lost()
         except LedgerUnavailable:
-            run.say(_NO_LEDGER)
-            await self._abort(owned, State.RELEASED)
+            await self._abort(owned, State.RELEASED, _NO_LEDGER)
         except asyncio.CancelledError:
             if not run.lost:
-                run.say(_DRAINING)
-                await self._abort(owned, State.UNCERTAIN if run.sent else State.RELEASED)
+                state = State.UNCERTAIN if run.sent else State.RELEASED
+                await self._abort(owned, state, _DRAINING)
                 raise
             # Ours, from `Run.lose`: turned into the answer that tells of it.
-            run.say(_TAKEN_OVER)
+            self._lost()
             if run.task is not None and run.task.uncancel() > 0:
                 raise
         finally:
             if self._stream is not None:
                 self._live.drop(self._stream)
+
+    def _lost(self) -> None:
+        """Somebody else has the key: the row is theirs to judge, what was spent is told."""
+        self._run.say(_TAKEN_OVER)
+        _, attempts = self._journal.broken_off(self._run.call, self._made, self._spent, _TAKEN_OVER)
+        self._books.log_attempts(attempts)
 
     async def _execute(self) -> Ended:
         run = self._run
@@ -262,6 +274,8 @@ class Execution:
         owned = self._owned
         if owned is None or not owned.recorded or not self._books.ledger.shared:
             return
+        if self._run.policy.save is Save.NOTHING:
+            return
         reader = self._run.recording.read()
         self._stream = LiveStream(self._books, owned.ref, response.status, response.head, reader)
         self._live.add(self._stream)
@@ -281,7 +295,7 @@ class Execution:
         else:
             result = await self._claims.finish(finish)
         if result is Finished.LOST:
-            run.say(_TAKEN_OVER)
+            self._run.say(_TAKEN_OVER)
             return
         if run.status in (Status.NEW, Status.RERUN):
             if ended.state is State.UNCERTAIN:
@@ -325,11 +339,14 @@ class Execution:
         )
         return Finish(owned.ref, ended.state, row, tuple(chunks))
 
-    async def _abort(self, owned: Owned, state: State) -> None:
-        """End a record in a hurry: with its answer if it has come, else without."""
+    async def _abort(self, owned: Owned, state: State, problem: Problem) -> None:
+        """End a call in a hurry; its record keeps the answer if that has come."""
+        self._run.say(problem)
+        row, attempts = self._journal.broken_off(self._run.call, self._made, self._spent, problem)
+        self._books.log_attempts(attempts)
         if owned.recorded:
-            finish = self._ending or Finish(owned.ref, state, self.row)
-            await self._claims.finish(finish)
+            row = row._replace(expires_us=self.row.expires_us)
+            await self._claims.finish(self._ending or Finish(owned.ref, state, row))
 
 
 def state_after(

@@ -463,7 +463,8 @@ def terms(call: Call, deadline: float) -> Terms:
     return Terms(
         deadline=deadline,
         ambiguous=ambiguous,
-        until=call.until,
+        # A stream that is resumed may be older than a call may become until its commit.
+        until=None if call.until is None else max(call.until, deadline),
         unsent_only=not call.facts.steered and not idempotent,
         fallback_on_refusal=policy.fallback_on_refusal,
         keyed="Idempotency-Key" in call.headers,

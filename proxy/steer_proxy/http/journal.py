@@ -7,6 +7,7 @@ from aiohttp.web_request import BaseRequest
 from steer_policies.idempotency import Role
 from steer_policies.outcome import Outcome, Verdict
 from steer_policies.plan import Plan
+from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.conclusion import Settled, Spent
@@ -49,6 +50,14 @@ class Journal:
             call, status=status, bytes_out=size, made=made, settled=settled, verdict=verdict
         )
         return await self._costing.price_call(row, attempts)
+
+    def broken_off(
+        self, call: Call, made: Plan | None, spent: Spent, problem: Problem
+    ) -> tuple[CallRow, list[AttemptRow]]:
+        """The rows of a call that ended with a problem of ours before it had an answer."""
+        return self._log.rows(
+            call, status=problem.status, bytes_out=0, made=made, spent=spent, problem=problem
+        )
 
     # --- All others -------------------------------------------------------------------------------
 

@@ -107,7 +107,7 @@ class KeyedCalls:
         secret = self._books.ledger.secret
         if secret is None:
             secret = await self._first_secret(policy.on_ledger_down)
-        identity = await identify(call, secret, key=call.key or "", scope=policy.scope)
+        identity = await self._identify(call, secret)
         run = self._running.get(identity.scope)
         first = run is None
         if run is None:
@@ -116,6 +116,7 @@ class KeyedCalls:
             run = self._start(request, call, identity, addresses)
         elif run.joiners >= MAX_JOINERS:
             raise _in_progress()
+        call.body.close()  # the run has its own
         run.joiners += 1
         try:
             resolution = await self._resolved(run, call)
@@ -123,6 +124,14 @@ class KeyedCalls:
         finally:
             run.joiners -= 1
             run.left()
+
+    async def _identify(self, call: Call, secret: bytes) -> Identity:
+        """Whose key it is, and of which request; large bodies are read one after the other."""
+        key, scope = call.key or "", call.route.policy.idempotency.scope
+        if call.body.memory is not None:
+            return await identify(call, secret, key=key, scope=scope)
+        async with self._memory.one_large:
+            return await identify(call, secret, key=key, scope=scope)
 
     async def _first_secret(self, on_ledger_down: OnLedgerDown) -> bytes:
         """The ledger's secret when it was never reached before."""
@@ -155,10 +164,14 @@ class KeyedCalls:
     async def _run(self, run: Run, request: BaseRequest, addresses: Addresses) -> None:
         try:
             await self._executions.run(run, request, addresses)
+        except Exception:
+            # A bug; but nobody may wait for what does not come.
+            LOGGER.exception("%s: a keyed call could not be carried out", run.call.request_id)
         finally:
             del self._running[run.identity.scope]
-            run.resolve(Unavailable("Steer is shutting down"))
-            run.recording.end(broken=True)
+            run.resolve(Unavailable("the call was broken off"))
+            run.say(_BROKEN_OFF)
+            run.over = True
             run.left()
             run.call.body.close()
 
@@ -261,6 +274,9 @@ def own_deadline(call: Call) -> float:
     )
 
 
+_BROKEN_OFF: Final = Problem(
+    500, "steer_internal_error", "Steer could not finish this call.", sdk_retry=True
+)
 _STILL_RUNNING: Final = Problem(
     504,
     "steer_deadline",

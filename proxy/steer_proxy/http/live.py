@@ -82,6 +82,9 @@ class LiveStreams:
         chunks: list[ChunkRow] = []
         try:
             for stream in tuple(self._streams):
+                if not stream.reader.kept:
+                    await self._take_back(stream)
+                    continue
                 waits = len(stream.unwritten) >= MOST_WAITING
                 if not waits and (pieces := stream.reader.ready()):
                     stream.unwritten += await stream.chunker.cut(pieces, at_us)
@@ -100,3 +103,10 @@ class LiveStreams:
         for stream in self._streams:
             if stream.head is None:
                 stream.unwritten = []
+
+    async def _take_back(self, stream: LiveStream) -> None:
+        """An answer that is too large to be stored is not to fill the ledger meanwhile either: who
+        follows it is told."""
+        self.drop(stream)
+        if stream.head is None:
+            await self._books.ledger.drop_chunks(stream.ref)

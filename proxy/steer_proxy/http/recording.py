@@ -105,6 +105,13 @@ class Recording:
         self.ended, self.broken = True, broken
         self._tell()
 
+    def withdraw(self) -> None:
+        """Take back what no reader may have yet: it is not the answer after all."""
+        while self._pieces and self.size > self.released:
+            size = len(self._pieces.pop())
+            self.size -= size
+            self._free(size)
+
     def forget(self) -> None:
         """Let go of it piece by piece: no reader will come any more, those there are may finish."""
         self.kept = False
@@ -134,11 +141,14 @@ class Recording:
             size = len(self._pieces.popleft())
             self._start += size
             self._first += 1
-            freed = min(size, self._reserved)
-            self._memory.free(freed)
-            self._reserved -= freed
+            self._free(size)
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
+
+    def _free(self, size: int) -> None:
+        freed = min(size, self._reserved)
+        self._memory.free(freed)
+        self._reserved -= freed
 
     async def _wait_for_room(self) -> None:
         self._room = asyncio.get_running_loop().create_future()
@@ -203,6 +213,11 @@ class Reader:
         self._dropped = False
         self.next = 0
 
+    @property
+    def kept(self) -> bool:
+        """Whether all of the answer is still there."""
+        return self._recording.kept
+
     def drop(self) -> None:
         """It fell behind: it gets nothing more."""
         self._dropped = True
@@ -221,7 +236,13 @@ class Reader:
         return recording.head
 
     def ready(self) -> list[bytes]:
-        """What can be read without waiting."""
+        """What can be read without waiting.
+
+        Raises:
+            TooSlow: when the reader was dropped.
+        """
+        if self._dropped:
+            raise TooSlow
         recording, pieces = self._recording, []
         while (piece := recording.available(self.next, self._offset)) is not None:
             pieces.append(piece)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
 from aiohttp.web_request import BaseRequest
@@ -25,6 +27,9 @@ from steer_proxy.ledger.sealing import Sealer, Unreadable
 from steer_proxy.ledger.values import ChunkRow, Record, StoredAnswer
 
 LOGGER: Final = logging.getLogger("steer.ledger")
+
+#: An answer larger than this, in bytes, is written under the eyes of the sweep.
+AT_ONCE: Final = 64 * 1024
 
 #: Chunks read from the ledger at once: a megabyte.
 PAGE: Final = 16
@@ -51,33 +56,37 @@ async def replay(
     stored = await books.ledger.answer(record.id)
     if stored is None:
         raise refuse_keyed("steer_result_not_stored", "Its answer is no longer stored.")
-    try:
-        head = read_head(stored.status, books.sealer.open_head(stored.id, stored.headers))
-        pages = _pages(books, stored)
-        first = await anext(pages, b"")
-    except (Unreadable, Damaged, ValueError) as error:
-        LOGGER.error("the stored answer %s cannot be read: %s", record.id, error)  # noqa: TRY400
-        raise refuse_keyed(
-            "steer_replay_unavailable",
-            "Its answer is stored, but cannot be read: look into Steer's log and its key ring.",
-        ) from None
-    response = _response(call, head, stored, first)
-    progress.response = response
-    if watched.draining:
-        response.close_connection()
-    if stored.chunks > PAGE:
-        await _send(request, response, first, pages)
-    return response
+    async with contextlib.aclosing(_pages(books, stored)) as pages:
+        try:
+            head = read_head(stored.status, books.sealer.open_head(stored.id, stored.headers))
+            first = await anext(pages, b"")
+        except (Unreadable, Damaged, ValueError) as error:
+            LOGGER.error("the stored answer %s cannot be read: %s", record.id, error)  # noqa: TRY400
+            raise refuse_keyed(
+                "steer_replay_unavailable",
+                "Its answer is stored, but cannot be read: look into Steer's log and its key ring.",
+            ) from None
+        response = _response(call, head, first)
+        progress.response = response
+        if watched.draining:
+            response.close_connection()
+        if len(first) > AT_ONCE:
+            # More than the kernel takes at once: a caller that never reads must not hold it.
+            longest = call.route.policy.timeouts.max_stream
+            progress.until = asyncio.get_running_loop().time() + longest
+            watched.overdue_later()
+            await _send(request, response, first, pages)
+        return response
 
 
-def _response(call: Call, head: RecordedHead, stored: StoredAnswer, first: bytes) -> CallerResponse:
+def _response(call: Call, head: RecordedHead, first: bytes) -> CallerResponse:
     own = [
         *personal_lines(call),
         *head.own,
         status_line(Status.REPLAYED),
         line("Idempotent-Replayed", "true"),
     ]
-    body = first if stored.chunks <= PAGE else b""
+    body = first if len(first) <= AT_ONCE else b""
     return CallerResponse(
         head.status, head.reason, head.fields, own, body=body, content_type=head.content_type
     )
@@ -98,7 +107,7 @@ async def _send(
     await response.write_eof()
 
 
-async def _pages(books: Bookkeeper, stored: StoredAnswer) -> AsyncIterator[bytes]:
+async def _pages(books: Bookkeeper, stored: StoredAnswer) -> AsyncGenerator[bytes]:
     """The answer's body, a page at a time, and checked at its end."""
     digest, size, seen = hashlib.sha256(), 0, 0
     while seen < stored.chunks:

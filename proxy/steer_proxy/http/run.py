@@ -39,7 +39,8 @@ class Run:
     """One keyed call being made, or followed from another process.
 
     `status` is what its first caller is told, `cost_nusd` what the call has cost; `sent` whether it
-    may have been executed; `lost` whether somebody took the key over meanwhile.
+    may have been executed; `lost` whether somebody took the key over meanwhile; `over` whether
+    nothing more is done for it, so that nobody else will come.
     """
 
     call: Call
@@ -52,6 +53,7 @@ class Run:
     joiners: int = 0
     sent: bool = False
     lost: bool = False
+    over: bool = False
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     def lose(self) -> None:
@@ -64,7 +66,7 @@ class Run:
 
     def left(self) -> None:
         """Somebody is done with it; the last one lets its memory go."""
-        if self.joiners == 0 and self.recording.ended:
+        if self.joiners == 0 and self.over:
             self.recording.forget()
 
     def resolve(self, resolution: Resolution) -> None:
@@ -77,6 +79,7 @@ class Run:
         recording = self.recording
         if recording.ended:
             return
+        recording.withdraw()
         if recording.head is None:
             outlet = ToRecording(recording, _never)
             response = outlet.problem(self.call.dialect, problem, ())

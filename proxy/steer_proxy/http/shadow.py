@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 from typing import Final
 
-from steer_policies.idempotency import State
+from steer_policies.idempotency import State, TakeOver
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.bookkeeper import Bookkeeper
+from steer_proxy.engine.claims import Found
 from steer_proxy.http.replay import PAGE, Damaged, opened
 from steer_proxy.http.run import Run
 from steer_proxy.http.stored import read_head
@@ -26,6 +27,14 @@ _FAILED: Final = Problem(
     502,
     "steer_joined_call_failed",
     "The call with this key, made by another Steer, has failed and may be made again.",
+    retry_after=1.0,
+    sdk_retry=True,
+)
+_UNWANTED: Final = Problem(
+    409,
+    "steer_key_in_progress",
+    "The call with this idempotency key is still running: try again with the same key.",
+    retry_after=1.0,
     sdk_retry=True,
 )
 _LOST: Final = Problem(
@@ -73,12 +82,13 @@ class _Shadow:
         self._record = record
         self._books = books
         self._seen = 0
+        self._looked_again = False
 
     async def follow(self, news: asyncio.Event) -> Problem | None:
         """Copy what comes; None when it came to its proper end."""
         now = asyncio.get_running_loop().time
         heard = now()
-        while True:
+        while self._run.joiners:
             news.clear()
             try:
                 following = await self._books.ledger.follow(self._record.id, self._seen - 1, PAGE)
@@ -89,7 +99,7 @@ class _Shadow:
                 if (end := self._end(following)) is not True:
                     if end is not False:
                         return end
-                elif await self._complete():
+                elif await self._complete(following):
                     return None
                 else:
                     continue
@@ -101,6 +111,7 @@ class _Shadow:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EVERY):
                     await news.wait()
+        return _UNWANTED
 
     async def _take(self, following: Following) -> None:
         recording, sealer = self._run.recording, self._books.sealer
@@ -121,13 +132,18 @@ class _Shadow:
             return _FAILED
         if record.state is State.COMPLETED:
             return True if record.stored else _NOT_KEPT
-        if record.state is State.UNCERTAIN or record.lapsed:
-            return _LOST
-        return False
+        if record.state is not State.UNCERTAIN and not record.lapsed:
+            # Its head is taken back when it has become too large.
+            gone = self._run.recording.head is not None and following.headers is None
+            return _NOT_KEPT if gone else False
+        # Nobody makes it any more. Where it may be made again, the caller's next try does that.
+        again = Found(record).decision(record.fingerprint, self._run.policy)
+        return _FAILED if isinstance(again, TakeOver) else _LOST
 
-    async def _complete(self) -> bool:
+    async def _complete(self, following: Following) -> bool:
         """Whether all of a completed answer was copied."""
         answer = await self._books.ledger.answer(self._record.id)
-        if answer is None:
+        if answer is None or (self._looked_again and not following.chunks):
             raise Damaged("the answer is gone")
+        self._looked_again = True
         return self._seen >= answer.chunks

@@ -18,6 +18,8 @@ FORMS: Final = (
 _SQLITE: Final = frozenset({"sqlite", "sqlite+aiosqlite"})
 _POSTGRES: Final = frozenset({"postgresql", "postgresql+asyncpg"})
 _MAX_LENGTH: Final = 4096
+#: Our own option, which no driver knows.
+_PREPARED: Final = frozenset({"prepared=on", "prepared=off"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,14 @@ class Sqlite:
 
 @dataclass(frozen=True, slots=True)
 class Postgres:
-    """A database; `dsn` is what libpq and asyncpg take, and may hold a password."""
+    """A database; `dsn` is what libpq and asyncpg take, and may hold a password.
+
+    `prepared` is False when the URL said `prepared=off`: there is a pooler before the server that
+    does not know prepared statements.
+    """
 
     dsn: str
+    prepared: bool = True
 
     def __str__(self) -> str:
         parts = urlsplit(self.dsn)
@@ -122,4 +129,9 @@ def _postgres(rest: str) -> Postgres:
             "a PostgreSQL URL has special characters of user and password percent-encoded: "
             "@ as %40, / as %2F, # as %23, ? as %3F"
         )
-    return Postgres(f"postgresql:{rest}")
+    place, mark, query = rest.partition("?")
+    options = [option for option in query.split("&") if option not in _PREPARED]
+    return Postgres(
+        f"postgresql:{place}{mark if options else ''}{'&'.join(options)}",
+        prepared="prepared=off" not in query.split("&"),
+    )

@@ -93,6 +93,8 @@ class MemoryLedger:
     async def open(self) -> None:
         """Begin, or go on with what is there; whoever had a lease before is gone."""
         self._secret = self._secret or os.urandom(32)
+        if self._shared:
+            return
         now = self._now()
         for id_, owner in self._owners.items():
             if owner.lease_until_us > now:

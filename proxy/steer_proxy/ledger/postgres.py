@@ -52,7 +52,7 @@ class PostgresLedger:
     """A ledger in a PostgreSQL database."""
 
     def __init__(self, address: Postgres) -> None:
-        self._pool = Pool(address.dsn, self._greet)
+        self._pool = Pool(address.dsn, self._greet, pooled=not address.prepared)
         self._news = News(self._pool)
         self._secret: bytes | None = None
         self._available = False

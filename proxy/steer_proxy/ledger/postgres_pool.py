@@ -93,7 +93,7 @@ class _Job:
 class Pool:
     """Connections to one database; `greet` looks at each new one, and may refuse the database.
 
-    `dsn` is a libpq URL, with `prepared=off` or not.
+    `dsn` is a libpq URL.
     """
 
     dsn: str
@@ -111,10 +111,6 @@ class Pool:
     _retry_at: float = 0.0
     _generation: int = 0
     _closed: bool = False
-
-    def __post_init__(self) -> None:
-        self.dsn, prepared = without_option(self.dsn, "prepared")
-        self.pooled = prepared == "off"
 
     async def fetch(self, statement: Statement, arguments: Sequence[object] = ()) -> list[Any]:
         """The rows of a statement.
@@ -375,16 +371,3 @@ async def _close(connection: Connection) -> None:
         await connection.close(timeout=FAREWELL / 2)
     except DRIVER_ERRORS:
         connection.terminate()
-
-
-def without_option(dsn: str, name: str) -> tuple[str, str | None]:
-    """A URL without one of its options, and that option's value."""
-    place, mark, query = dsn.partition("?")
-    value, kept = None, []
-    for option in query.split("&"):
-        key, _, text = option.partition("=")
-        if key == name:
-            value = text
-        elif option:
-            kept.append(option)
-    return place + (mark if kept else "") + "&".join(kept), value

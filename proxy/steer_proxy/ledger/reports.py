@@ -268,9 +268,8 @@ def _group(reader: Reader, by: str | None) -> tuple[str, Row]:
 def _sum(row: Row, by: str | None) -> Row:
     """A row of sums in dollars and milliseconds."""
 
-    def usd(name: str) -> float:
-        # PostgreSQL's sums of BIGINT are NUMERIC.
-        return int(row[name]) / NANO_USD
+    def usd(*names: str) -> float:
+        return sum(int(row[name]) for name in names) / NANO_USD
 
     served, eligible = int(row["duplicates"]), int(row["eligible"])
     named: Row = {} if by is None else {by: row["day" if by == "day" else "value"]}
@@ -282,7 +281,7 @@ def _sum(row: Row, by: str | None) -> Row:
         "hit_rate": served / eligible if eligible else None,
         "cost_usd": usd("cost"),
         "wasted_usd": usd("wasted"),
-        "spent_usd": usd("cost") + usd("wasted"),
+        "spent_usd": usd("cost", "wasted"),
         "avoided_usd": usd("avoided"),
         "unpriced": int(row["unpriced"]),
         "p50_ms": _ms(row["p50_us"]),

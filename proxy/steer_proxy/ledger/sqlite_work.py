@@ -14,9 +14,12 @@ from typing import Any, Final
 from steer_policies.idempotency import Move, State
 from steer_proxy.ledger import statements
 from steer_proxy.ledger.protocol import LedgerUnavailable
+from steer_proxy.ledger.sqlite_insert import insert
 from steer_proxy.ledger.statements import FINISH_COLUMNS, positional
 from steer_proxy.ledger.values import (
+    AttemptRow,
     Batch,
+    BreakerEventRow,
     CallRow,
     ChunkRow,
     Finish,
@@ -60,8 +63,6 @@ _CHUNKS = _Statement(statements.CHUNKS)
 
 # These take whole rows, by position.
 _INSERT_CALL: Final = positional(statements.INSERT_CALL).text
-_INSERT_ATTEMPT: Final = positional(statements.INSERT_ATTEMPT).text
-_INSERT_EVENT: Final = positional(statements.INSERT_EVENT).text
 _INSERT_CHUNK: Final = positional(statements.INSERT_CHUNK).text
 _ADD_CHUNK: Final = positional(statements.ADD_CHUNK).text
 _FINISH: Final = {state: positional(text).text for state, text in statements.FINISH.items()}
@@ -216,6 +217,6 @@ def _record(row: tuple[Any, ...]) -> Record:
 
 def write(connection: sqlite3.Connection, batch: Batch) -> None:
     """Write rows of the log."""
-    connection.executemany(_INSERT_CALL, batch.calls)
-    connection.executemany(_INSERT_ATTEMPT, batch.attempts)
-    connection.executemany(_INSERT_EVENT, batch.events)
+    insert(connection, "requests", CallRow._fields, batch.calls)
+    insert(connection, "attempts", AttemptRow._fields, batch.attempts)
+    insert(connection, "breaker_events", BreakerEventRow._fields, batch.events)

@@ -178,6 +178,17 @@ async def test_beside_a_running_sidecar(steer: Steer, tmp_path: Path) -> None:
         await running.close()
 
 
+def test_a_free_key_that_was_refused_before(steer: Steer, tmp_path: Path) -> None:
+    """A duplicate that was refused has the key in its row, and is not what is meant."""
+    ledger = FilledSqlite(tmp_path / "steer.db")
+    url = f"sqlite:///{ledger.path}"
+    with closing(sqlite3.connect(ledger.path)) as connection, connection:
+        connection.execute("UPDATE requests SET idem_key = 'order-2' WHERE id LIKE '%01'")
+    assert steer("ledger", "resolve", "order-2", "--rerun", "--database-url", url).exit_code == 0
+    shown = steer("ledger", "show", "order-2", "--json", "--database-url", url)
+    assert json.loads(shown.stdout)["call"]["id"] == ORDER_2
+
+
 # --- purge
 
 
