@@ -60,7 +60,6 @@ async def attempt(
     began = time.monotonic()
     this = Try(call, payload, replica, began, began, End.REFUSED, final=final)
     data = bytearray()
-    last, held = began, 0.0
     end = End.REFUSED
     writer: asyncio.StreamWriter | None = None
     try:
@@ -76,7 +75,6 @@ async def attempt(
                 if not (piece := await reader.read(min(wanted, _READ))):
                     break
                 data += piece
-                last, held = time.monotonic(), time.monotonic() - last
                 if parse(bytes(data)).whole:
                     end = End.COMPLETE
                     break
@@ -99,7 +97,6 @@ async def attempt(
         status=answer.status,
         fields=answer.fields,
         body=answer.body,
-        held=held,
     )
 
 

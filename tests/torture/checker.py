@@ -45,6 +45,11 @@ OWN_FIELDS: Final = frozenset(
 )
 _LIMITS: Final = ("x-ratelimit-", "anthropic-ratelimit-")
 
+#: How long the end of a stream is held back for its record, at least, and how soon after an outage
+#: records are written again, in seconds.
+HELD_BACK: Final = 1.5
+AGAIN: Final = 1.0
+
 #: What a caller may be told of a call that is complete, besides its answer: all of it says "later",
 #: or that the answer was too large to keep.
 _LATER: Final = frozenset({"steer_result_not_stored", "steer_key_in_progress"})
@@ -83,8 +88,22 @@ class Evidence:
     rows: Sequence[LedgerRow] | None = None
     purged: Sequence[LedgerRow] | None = None
     """The rows once more, after everything that may be removed was."""
+    outages: Sequence[tuple[float, float]] = ()
+    """From when until when the ledger's database was away."""
     checked: Counter[int] = field(default_factory=Counter)
     """How often each invariant was put to the test: none that was never is proved."""
+
+    def promised(self, each: Try) -> bool:
+        """Whether the caller has a complete 2xx that it may ask for again.
+
+        An answer that cannot be recorded is given all the same: of a plain one its header says so;
+        the end of a stream is held back before, but not for as long as an outage may last.
+        """
+        if not each.succeeded or each.value("Idempotency-Status") == "not-stored":
+            return False
+        return not each.call.stream or not any(
+            begin + HELD_BACK <= each.ended <= end + AGAIN for begin, end in self.outages
+        )
 
 
 def check(evidence: Evidence) -> list[Violation]:
@@ -97,7 +116,7 @@ def check(evidence: Evidence) -> list[Violation]:
             _one_execution(call, tries, arrivals, rows),
             _same_answer(call, tries),
             _one_payload(call, tries, arrivals),
-            _replayed(call, tries, arrivals),
+            _replayed(evidence, tries, arrivals),
             _ended(tries),
             _own_answers(tries),
         )
@@ -112,7 +131,7 @@ def check(evidence: Evidence) -> list[Violation]:
         evidence.checked[6] += 1
         found += _over(row)
     if last is not None:
-        found += _kept(calls, _rows_by_key(last), evidence.checked)
+        found += _kept(evidence, calls, _rows_by_key(last))
     return found
 
 
@@ -222,8 +241,14 @@ def _one_payload(
                 yield Violation(3, f"the answer of another payload: {each}")
 
 
-def _replayed(call: Call, tries: Sequence[Try], arrivals: Sequence[Arrival]) -> Iterator[Violation]:
-    seen = min((each for each in tries if each.kept), key=lambda each: each.ended, default=None)
+def _replayed(
+    evidence: Evidence, tries: Sequence[Try], arrivals: Sequence[Arrival]
+) -> Iterator[Violation]:
+    seen = min(
+        (each for each in tries if evidence.promised(each)),
+        key=lambda each: each.ended,
+        default=None,
+    )
     if seen is None:
         return
     for arrival in arrivals:
@@ -279,16 +304,16 @@ def _over(row: LedgerRow) -> Iterator[Violation]:
 
 
 def _kept(
+    evidence: Evidence,
     calls: Mapping[Call, tuple[list[Try], list[Arrival]]],
     rows: Mapping[str, Sequence[LedgerRow]],
-    checked: Counter[int],
 ) -> Iterator[Violation]:
     seen: dict[str, set[str]] = defaultdict(set)
     for call, (tries, _) in calls.items():
-        if any(each.kept for each in tries):
+        if any(evidence.promised(each) for each in tries):
             seen[call.key].add(call.principal)
     for key, principals in seen.items():
-        checked[8] += 1
+        evidence.checked[8] += 1
         kept = [row for row in rows.get(key, ()) if row.live and row.state == "completed"]
         if len(kept) < len(principals):
             yield Violation(

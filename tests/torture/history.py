@@ -15,9 +15,6 @@ EXECUTION: Final = "X-Execution"
 #: marker, or the reason it finished, where the provider forgets the marker.
 TERMINAL: Final = (b"data: [DONE]\n\n", b'"finish_reason":"stop"')
 
-#: How long the end of an answer is held back for its record, less what clocks differ, in seconds.
-COMMIT_TIME: Final = 1.8
-
 _CODE: Final = re.compile(rb'"code":\s*"(steer_\w+)"')
 
 
@@ -83,8 +80,6 @@ class Try:
     body: bytes = b""
     final: bool = False
     """Whether it was made at the end of the run, when all was well again."""
-    held: float = 0.0
-    """The longest the answer's last bytes kept its caller waiting, in seconds."""
 
     @property
     def marker(self) -> Marker:
@@ -100,16 +95,6 @@ class Try:
     def succeeded(self) -> bool:
         """Whether the caller has a complete 2xx."""
         return self.end is End.COMPLETE and self.begun_well
-
-    @property
-    def kept(self) -> bool:
-        """Whether the caller has a complete 2xx that it may ask for again.
-
-        One that cannot be recorded in time is given all the same: of a plain answer its header says
-        so, the end of a stream is held back for so long before.
-        """
-        told = self.value("Idempotency-Status") == "not-stored"
-        return self.succeeded and not told and not (self.call.stream and self.held > COMMIT_TIME)
 
     @property
     def begun_well(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -26,6 +27,7 @@ class Nemesis:
 
     Attributes:
         injected: how often each fault was.
+        outages: from when until when the database was away.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Nemesis:
         self._lease = lease
         self._tell = tell
         self.injected: Counter[str] = Counter()
+        self.outages: list[tuple[float, float]] = []
         self._provider_away = False
         self._database_back: asyncio.Task[None] | None = None
 
@@ -113,9 +116,16 @@ class Nemesis:
     async def _database_away(self) -> None:
         seconds, hard = self._dice.uniform(*DOWN), self._dice.random() < 0.5
         self._note("database away", f"for {seconds:.1f} s{', hard' if hard else ''}")
-        self._database_back = asyncio.create_task(self._database.fail(seconds, hard=hard))
+        self._database_back = asyncio.create_task(self._outage(seconds, hard=hard))
         # Not halfway: `heal` waits until it is back.
         await asyncio.shield(self._database_back)
+
+    async def _outage(self, seconds: float, *, hard: bool) -> None:
+        began = time.monotonic()
+        try:
+            await self._database.fail(seconds, hard=hard)
+        finally:
+            self.outages.append((began, time.monotonic()))
 
     async def _provider_crashes(self) -> None:
         self._note("provider crashes", "")

@@ -218,7 +218,13 @@ class Run:
 
     def _report(self, provider: Provider, nemesis: Nemesis, folder: Path) -> Report:
         tries = self._history.tries
-        evidence = Evidence(tries, arrivals(provider.attempts), self._rows, self._database.rows())
+        evidence = Evidence(
+            tries,
+            arrivals(provider.attempts),
+            self._rows,
+            self._database.rows(),
+            nemesis.outages,
+        )
         violations = check(evidence)
         if violations:
             self._keep(evidence, folder / "evidence.txt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -36,10 +37,10 @@ def seen(
     return Try(call, payload, "one", began, began + 0.5, end, status, tuple(pairs), body, final)
 
 
-def refused(began: float, code: str, status: int = 409, **more: int) -> Try:
+def refused(began: float, code: str, status: int = 409, **more: Any) -> Try:
     """A try that Steer answered with an error of its own."""
     body = b'{"error": {"code": "%b"}}' % code.encode()
-    return seen(began, status, body=body, execution=None, **more)  # type: ignore[arg-type]
+    return seen(began, status, body=body, execution=None, **more)
 
 
 def arrived(
@@ -146,6 +147,15 @@ GOOD = {
         [arrived(1, 1.1)],
         [row("r1", "sent")],
     ),
+    "a stream that ended when the database had been away for long": Evidence(
+        [
+            seen(4, call=STREAM, body=TERMINAL[0], execution="k-2/ann/0 1"),
+            refused(6, "steer_key_uncertain", call=STREAM),
+        ],
+        [arrived(1, 4.1, marker=Marker("k-2", "ann", 0))],
+        [row("r1", "sent", key="k-2")],
+        outages=[(2.0, 5.0)],
+    ),
     "rows that were over are removed": Evidence(
         [seen(1), seen(9, final=True)],
         [arrived(1, 1.1)],
@@ -237,6 +247,18 @@ BAD = [
         5,
         "forgotten: uncertain",
         Evidence([seen(1), refused(2, "steer_key_uncertain")], [arrived(1, 1.1)]),
+    ),
+    (
+        5,
+        "a stream forgotten by a database that was away for a moment",
+        Evidence(
+            [
+                seen(2, call=STREAM, body=TERMINAL[0], execution="k-2/ann/0 1"),
+                refused(6, "steer_key_uncertain", call=STREAM),
+            ],
+            [arrived(1, 2.1, marker=Marker("k-2", "ann", 0))],
+            outages=[(2.0, 5.0)],
+        ),
     ),
     (
         5,

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from steer_proxy.ledger.address import Address
     from steer_proxy.ledger.protocol import Ledger
     from steer_proxy.ledger.reading import Row
-
-#: Rows of one slice, and the pause after it, in seconds: calls come first.
-SLICE: Final = 500
-REST: Final = 0.02
 
 
 def purge(
@@ -175,14 +171,16 @@ async def _settled(address: Address, id_: str, move: Move) -> bool:
 
 async def _purged(address: Address, before_us: int) -> dict[str, int]:
     """Remove slice after slice; how many rows went, by kind."""
+    from steer_proxy.engine.purging import Pace
     from steer_proxy.ledger.values import Purge
 
+    pace = Pace()
     total = dict.fromkeys(("requests", "attempts", "chunks", "events"), 0)
     async with _writing(address) as ledger:
         while True:
-            removed = await ledger.purge(Purge(before_us, limit=SLICE))
+            removed = await ledger.purge(Purge(before_us, limit=pace.limit))
             for name in total:
                 total[name] += getattr(removed, name)
             if not removed.more:
                 return total
-            await asyncio.sleep(REST)
+            await asyncio.sleep(pace.rest(removed.busy))

@@ -9,6 +9,7 @@ from typing import Final, Self
 
 from steer_proxy.engine.clock import Clock, new_id
 from steer_proxy.engine.config import LedgerTerms
+from steer_proxy.engine.costing import is_priced
 from steer_proxy.engine.events import HealthEvent
 from steer_proxy.engine.lease import LeaseKeeper
 from steer_proxy.engine.log_queue import LogQueue
@@ -37,7 +38,8 @@ class Bookkeeper:
     """The ledger of a running process: its lease, its log, its housekeeping.
 
     `start` opens the ledger, `stop` writes what waits and closes it; `async with` does both.
-    `price` puts costs on rows before they are written, in a thread; `redact` see `Redaction`.
+    `price` puts costs on rows that lack them before they are written, in a thread; `redact` see
+    `Redaction`.
 
     Attributes:
         owner: this process's id among the ledger's owners.
@@ -79,8 +81,7 @@ class Bookkeeper:
             held=lambda: self.held(),  # noqa: PLW0108 - set later
             on_lost=lambda lost: self.on_lost(lost),  # noqa: PLW0108
         )
-        prepare = None if price is None and redact is None else self._prepare
-        self._queue = LogQueue(ledger, clock, self._reach, terms.queue, prepare)
+        self._queue = LogQueue(ledger, clock, self._reach, terms.queue, self._prepare)
         self._purger = Purger(ledger, terms, clock)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -183,11 +184,18 @@ class Bookkeeper:
             window_failures=event.window_failures,
         )
 
-    def _prepare(self, batch: Batch) -> Batch:
+    async def _prepare(self, batch: Batch) -> Batch:
+        """Rows as they may be written; what takes its time happens in a thread."""
+        price = None if all(map(is_priced, batch.calls)) else self._price
+        if price is None and not self._redaction.active:
+            return batch
+        return await asyncio.to_thread(self._prepared, batch, price)
+
+    def _prepared(self, batch: Batch, price: Price | None) -> Batch:
         """In a thread: prices first, by the model's true name."""
-        if self._price is not None:
+        if price is not None:
             try:
-                batch = self._price(batch)
+                batch = price(batch)
             except Exception:  # noqa: BLE001 - a row without its cost is better than no row
                 if self._price_told.due():
                     LOGGER.exception("calls could not be priced")

@@ -1,4 +1,7 @@
-"""What calls cost, put on their rows: off the hot path, where prices may be looked up at leisure.
+"""What calls cost, put on their rows.
+
+A price that was looked up before is put on when a row is made: that takes a microsecond. A first
+look-up takes its time, and happens off the hot path, when rows are on their way to the ledger.
 
 A row comes with the provider's own counts, its upstream and its model. A cost is *reported* when it
 follows from such counts and a known price. It is *estimated* when the attempt failed and may have
@@ -11,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from steer_policies.budget import BYTES_PER_TOKEN, COMPLETES_NOTHING
 from steer_policies.config import ModelFacts
@@ -37,17 +40,47 @@ class CostSource(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Sale(NamedTuple):
+    """What of a call decides what its attempts cost."""
+
+    route: str | None
+    operation: str | None
+    bytes_in: int | None
+    answered: str | None
+    """The model that answered."""
+
+
+class Total(NamedTuple):
+    """What all attempts of a call cost together, as its row has it."""
+
+    cost_nusd: int | None
+    source: str | None
+    wasted_nusd: int | None
+
+
+Quote = tuple[int | None, str | None]
+"""What an attempt cost, in nano-dollars, and where that comes from."""
+
+
+#: As plain text: SQLite's module takes a member of an enumeration apart at a cost.
+_REPORTED, _ESTIMATED, _UNKNOWN = (
+    CostSource.REPORTED.value,
+    CostSource.ESTIMATED.value,
+    CostSource.UNKNOWN.value,
+)
+
+
 class Costing:
     """Prices rows by the configuration their calls began with. Safe to use from a thread."""
 
     def __init__(self, config: Config) -> None:
-        self._tables: dict[str, _Table] = {}
-        self._newest: _Table
+        self._tables: dict[str, Tariff] = {}
+        self._newest: Tariff
         self.reconfigure(config)
 
     def reconfigure(self, config: Config) -> None:
         """Let rows of new calls be priced by another configuration."""
-        self._newest = _Table(config)
+        self._newest = Tariff(config)
         tables = {**self._tables, config.revision: self._newest}
         while len(tables) > MAX_REVISIONS:
             del tables[next(iter(tables))]
@@ -72,29 +105,44 @@ class Costing:
         self, call: CallRow, attempts: Sequence[AttemptRow]
     ) -> tuple[CallRow, list[AttemptRow]]:
         """A call's rows with their costs, for who writes them now: quick but for the first."""
-        prices = self._table(call).prices
+        if is_priced(call):
+            return call, list(attempts)
+        prices = self.tariff(call.config_rev).prices
         if not prices.loaded and any(attempt.executed != Executed.NO for attempt in attempts):
             await asyncio.to_thread(prices.load)
         return self._price(call, attempts)
 
-    def _table(self, call: CallRow) -> _Table:
-        return self._tables.get(call.config_rev or "", self._newest)
+    def tariff(self, revision: str | None) -> Tariff:
+        """The prices of a configuration's revision, or of the newest one where it is forgotten."""
+        return self._tables.get(revision or "", self._newest)
 
     def _price(
         self, call: CallRow, attempts: Sequence[AttemptRow]
     ) -> tuple[CallRow, list[AttemptRow]]:
-        if call.wasted_nusd is not None or call.cost_source is not None:
+        if is_priced(call):
             return call, list(attempts)
-        table = self._table(call)
-        priced = [table.attempt(attempt, call) for attempt in attempts]
-        answered = [attempt for attempt in priced if not attempt.wasted]
-        wasted = [attempt for attempt in priced if attempt.wasted]
-        call = call._replace(
-            cost_nusd=_sum(answered),
-            cost_source=_worst(answered),
-            wasted_nusd=_sum(wasted),
-        )
-        return call, priced
+        tariff = self.tariff(call.config_rev)
+        sale = Sale(call.route, call.operation, call.bytes_in, call.model_answered)
+        priced = [
+            attempt if attempt.cost_source is not None else tariff.priced(attempt, sale)
+            for attempt in attempts
+        ]
+        cost, source, wasted = total(priced)
+        return call._replace(cost_nusd=cost, cost_source=source, wasted_nusd=wasted), priced
+
+
+def is_priced(call: CallRow) -> bool:
+    """Whether a row has its costs."""
+    return call.wasted_nusd is not None or call.cost_source is not None
+
+
+def total(attempts: Sequence[AttemptRow]) -> Total:
+    """The costs of a call by those of its attempts."""
+    if len(attempts) == 1 and not attempts[0].wasted:  # as nearly all are
+        return Total(attempts[0].cost_nusd, attempts[0].cost_source, 0)
+    answered = [attempt for attempt in attempts if not attempt.wasted]
+    wasted = [attempt for attempt in attempts if attempt.wasted]
+    return Total(_sum(answered), _worst(answered), _sum(wasted))
 
 
 def _sum(attempts: Iterable[AttemptRow]) -> int | None:
@@ -107,14 +155,14 @@ def _sum(attempts: Iterable[AttemptRow]) -> int | None:
     return total
 
 
-def _worst(attempts: Iterable[AttemptRow]) -> CostSource | None:
+def _worst(attempts: Iterable[AttemptRow]) -> str | None:
     """The least certain source among those of several costs; None where nothing was sold."""
     sources = {attempt.cost_source for attempt in attempts}
-    order = (CostSource.UNKNOWN, CostSource.ESTIMATED, CostSource.REPORTED)
+    order = (_UNKNOWN, _ESTIMATED, _REPORTED)
     return next((source for source in order if source in sources), None)
 
 
-class _Table:
+class Tariff:
     """Prices, and what is assumed where nothing was counted, by one configuration."""
 
     def __init__(self, config: Config) -> None:
@@ -126,60 +174,87 @@ class _Table:
             route.name: route.policy.budget.completion_tokens for route in config.routes
         }
 
-    def attempt(self, attempt: AttemptRow, call: CallRow) -> AttemptRow:
+    def knows(self, upstream: str, model: str | None, answered: str | None) -> bool:
+        """Whether an attempt can be priced without a first look at the list of prices."""
+        declared = self._declared.get(upstream)
+        facts = None if declared is None or model is None else declared.get(model)
+        if facts is not None and None not in (facts.input_usd_per_mtok, facts.output_usd_per_mtok):
+            return True
+        knows = self.prices.knows
+        return (model is None or knows(upstream, model)) and (
+            answered is None or answered == model or knows(upstream, answered)
+        )
+
+    def priced(self, attempt: AttemptRow, sale: Sale) -> AttemptRow:
         """An attempt with its cost."""
-        if attempt.cost_source is not None:
-            return attempt
-        if attempt.executed == Executed.NO:
-            # Provably never run: it has cost nothing, whatever the price.
-            return attempt._replace(cost_nusd=0)
-        usage, source = _usage(attempt), CostSource.REPORTED
-        if attempt.wasted:
-            # The last count came before the end, if any came at all.
-            source = CostSource.ESTIMATED
-            usage = usage or self._expected(attempt, call)
-        elif usage is None and call.operation in COMPLETES_NOTHING:
-            # The prompt is all there is to pay for.
-            source, usage = CostSource.ESTIMATED, self._expected(attempt, call)
-        if usage is None and attempt.model is None:
-            return attempt  # nothing that is sold by tokens
-        answered = None if attempt.wasted else call.model_answered
-        cost = None if usage is None else self._cost(attempt, answered, usage)
-        if cost is None:
-            return attempt._replace(cost_source=CostSource.UNKNOWN)
+        usage = Usage(
+            attempt.tokens_in, attempt.tokens_cached, attempt.tokens_out, attempt.tokens_reasoning
+        )
+        cost, source = self.quote(
+            sale,
+            attempt.upstream,
+            attempt.model,
+            usage,
+            never_run=attempt.executed == Executed.NO,
+            wasted=bool(attempt.wasted),
+        )
         return attempt._replace(cost_nusd=cost, cost_source=source)
 
-    def _cost(self, attempt: AttemptRow, answered: str | None, usage: Usage) -> int | None:
+    def quote(
+        self,
+        sale: Sale,
+        upstream: str,
+        model: str | None,
+        counted: Usage,
+        *,
+        never_run: bool,
+        wasted: bool,
+    ) -> Quote:
+        """What an attempt cost that asked an upstream for a model."""
+        if never_run:
+            # It has provably cost nothing, whatever the price.
+            return 0, None
+        usage = None if counted.input is None and counted.output is None else counted
+        source = _REPORTED
+        if wasted:
+            # The last count came before the end, if any came at all.
+            source = _ESTIMATED
+            usage = usage or self._expected(sale, model)
+        elif usage is None and sale.operation in COMPLETES_NOTHING:
+            # The prompt is all there is to pay for.
+            source, usage = _ESTIMATED, self._expected(sale, model)
+        if usage is None:
+            # Without a model, it is nothing that is sold by tokens.
+            return None, None if model is None else _UNKNOWN
+        cost = self._cost(upstream, model, None if wasted else sale.answered, usage)
+        return (None, _UNKNOWN) if cost is None else (cost, source)
+
+    def _cost(
+        self, upstream: str, model: str | None, answered: str | None, usage: Usage
+    ) -> int | None:
         """Nano-dollars, by the operator's own prices first; None when no price is known."""
-        upstream = attempt.upstream
-        for model in (attempt.model, answered):
-            facts = None if model is None else self._declared.get(upstream, {}).get(model)
+        for name in (model, answered):
+            facts = None if name is None else self._declared.get(upstream, {}).get(name)
             if facts is not None and (declared := _declared(facts, usage)) is not None:
                 return round(declared * NANO_USD)
+        if model is not None:
+            self.prices.look_up(upstream, model)  # so that it is known from now on
         # A deployment or an alias is priced as the model that answered for it.
-        for model in (answered, attempt.model):
-            cost = None if model is None else self.prices.cost_of(upstream, model, usage)
+        for name in (answered, model):
+            cost = None if name is None else self.prices.cost_of(upstream, name, usage)
             if cost is not None:
                 return round(cost * NANO_USD)
         return None
 
-    def _expected(self, attempt: AttemptRow, call: CallRow) -> Usage | None:
+    def _expected(self, sale: Sale, model: str | None) -> Usage | None:
         """The tokens an attempt may have been billed for, by the size of its request."""
-        operation = call.operation or ""
-        if attempt.model is None or not call.bytes_in or operation.startswith(_NOT_BY_SIZE):
+        operation = sale.operation or ""
+        if model is None or not sale.bytes_in or operation.startswith(_NOT_BY_SIZE):
             return None
-        prompt = -(-call.bytes_in // BYTES_PER_TOKEN)
+        prompt = -(-sale.bytes_in // BYTES_PER_TOKEN)
         if operation in COMPLETES_NOTHING:
             return Usage(input=prompt)
-        return Usage(input=prompt, output=self._assumed.get(call.route or "", 0))
-
-
-def _usage(attempt: AttemptRow) -> Usage | None:
-    if attempt.tokens_in is None and attempt.tokens_out is None:
-        return None
-    return Usage(
-        attempt.tokens_in, attempt.tokens_cached, attempt.tokens_out, attempt.tokens_reasoning
-    )
+        return Usage(input=prompt, output=self._assumed.get(sale.route or "", 0))
 
 
 def _declared(facts: ModelFacts, usage: Usage) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from steer_proxy.engine.clock import Clock
@@ -38,8 +38,7 @@ _Item = tuple[CallRow | BreakerEventRow | None, tuple[AttemptRow, ...]]
 class LogQueue:
     """Rows on their way to the ledger: at most `bound` of them, in the order they came.
 
-    `prepare` is applied to each batch in a thread before it is written. While nothing waits,
-    nothing runs.
+    `prepare` is applied to each batch before it is written. While nothing waits, nothing runs.
 
     Attributes:
         queued: rows that wait or are being written.
@@ -53,7 +52,7 @@ class LogQueue:
         clock: Clock,
         reach: Reach,
         bound: int,
-        prepare: Callable[[Batch], Batch] | None = None,
+        prepare: Callable[[Batch], Awaitable[Batch]] | None = None,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
@@ -154,7 +153,7 @@ class LogQueue:
         try:
             batch = _batch(items)
             if self._prepare is not None:
-                batch = await asyncio.to_thread(self._prepare, batch)
+                batch = await self._prepare(batch)
             await self._ledger.write(batch)
             done = True
             self._reach.found("log")

@@ -40,6 +40,14 @@ class GenaiPrices:
         get_snapshot()
         self.loaded = True
 
+    def knows(self, upstream: str, model: str) -> bool:
+        """Whether a model was looked up at an upstream, found or not."""
+        return (upstream, model) in self._found
+
+    def look_up(self, upstream: str, model: str) -> None:
+        """Look a model up at an upstream, if that was not done."""
+        self._price(upstream, model)
+
     def cost_usd(
         self, upstream: str, model: str, prompt_tokens: int, completion_tokens: int
     ) -> float | None:

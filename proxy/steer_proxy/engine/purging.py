@@ -14,17 +14,42 @@ from steer_proxy.ledger.values import MICROSECONDS, Purge, Purged
 #: How often the ledger is looked through, in seconds; spread, since processes may share it.
 EVERY: Final = 60.0
 
-#: Rows of a slice: at most, and at least.
-SLICE: Final = 200
-SMALLEST: Final = 10
+#: Rows of a slice: at most, and at least. They dirty some three pages each, which the commit they
+#: are in has to write: more of them would be felt there.
+SLICE: Final = 64
+SMALLEST: Final = 8
 
-#: How long a slice may take, in seconds.
-AT_ONCE: Final = 0.005
+#: How long the database may work on a slice, in seconds.
+AT_ONCE: Final = 0.003
 
-#: A slice that took so long is followed by a pause of so many times as long, and at least so many
-#: seconds: the writer is the calls' own for nine tenths of the time.
-REST: Final = 9.0
+#: A slice is followed by a pause of so many times as long as the database worked on it, and at
+#: least so many seconds: the writer is the calls' own for four fifths of the time.
+REST: Final = 4.0
 SHORTEST_REST: Final = 0.02
+
+#: A sweep that has not come to its end after so many seconds has fallen behind what comes in, and
+#: rests as many times less.
+BEHIND: Final = 300.0
+HURRY: Final = 4.0
+
+
+@dataclass(slots=True)
+class Pace:
+    """How much to remove at once, and how long to rest then.
+
+    Attributes:
+        limit: rows of the next slice.
+    """
+
+    limit: int = SLICE
+
+    def rest(self, busy: float, *, behind: bool = False) -> float:
+        """How many seconds to rest after a slice that kept the database busy for so many."""
+        if busy > AT_ONCE:
+            self.limit = max(SMALLEST, self.limit // 2)
+        else:
+            self.limit = min(SLICE, self.limit + SMALLEST)
+        return max(SHORTEST_REST, REST * busy) / (HURRY if behind else 1.0)
 
 
 @dataclass(slots=True)
@@ -60,18 +85,16 @@ class Purger:
         Raises:
             LedgerUnavailable: in the middle of it; the next sweep goes on.
         """
-        limit = SLICE
+        pace = Pace()
+        began = self.clock.now()
         before = int((self.clock.wall() - self.terms.retention) * MICROSECONDS)
         while True:
-            began = self.clock.now()
-            purged = await self.ledger.purge(Purge(before, self.terms.max_bytes, limit))
-            # The wait in the writer's queue counts too: a busy ledger is purged more slowly.
-            took = self.clock.now() - began
+            purged = await self.ledger.purge(Purge(before, self.terms.max_bytes, pace.limit))
             self.removed += _rows(purged)
             if not purged.more:
                 return
-            limit = max(SMALLEST, limit // 2) if took > AT_ONCE else min(SLICE, limit + SMALLEST)
-            await self.clock.sleep(max(SHORTEST_REST, REST * took))
+            behind = self.clock.now() - began > BEHIND
+            await self.clock.sleep(pace.rest(purged.busy, behind=behind))
 
 
 def _rows(purged: Purged) -> int:

@@ -45,6 +45,11 @@ class Redaction:
         self._seldom = Seldom(now)
         self.failures = 0
 
+    @property
+    def active(self) -> bool:
+        """Whether there is a function to apply."""
+        return self._redact is not None
+
     def call(self, row: CallRow) -> CallRow:
         """A call's row as it may be written."""
         row = self._applied(row, CALL_COLUMNS)

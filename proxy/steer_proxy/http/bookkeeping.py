@@ -1,6 +1,9 @@
 """From a finished call to its rows in the ledger's log: what was asked, what came of it, and when.
 
-Costs are not put on here: that takes prices, and nobody waits for them (`engine.costing`).
+This is on every call's way, and most of what its log costs it. So rows are made by position, in
+half the time that names take (the tests name each column); members of enumerations become plain
+text, of which SQLite's module makes a parameter four times as fast; and costs are put on when
+their prices are known, else later (`engine.costing`).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from steer_policies.retry import WaitSource
 from steer_proxy.engine.attempt import AttemptRecord, Problem
 from steer_proxy.engine.clock import Clock, new_id
 from steer_proxy.engine.conclusion import Settled, Spent
+from steer_proxy.engine.costing import Costing, Sale, Tariff, total
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.call import Call
 from steer_proxy.http.counting import count
@@ -29,35 +33,30 @@ MAX_PATH: Final = 1024
 MAX_NAME: Final = 256
 
 _NOT_COUNTED: Final = Usage()
+_NO_KEY: Final = (None,) * (len(CallRow._fields) - CallRow._fields.index("idem_key"))
 _NUL: Final = "\\u0000"  # as JSON writes it; PostgreSQL's JSONB cannot hold it
 
-#: The columns of a call's row up to `model_requested`.
-_Asked = tuple[
-    str,
-    str,
-    str | None,
-    str | None,
-    str | None,
-    str | None,
-    str | None,
-    str | None,
-    str | None,
-    str | None,
-    str | None,
-    str | None,
-    str | None,
-    int | None,
-    str | None,
-]
+_Asked = tuple[Any, ...]
+"""The columns of a call's row up to `model_requested`."""
 
 
 class CallLog:
-    """Makes the rows of calls. `secret` is the ledger's own, None while it is not known."""
+    """Makes the rows of calls. `secret` is the ledger's own, None while it is not known.
 
-    def __init__(self, instance: str, clock: Clock, secret: Callable[[], bytes | None]) -> None:
+    Without `costing`, no row has its costs.
+    """
+
+    def __init__(
+        self,
+        instance: str,
+        clock: Clock,
+        secret: Callable[[], bytes | None],
+        costing: Costing | None = None,
+    ) -> None:
         self._instance = instance
         self._clock = clock
         self._marks = Marks(secret)
+        self._costing = costing
 
     def opening(self, call: Call) -> CallRow:
         """The row of a call before anything has come of it."""
@@ -112,31 +111,47 @@ class CallLog:
         else:
             upstream = None if last is None else last.upstream
         mark = self._marks.caller(call)
-        # By position, here and below: in half the time that names take. The tests name each.
-        row = CallRow(
-            *self._asked(call, mark),
-            model,
-            upstream,
-            None if made is None else made.rule,
-            started_us,
-            started_us + int(elapsed * MICROSECONDS),
-            int(elapsed * MICROSECONDS),
-            0 if spent is None else _waited(spent),
-            _since(call.accepted_at, first_token),
-            status,
-            outcome,
-            error_class,
-            len(records),
-            _ambiguous(records),
-            retry_count(call.headers),
-            call.body.size,
-            bytes_out,
-            usage.input,
-            usage.cached,
-            usage.output,
-            usage.reasoning,
+        asked = self._asked(call, mark)
+        tariff = self._tariff(call, records, model)
+        sale = Sale(call.route.name, call.facts.operation, call.body.size, model)
+        attempts = [
+            self._attempt(call, each, (asked[0], started_us, mark), tariff, sale)
+            for each in records
+        ]
+        cost = source = wasted = None
+        if tariff is not None:
+            cost, source, wasted = total(attempts)
+        row = CallRow._make(
+            (
+                *asked,
+                model,
+                upstream,
+                None if made is None else made.rule,
+                started_us,
+                started_us + int(elapsed * MICROSECONDS),
+                int(elapsed * MICROSECONDS),
+                0 if spent is None else _waited(spent),
+                _since(call.accepted_at, first_token),
+                status,
+                str(outcome),
+                None if error_class is None else str(error_class),
+                len(records),
+                _ambiguous(records),
+                retry_count(call.headers),
+                call.body.size,
+                bytes_out,
+                usage.input,
+                usage.cached,
+                usage.output,
+                usage.reasoning,
+                cost,
+                wasted,
+                None,  # nothing was avoided
+                source,
+                *_NO_KEY,
+            )
         )
-        return row, [self._attempt(call, each, row, mark) for each in records]
+        return row, attempts
 
     def refusal(
         self,
@@ -172,6 +187,8 @@ class CallLog:
             attempts=0,
             ambiguous=0,
             bytes_out=bytes_out,
+            cost_nusd=None if self._costing is None else 0,
+            wasted_nusd=None if self._costing is None else 0,
         )
 
     def _asked(self, call: Call, mark: str | None) -> _Asked:
@@ -187,7 +204,7 @@ class CallLog:
             mark,
             _labels(call.steering.metadata, config.ledger.labels),
             call.route.name,
-            call.dialect.name,
+            str(call.dialect.name),
             facts.operation,
             call.method,
             _path(call),
@@ -195,41 +212,73 @@ class CallLog:
             facts.model,
         )
 
+    def _tariff(
+        self, call: Call, records: Sequence[AttemptRecord], answered: str | None
+    ) -> Tariff | None:
+        """What to price a call by now; None when that would take its time."""
+        if self._costing is None:
+            return None
+        tariff = self._costing.tariff(call.config.revision)
+        for each in records:
+            if not tariff.knows(each.upstream, each.model, answered):
+                return None
+        return tariff
+
     def _attempt(
-        self, call: Call, record: AttemptRecord, row: CallRow, mark: str | None
+        self,
+        call: Call,
+        record: AttemptRecord,
+        of: tuple[str, int, str | None],
+        tariff: Tariff | None,
+        sale: Sale,
     ) -> AttemptRow:
+        """The row of an attempt `of` a call: its id, its start, and its caller's mark."""
+        id_, started_us, mark = of
         trace, verdict = record.trace, record.final
         usage = trace.usage or _NOT_COUNTED
-        started, ended = record.started, trace.ended
-        reused = trace.reused
-        return AttemptRow(
-            row.id,
-            record.number,
-            record.upstream,
-            record.model,
-            self._marks.used(call, record.upstream, mark),
-            trace.request_id,
-            row.started_us + int((started - call.accepted_at) * MICROSECONDS),
-            int((record.seconds if ended is None else ended - started) * MICROSECONDS),
-            None if reused else _since(started, trace.connected),
-            _since(started, trace.headed),
-            _since(started, trace.first_token),
-            int(record.waited * MICROSECONDS),
-            record.wait_source,
-            record.status,
-            verdict.outcome,
-            verdict.failure,
-            verdict.executed,
-            None if reused is None else int(reused),
-            trace.sent,
-            trace.received,
-            usage.input,
-            usage.cached,
-            usage.output,
-            usage.reasoning,
-            None,  # its cost
-            None,
-            int(not verdict.ok and verdict.executed is not Executed.NO),
+        started, ended, reused = record.started, trace.ended, trace.reused
+        executed, failure = verdict.executed, verdict.failure
+        wasted = failure is not None and executed is not Executed.NO
+        cost = source = None
+        if tariff is not None:
+            cost, source = tariff.quote(
+                sale,
+                record.upstream,
+                record.model,
+                usage,
+                never_run=executed is Executed.NO,
+                wasted=wasted,
+            )
+        return AttemptRow._make(
+            (
+                id_,
+                record.number,
+                record.upstream,
+                record.model,
+                self._marks.used(call, record.upstream, mark),
+                trace.request_id,
+                started_us + int((started - call.accepted_at) * MICROSECONDS),
+                int((record.seconds if ended is None else ended - started) * MICROSECONDS),
+                None if reused else _since(started, trace.connected),
+                _since(started, trace.headed),
+                _since(started, trace.first_token),
+                int(record.waited * MICROSECONDS),
+                str(record.wait_source),
+                record.status,
+                str(verdict.outcome),
+                None if failure is None else str(failure),
+                str(executed),
+                None if reused is None else int(reused),
+                trace.sent,
+                trace.received,
+                usage.input,
+                usage.cached,
+                usage.output,
+                usage.reasoning,
+                cost,
+                source,
+                int(wasted),
+            )
         )
 
 

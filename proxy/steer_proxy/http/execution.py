@@ -36,6 +36,7 @@ from steer_proxy.http.recorded import RecordedResponse
 from steer_proxy.http.run import Run, Unavailable
 from steer_proxy.http.shadow import shadow
 from steer_proxy.http.stored import Chunker, head_text
+from steer_proxy.http.terms import deadline_of
 from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.values import CallRow, Finish, Ref
 
@@ -83,9 +84,6 @@ class Services(DeliveryServices, Protocol):
         Raises:
             Refusal: when no candidate can take it.
         """
-
-    def deadline_of(self, call: Call, made: Plan) -> float:
-        """The loop time by which a call must have committed."""
 
 
 class Executions:
@@ -180,7 +178,7 @@ class Execution:
         self._stream: LiveStream | None = None
         self._ending: Finish | None = None
         call = run.call
-        deadline = self._services.deadline_of(call, made)
+        deadline = deadline_of(call, made.timeouts.total)
         # The caller's patience ends its waiting, not the call.
         call.silence = None
         call.until = call.accepted_at + made.timeouts.total

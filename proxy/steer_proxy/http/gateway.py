@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp.web_request import BaseRequest
 
-from steer_policies.budget import tightest
-from steer_policies.config import Ambiguous, DialectName
-from steer_policies.deadline import call_deadline
 from steer_policies.facts import CallFacts
-from steer_policies.outcome import Failure
-from steer_policies.plan import Candidate, Plan, Refused
+from steer_policies.plan import Plan, Refused
 from steer_policies.planner import plan as make_plan
 from steer_policies.planner import plan_at_once
 from steer_policies.steering import NONE as NO_STEERING
-from steer_proxy.engine.attempt import Problem, Sender, Terms, Trace
+from steer_proxy.engine.attempt import Problem, Sender
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.engine.clock import Clock, new_span_id
-from steer_proxy.engine.conclusion import Settled, Spent
+from steer_proxy.engine.conclusion import Spent
 from steer_proxy.engine.config import Config
 from steer_proxy.engine.costing import Costing
 from steer_proxy.engine.exchange import Exchange
-from steer_proxy.engine.prices import GenaiPrices
 from steer_proxy.engine.registry import LiveView, Registry
 from steer_proxy.http.addresses import Addresses
 from steer_proxy.http.answer import HttpAnswer
@@ -39,30 +33,21 @@ from steer_proxy.http.guard import Guard
 from steer_proxy.http.intake import Intake
 from steer_proxy.http.journal import Journal
 from steer_proxy.http.keyed import KeyedCalls
-from steer_proxy.http.orphans import (
-    Orphan,
-    Orphans,
-    give_up,
-    keep_body,
-    may_be_adopted,
-    waited_out,
-)
+from steer_proxy.http.orphans import may_be_adopted
 from steer_proxy.http.outbound import Outbound
 from steer_proxy.http.outlet import TO_CALLER
+from steer_proxy.http.patience import Patience
 from steer_proxy.http.problems import Refusal, problem_response, refuse
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.readable import require_readable
 from steer_proxy.http.replies import personal_lines
-from steer_proxy.http.waiting import result_by
+from steer_proxy.http.terms import Announced, deadline_of, needs_value, terms, warm_prices
 from steer_proxy.http.wire import Wire
 
 LOGGER: Final = logging.getLogger("steer.call")
 
 #: How often calls are looked at which may last too long, in seconds.
 SWEEP: Final = 15.0
-
-#: Methods that RFC 9110 §9.2.2 calls idempotent: repeating them is safe wherever they go.
-_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 
 _DRAINING: Final = Problem(
     503,
@@ -71,16 +56,6 @@ _DRAINING: Final = Problem(
     retry_after=1.0,
     sdk_retry=True,
 )
-
-
-_STILL_RUNNING: Final = Problem(
-    504,
-    "steer_deadline",
-    "No answer came in the time this SDK waits for one. The call goes on for a moment: the SDK's "
-    "next try takes it over.",
-    sdk_retry=True,
-)
-_TIME_IS_UP: Final = Problem(504, "steer_deadline", "The call's time is up.", sdk_retry=False)
 _NO_LEDGER: Final = Problem(
     503,
     "steer_ledger_unavailable",
@@ -113,7 +88,7 @@ class Gateway:
             self.journal = Journal(books, self._costing, clock)
             executions = Executions(self, books, self.journal, clock)
             self._keyed = KeyedCalls(self, books, self.journal, executions)
-        self._orphans = Orphans(new_span_id().encode(), self._log_orphan)
+        self._patience = Patience(self)
         self.registry = registry
         self.wire = wire
         self.clock = clock
@@ -148,7 +123,7 @@ class Gateway:
 
     async def close(self) -> None:
         """End what runs without a caller; what may have been executed is marked as uncertain."""
-        await self._orphans.close()
+        await self._patience.close()
         if self._keyed is not None:
             await self._keyed.close()
 
@@ -226,7 +201,7 @@ class Gateway:
                     "one, a new one for each call, the same one when you try it again.",
                 )
             if may_be_adopted(call):
-                return await self._patiently(request, progress, call, addresses)
+                return await self._patience.serve(request, progress, call, addresses)
             return await self._exchange(request, progress, call, addresses)
         finally:
             call.body.close()
@@ -245,10 +220,6 @@ class Gateway:
         if not needs_value(call, made):
             call.json = None  # larger than the body, and a first token may take its time
         return made
-
-    def deadline_of(self, call: Call, made: Plan) -> float:
-        """The loop time by which a call must have committed."""
-        return deadline_of(call, made)
 
     def _plan(self, call: Call) -> Plan | Refused:
         steering, policy = call.steering, call.route.policy
@@ -304,79 +275,14 @@ class Gateway:
         made = await self.prepare(call)
         spent = Spent()
         try:
-            deadline = deadline_of(call, made)
+            deadline = deadline_of(call, made.timeouts.total)
             settled = await self.exchange(call, made, addresses, deadline, spent).run()
         except asyncio.CancelledError:
-            self._log_left(call, made, spent)
+            if self.journal is not None:
+                self.journal.left(call, made, spent)
             raise
         delivery = Delivery(self, request, progress, call, made, addresses, TO_CALLER)
         return await delivery.deliver(settled)
-
-    async def _patiently(
-        self, request: BaseRequest, progress: CallProgress, call: Call, addresses: Addresses
-    ) -> CallerResponse:
-        """Serve a call whose SDK may give up waiting and come again: then its attempt goes on."""
-        orphan = await self._orphans.adopt(call)
-        if orphan is None:
-            made, spent = await self.prepare(call), Spent()
-            kept = keep_body(call)
-            kept.until = call.accepted_at + made.timeouts.total
-            deadline = deadline_of(call, made)
-            task = asyncio.create_task(self.exchange(kept, made, addresses, deadline, spent).run())
-        else:
-            made, spent, task = orphan.made, orphan.spent, orphan.task
-            kept = orphan.adopted_by(call)
-            deadline = deadline_of(call, made)
-        try:
-            settled = await self._waited(progress, call, Orphan(kept, made, task, spent), deadline)
-            self._bear_silence(settled, call.silence)
-            delivery = Delivery(self, request, progress, kept, made, addresses, TO_CALLER)
-            return await delivery.deliver(settled)
-        finally:
-            if not progress.left:
-                kept.body.close()
-
-    def _bear_silence(self, settled: Settled[HttpAnswer], silence: float | None) -> None:
-        """From the commit on the caller's patience counts again, where it is the shorter one; that
-        it ends is not the upstream's fault."""
-        answer, candidate = settled.answer, settled.candidate
-        if answer is None or answer.response is None or candidate is None or silence is None:
-            return
-        if silence <= self.config.upstreams[candidate.upstream].policy.timeouts.idle:
-            answer.response.limit_silence(silence, Failure.DEADLINE)
-
-    async def _waited(
-        self, progress: CallProgress, call: Call, orphan: Orphan, deadline: float
-    ) -> Settled[HttpAnswer]:
-        """What an exchange brings; or it is left to the SDK's next try."""
-        try:
-            settled = await result_by(orphan.task, deadline)
-        except asyncio.CancelledError:
-            if not progress.cut and waited_out(call, self.clock.now()):
-                progress.left = self._orphans.leave(orphan)
-            if not progress.left:
-                await give_up(orphan.task)
-                self._log_left(orphan.call, orphan.made, orphan.spent)
-            raise
-        if settled is not None:
-            return settled
-        orphan.told = _STILL_RUNNING.status
-        progress.left = self._orphans.leave(orphan)
-        if not progress.left:
-            await give_up(orphan.task)
-            raise Refusal(_TIME_IS_UP)
-        raise Refusal(_STILL_RUNNING)
-
-    def _log_orphan(self, orphan: Orphan, *, adopted: bool) -> None:
-        """What became of a call whose SDK gave up waiting: an adopted one's attempts are not its
-        own any more."""
-        spent = Spent() if adopted else orphan.spent
-        if self.journal is not None:
-            self.journal.left(orphan.call, orphan.made, spent, orphan.told)
-
-    def _log_left(self, call: Call, made: Plan, spent: Spent) -> None:
-        if self.journal is not None:
-            self.journal.left(call, made, spent)
 
     def _refused(
         self, request: BaseRequest, progress: CallProgress, refusal: Refusal
@@ -403,70 +309,3 @@ class Gateway:
                 await response.write(event)
         abandon(request)
         return response
-
-
-class Announced:
-    """A sender that says so before it sends."""
-
-    def __init__(
-        self, sender: Sender[HttpAnswer], before_send: Callable[[], Awaitable[None]]
-    ) -> None:
-        self._sender = sender
-        self._before_send = before_send
-
-    async def attempt(self, candidate: Candidate, deadline: float, trace: Trace) -> HttpAnswer:
-        """Send the call to a candidate, once that may be done."""
-        await self._before_send()
-        return await self._sender.attempt(candidate, deadline, trace)
-
-
-async def warm_prices(call: Call) -> None:
-    """Load the price list before the first call that needs it, without stopping all the others."""
-    budget, prices = call.steering.budget, call.route.policy.prices
-    if (
-        budget is not None
-        and budget.cost_usd is not None
-        and isinstance(prices, GenaiPrices)
-        and not prices.loaded
-    ):
-        await asyncio.to_thread(prices.load)
-
-
-def needs_value(call: Call, made: Plan) -> bool:
-    """Whether the parsed body is needed after planning: to apply options to it."""
-    return bool(call.usage_options) or any(each.options for each in made.candidates)
-
-
-def deadline_of(call: Call, made: Plan) -> float:
-    """The loop time by which a call must have committed."""
-    budget = tightest(call.steering.budget, call.route.policy.ceiling)
-    return call_deadline(
-        call.accepted_at,
-        made.timeouts.total,
-        call.steering.timeout,
-        None if budget is None else budget.ms,
-        call.silence,
-    )
-
-
-def terms(call: Call, deadline: float) -> Terms:
-    """What this call allows the exchange to do."""
-    policy = call.route.policy
-    budget = tightest(call.steering.budget, policy.ceiling)
-    idempotent = call.method in _IDEMPOTENT
-    ambiguous = policy.retry.ambiguous
-    if ambiguous is None:
-        # A key says that the call must not be made twice.
-        unsure = call.dialect.name is DialectName.HTTP and not idempotent
-        once = unsure or call.key is not None
-        ambiguous = Ambiguous.FAIL if once else Ambiguous.RETRY
-    return Terms(
-        deadline=deadline,
-        ambiguous=ambiguous,
-        # A stream that is resumed may be older than a call may become until its commit.
-        until=None if call.until is None else max(call.until, deadline),
-        unsent_only=not call.facts.steered and not idempotent,
-        fallback_on_refusal=policy.fallback_on_refusal,
-        keyed="Idempotency-Key" in call.headers,
-        budget_usd=None if budget is None else budget.cost_usd,
-    )

@@ -28,7 +28,7 @@ class Journal:
     def __init__(self, books: Bookkeeper, costing: Costing, clock: Clock) -> None:
         self._books = books
         self._costing = costing
-        self._log = CallLog(books.instance, clock, lambda: books.ledger.secret)
+        self._log = CallLog(books.instance, clock, lambda: books.ledger.secret, costing)
 
     # --- Keyed calls, whose rows their records are ------------------------------------------------
 

@@ -14,8 +14,6 @@ from typing import Final
 
 from aiohttp.web_request import BaseRequest
 
-from steer_policies.budget import tightest
-from steer_policies.deadline import call_deadline
 from steer_policies.idempotency import (
     MAX_JOINERS,
     Join,
@@ -43,6 +41,7 @@ from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.recording import Recording, TooLate
 from steer_proxy.http.replay import replay
 from steer_proxy.http.run import Resolution, Run, Unavailable
+from steer_proxy.http.terms import deadline_of
 from steer_proxy.ledger.protocol import LedgerUnavailable
 
 LOGGER: Final = logging.getLogger("steer.call")
@@ -178,7 +177,7 @@ class KeyedCalls:
     async def _resolved(self, run: Run, call: Call) -> Resolution:
         """Whose the key is; shielded, as others wait for the same."""
         try:
-            async with asyncio.timeout_at(own_deadline(call)):
+            async with asyncio.timeout_at(deadline_of(call, call.route.policy.timeouts.total)):
                 return await asyncio.shield(run.resolution)
         except TimeoutError:
             raise _in_progress() from None
@@ -239,7 +238,7 @@ class KeyedCalls:
         self, request: BaseRequest, progress: CallProgress, call: Call, run: Run, *, first: bool
     ) -> CallerResponse:
         """Read what a run brings; the first one there is its owner."""
-        deadline = own_deadline(call)
+        deadline = deadline_of(call, call.route.policy.timeouts.total)
         if not first:
             patience = call.route.policy.idempotency.join_timeout
             deadline = min(deadline, asyncio.get_running_loop().time() + patience)
@@ -259,19 +258,6 @@ class KeyedCalls:
             return await give(request, progress, call, run.recording, reader, status, self._watched)
         finally:
             reader.close()
-
-
-def own_deadline(call: Call) -> float:
-    """The loop time by which this caller wants the beginning of its answer."""
-    policy = call.route.policy
-    budget = tightest(call.steering.budget, policy.ceiling)
-    return call_deadline(
-        call.accepted_at,
-        policy.timeouts.total,
-        call.steering.timeout,
-        None if budget is None else budget.ms,
-        call.silence,
-    )
 
 
 _BROKEN_OFF: Final = Problem(

@@ -245,16 +245,25 @@ class PostgresLedger:
         (expired,) = await self._fetch(sql.EXPIRE, limit=limit)
         evicted = await self._evict(purge)
         (calls,) = await self._fetch(sql.PURGE_CALLS, before_us=before_us, limit=limit)
-        ((strays,),) = await self._fetch(sql.PURGE_ATTEMPTS, before_us=before_us, limit=limit)
-        ((events,),) = await self._fetch(sql.PURGE_EVENTS, before_us=before_us, limit=limit)
+        (strays,) = await self._fetch(sql.PURGE_ATTEMPTS, before_us=before_us, limit=limit)
+        (events,) = await self._fetch(sql.PURGE_EVENTS, before_us=before_us, limit=limit)
         await self._fetch(sql.PURGE_OWNERS, before_us=before_us, limit=limit)
-        counts = (expired["keys"], evicted["answers"], calls["requests"], strays, events)
+        counts = (
+            expired["keys"],
+            evicted["answers"],
+            calls["requests"],
+            strays["removed"],
+            events["removed"],
+        )
         return Purged(
             requests=calls["requests"],
-            attempts=calls["attempts"] + strays,
+            attempts=calls["attempts"] + strays["removed"],
             chunks=expired["chunks"] + evicted["chunks"] + calls["chunks"],
-            events=events,
+            events=events["removed"],
             more=any(count >= limit for count in counts),
+            # Each is a transaction of its own: the longest is what others may wait for.
+            busy=max(row["busy_us"] for row in (expired, evicted, calls, strays, events))
+            / MICROSECONDS,
         )
 
     async def _evict(self, purge: Purge) -> Any:
@@ -262,7 +271,7 @@ class PostgresLedger:
 
         A large table's size is reckoned from a sample: reading all of it would take too long.
         """
-        nothing = {"answers": 0, "chunks": 0}
+        nothing = {"answers": 0, "chunks": 0, "busy_us": 0}
         if purge.max_bytes is None:
             return nothing
         (size,) = await self._fetch(sql.STORED_SIZE)

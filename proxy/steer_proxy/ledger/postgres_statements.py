@@ -277,6 +277,11 @@ attempts AS ({_insert("attempts", AttemptRow, "attempt_")})
 # Rows that somebody else has locked are left to them, so that two who purge never wait for each
 # other. A locked row is looked at once more: what has changed meanwhile is left alone.
 
+#: How long the statement has run so far.
+_BUSY: Final = (
+    "(extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000000)::bigint AS busy_us"
+)
+
 #: Free the keys whose time is over, and drop their answers.
 EXPIRE: Final = numbered(f"""
 WITH over AS (
@@ -289,7 +294,7 @@ freed AS (
     WHERE id IN (SELECT id FROM over) RETURNING id
 ),
 dropped AS (DELETE FROM response_chunks WHERE request IN (SELECT id FROM freed) RETURNING 1)
-SELECT (SELECT count(*) FROM freed) AS keys, (SELECT count(*) FROM dropped) AS chunks
+SELECT (SELECT count(*) FROM freed) AS keys, (SELECT count(*) FROM dropped) AS chunks, {_BUSY}
 """)
 
 #: What the stored answers take on disk at most, and in how many pages their rows are.
@@ -324,11 +329,12 @@ evicted AS (
     WHERE id IN (SELECT request FROM reckoned WHERE before < :excess::numeric) RETURNING id
 ),
 dropped AS (DELETE FROM response_chunks WHERE request IN (SELECT id FROM evicted) RETURNING 1)
-SELECT (SELECT count(*) FROM evicted) AS answers, (SELECT count(*) FROM dropped) AS chunks
+SELECT (SELECT count(*) FROM evicted) AS answers, (SELECT count(*) FROM dropped) AS chunks,
+    {_BUSY}
 """)
 
 #: Remove calls that ended long ago, with all that belongs to them.
-PURGE_CALLS: Final = numbered("""
+PURGE_CALLS: Final = numbered(f"""
 WITH old AS (
     SELECT id FROM requests
     WHERE started_us < :before_us AND coalesce(ended_us, 0) < :before_us AND idem_live IS NULL
@@ -338,11 +344,11 @@ gone AS (DELETE FROM requests WHERE id IN (SELECT id FROM old) RETURNING id),
 tried AS (DELETE FROM attempts WHERE request IN (SELECT id FROM gone) RETURNING 1),
 dropped AS (DELETE FROM response_chunks WHERE request IN (SELECT id FROM gone) RETURNING 1)
 SELECT (SELECT count(*) FROM gone) AS requests, (SELECT count(*) FROM tried) AS attempts,
-    (SELECT count(*) FROM dropped) AS chunks
+    (SELECT count(*) FROM dropped) AS chunks, {_BUSY}
 """)
 
 #: Remove old attempts whose call is not there.
-PURGE_ATTEMPTS: Final = numbered("""
+PURGE_ATTEMPTS: Final = numbered(f"""
 WITH old AS (
     SELECT request, n FROM attempts AS a
     WHERE started_us < :before_us
@@ -350,17 +356,17 @@ WITH old AS (
     ORDER BY started_us LIMIT :limit FOR UPDATE OF a SKIP LOCKED
 ),
 gone AS (DELETE FROM attempts WHERE (request, n) IN (SELECT request, n FROM old) RETURNING 1)
-SELECT count(*) FROM gone
+SELECT count(*) AS removed, {_BUSY} FROM gone
 """)
 
 #: Remove old events.
-PURGE_EVENTS: Final = numbered("""
+PURGE_EVENTS: Final = numbered(f"""
 WITH old AS (
     SELECT id FROM breaker_events WHERE at_us < :before_us
     ORDER BY at_us LIMIT :limit FOR UPDATE SKIP LOCKED
 ),
 gone AS (DELETE FROM breaker_events WHERE id IN (SELECT id FROM old) RETURNING 1)
-SELECT count(*) FROM gone
+SELECT count(*) AS removed, {_BUSY} FROM gone
 """)
 
 #: Forget processes that ended long ago: without a row they count as ended too.

@@ -1,27 +1,26 @@
 """Removing what is over from a SQLite ledger, so that nobody notices.
 
 What to remove is looked up beside the writer, by a reader of the purge's own, however long that
-takes; the writer gets the rows to remove in portions of about a millisecond, and other work between
-them. Every removal asks again whether the row may go: in the meantime it may have come to life.
+takes; the writer gets few statements with the rows to remove in them. Every removal asks again
+whether the row may go: in the meantime it may have come to life.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
 from steer_proxy.ledger import statements
 from steer_proxy.ledger.statements import positional
 from steer_proxy.ledger.values import Purge, Purged
 
-#: Rows removed in one go, with their indexes' entries.
-PORTION: Final = 25
-#: Chunks removed in one go: of up to 64 KiB each, with a page to free for every 4 KiB.
-CHUNKS: Final = 16
+#: Bytes of chunks removed in one go, but for a first one: each page of 4 KiB has to be freed.
+MOST_BYTES: Final = 2**20
 #: Measuring all answers may take no more than this part of the time.
 SHARE: Final = 0.01
 
@@ -37,15 +36,18 @@ class Run(Protocol):
 
 
 @dataclass(slots=True)
-class _Count:
+class _Slice:
+    """What a slice may and did remove."""
+
+    purge: Purge
+    now: int
+    room: int
+    """Rows that may still be removed (a call's attempts go with it)."""
     requests: int = 0
     attempts: int = 0
     chunks: int = 0
     events: int = 0
-
-    @property
-    def rows(self) -> int:
-        return self.requests + self.attempts + self.chunks + self.events
+    busy: float = 0.0
 
 
 class Purger:
@@ -54,45 +56,53 @@ class Purger:
     def __init__(self, write: Run, read: Run) -> None:
         self._write = write
         self._read = read
-        self._doomed: deque[str] = deque()
-        """Records whose chunks are to go. If this process dies first, they go with their rows."""
+        self._doomed: dict[str, None] = {}
+        """Calls whose chunks are to go, in order. If this process dies first, they go when their
+        rows do."""
         self._excess = 0
         """Bytes of answers that are still too many."""
         self._measure_after = 0.0
+        self._after = 0
+        """Where the search for old calls goes on: what is live is not read again and again."""
 
     async def slice(self, purge: Purge, now: int) -> Purged:
         """Remove one slice: about `purge.limit` rows."""
-        count = _Count()
-        more = await self._chunks(count, purge.limit)
-        if not more:
-            more = await self._expire(purge, now)
-            more |= await self._evict(purge)
-            more |= await self._chunks(count, purge.limit)
-        if count.rows < purge.limit:
-            more |= await self._calls(count, purge)
-        if count.rows < purge.limit:
-            more |= await self._strays(count, purge)
-            count.events = await self._write(_delete_events, purge.before_us, purge.limit)
-            more |= count.events >= purge.limit
-            await self._write(_delete_owners, purge.before_us, now)
-        return Purged(count.requests, count.attempts, count.chunks, count.events, more=more)
+        work = _Slice(purge, now, room=purge.limit)
+        more = await self._chunks(work)
+        for step in (
+            self._expire,
+            self._evict,
+            self._chunks,
+            self._calls,
+            self._strays,
+            self._others,
+        ):
+            if work.room <= 0:
+                more = True
+                break
+            more |= await step(work)
+        return Purged(work.requests, work.attempts, work.chunks, work.events, more, work.busy)
 
-    async def _expire(self, purge: Purge, now: int) -> bool:
+    async def _expire(self, work: _Slice) -> bool:
         """Free expired keys; whether there may be more."""
-        ids = await self._read(_expired, now, purge.limit)
-        for portion in _portions(ids):
-            self._doomed.extend(await self._write(_expire, portion, now))
-        return len(ids) >= purge.limit
+        ids = await self._read(_expired, work.now, work.room)
+        if not ids:
+            return False
+        freed = await self._remove(work, _expire, ids, work.now)
+        self._doomed.update(dict.fromkeys(freed))
+        more = len(ids) >= work.room
+        work.room -= len(ids)
+        return more
 
-    async def _evict(self, purge: Purge) -> bool:
+    async def _evict(self, work: _Slice) -> bool:
         """Doom the oldest answers if they are too many bytes; whether there may be more."""
-        if purge.max_bytes is None:
+        if work.purge.max_bytes is None:
             return False
         if self._excess <= 0:
-            self._excess = await self._measure(purge.max_bytes)
+            self._excess = await self._measure(work.purge.max_bytes)
         if self._excess <= 0:
             return False
-        oldest = await self._read(_oldest, purge.limit)
+        oldest = await self._read(_oldest, work.room)
         if not oldest:
             self._excess = 0
         chosen: list[str] = []
@@ -101,9 +111,10 @@ class Purger:
                 break
             chosen.append(id_)
             self._excess -= size
-        for portion in _portions(chosen):
-            await self._write(_forget, portion)
-            self._doomed.extend(portion)
+        if chosen:
+            await self._remove(work, _forget, chosen)
+            self._doomed.update(dict.fromkeys(chosen))
+            work.room -= len(chosen)
         return self._excess > 0
 
     async def _measure(self, max_bytes: int) -> int:
@@ -116,59 +127,108 @@ class Purger:
             self._measure_after = time.monotonic() + took / SHARE
         return excess
 
-    async def _chunks(self, count: _Count, limit: int) -> bool:
-        """Remove chunks of doomed answers; whether some are left."""
-        while self._doomed and count.rows < limit:
-            portion = list(self._doomed)[:PORTION]
-            done, removed = await self._write(_delete_chunks, portion)
-            count.chunks += removed
-            for _ in range(done):
-                self._doomed.popleft()
+    async def _chunks(self, work: _Slice) -> bool:
+        """Remove chunks of doomed calls; whether some are left."""
+        if not self._doomed:
+            return False
+        ids = list(islice(self._doomed, work.room))
+        pairs, done = await self._read(_first_chunks, ids, work.room)
+        if pairs:
+            work.chunks += await self._remove(work, _delete_chunks, pairs)
+            work.room -= len(pairs)
+        for id_ in done:
+            del self._doomed[id_]
+        if len(done) < len(ids):
+            work.room = 0  # there are large ones
         return bool(self._doomed)
 
-    async def _calls(self, count: _Count, purge: Purge) -> bool:
-        ids = await self._read(_old_calls, purge.before_us, purge.limit)
-        for portion in _portions(ids):
-            requests, attempts, chunks = await self._write(_delete_calls, portion)
-            count.requests += requests
-            count.attempts += attempts
-            count.chunks += chunks
-            if count.rows >= purge.limit:
-                return True
-        return len(ids) >= purge.limit
+    async def _calls(self, work: _Slice) -> bool:
+        """Remove old calls; whether there may be more."""
+        before = work.purge.before_us
+        found, chunky = await self._read(_old_calls, self._after, before, work.room)
+        more = len(found) >= work.room
+        self._after = found[-1][1] if more else 0
+        self._doomed.update(dict.fromkeys(chunky))
+        ids = [id_ for id_, _ in found if id_ not in chunky]
+        if ids:
+            requests, attempts = await self._remove(work, _delete_calls, ids)
+            work.requests += requests
+            work.attempts += attempts
+            work.room -= len(ids)
+        if chunky:
+            self._after = 0
+        return more or bool(chunky)
 
-    async def _strays(self, count: _Count, purge: Purge) -> bool:
-        keys = await self._read(_strays, purge.before_us, purge.limit)
-        for portion in _portions(keys):
-            count.attempts += await self._write(_delete_attempts, portion)
-        return len(keys) >= purge.limit
+    async def _strays(self, work: _Slice) -> bool:
+        """Remove old attempts that are left over; whether there may be more."""
+        pairs = await self._read(_strays, work.purge.before_us, work.room)
+        more = len(pairs) >= work.room
+        if pairs:
+            work.attempts += await self._remove(work, _delete_attempts, pairs)
+            work.room -= len(pairs)
+        return more
 
+    async def _others(self, work: _Slice) -> bool:
+        """Remove old events and processes; whether there may be more."""
+        before = work.purge.before_us
+        work.events += await self._remove(work, _delete_others, before, work.now, work.room)
+        return work.events >= work.room
 
-def _portions(items: Sequence[_T]) -> list[Sequence[_T]]:
-    return [items[start : start + PORTION] for start in range(0, len(items), PORTION)]
+    async def _remove(self, work: _Slice, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Have the writer do something, and note how long it is busy with it."""
+        result, took = await self._write(_timed, function, *arguments)
+        work.busy += took
+        return result
 
 
 # --- In the readers' thread -----------------------------------------------------------------------
 
 _EXPIRED: Final = positional(statements.EXPIRED).text
 _OLD_CALLS: Final = positional(statements.OLD_CALLS).text
+_WITH_CHUNKS: Final = positional(statements.WITH_CHUNKS).text
+_FIRST_CHUNKS: Final = positional(statements.FIRST_CHUNKS).text
 _STRAY_ATTEMPTS: Final = positional(statements.STRAY_ATTEMPTS).text
 _OLDEST_ANSWERS: Final = positional(statements.OLDEST_ANSWERS).text
+
+_Pairs = list[tuple[str, int]]
 
 
 def _expired(connection: sqlite3.Connection, now: int, limit: int) -> list[str]:
     return [id_ for (id_,) in connection.execute(_EXPIRED, (now, now, now, limit))]
 
 
-def _old_calls(connection: sqlite3.Connection, before: int, limit: int) -> list[str]:
-    return [id_ for (id_,) in connection.execute(_OLD_CALLS, (before, before, limit))]
+def _first_chunks(
+    connection: sqlite3.Connection, ids: Sequence[str], limit: int
+) -> tuple[_Pairs, list[str]]:
+    """Chunks that can go at once, and the calls that have no others."""
+    found = connection.execute(_FIRST_CHUNKS, (json.dumps(ids), limit)).fetchall()
+    pairs: _Pairs = []
+    size = 0
+    for request, seq, length in found:
+        size += length
+        if pairs and size > MOST_BYTES:
+            break
+        pairs.append((request, seq))
+    if len(pairs) == len(found) < limit:
+        return pairs, list(ids)
+    last = pairs[-1][0]
+    return pairs, [id_ for id_ in ids if id_ < last]
 
 
-def _strays(connection: sqlite3.Connection, before: int, limit: int) -> list[tuple[str, int]]:
+def _old_calls(
+    connection: sqlite3.Connection, after: int, before: int, limit: int
+) -> tuple[_Pairs, set[str]]:
+    """Old calls with when they began, and which of them have chunks: those must go first."""
+    found = connection.execute(_OLD_CALLS, (after, before, before, limit)).fetchall()
+    ids = json.dumps([id_ for id_, _ in found])
+    return found, {id_ for (id_,) in connection.execute(_WITH_CHUNKS, (ids,))}
+
+
+def _strays(connection: sqlite3.Connection, before: int, limit: int) -> _Pairs:
     return connection.execute(_STRAY_ATTEMPTS, (before, limit)).fetchall()
 
 
-def _oldest(connection: sqlite3.Connection, limit: int) -> list[tuple[str, int]]:
+def _oldest(connection: sqlite3.Connection, limit: int) -> _Pairs:
     return connection.execute(_OLDEST_ANSWERS, (limit,)).fetchall()
 
 
@@ -187,56 +247,53 @@ def _excess(connection: sqlite3.Connection, max_bytes: int) -> tuple[int, float]
 # --- In the writer's thread -----------------------------------------------------------------------
 
 _EXPIRE: Final = positional(statements.EXPIRE).text
-_FORGET_ANSWER: Final = positional(statements.FORGET_ANSWER).text
-_DELETE_SOME_CHUNKS: Final = positional(statements.DELETE_SOME_CHUNKS).text
-_DELETE_CHUNKS: Final = positional(statements.DELETE_CHUNKS).text
-_DELETE_CALL: Final = positional(statements.DELETE_CALL).text
+_NOT_LIVE: Final = positional(statements.NOT_LIVE).text
+_FORGET_ANSWERS: Final = positional(statements.FORGET_ANSWERS).text
+_DELETE_THESE_CHUNKS: Final = positional(statements.DELETE_THESE_CHUNKS).text
+_DELETE_CALLS: Final = positional(statements.DELETE_CALLS).text
 _DELETE_ATTEMPTS: Final = positional(statements.DELETE_ATTEMPTS).text
-_DELETE_ATTEMPT: Final = positional(statements.DELETE_ATTEMPT).text
+_DELETE_THESE_ATTEMPTS: Final = positional(statements.DELETE_THESE_ATTEMPTS).text
 _DELETE_EVENTS: Final = positional(statements.DELETE_EVENTS).text
 _DELETE_OWNERS: Final = positional(statements.DELETE_OWNERS).text
 
 
+def _timed(
+    connection: sqlite3.Connection, function: Callable[..., _T], *arguments: Any
+) -> tuple[_T, float]:
+    began = time.perf_counter()
+    result = function(connection, *arguments)
+    return result, time.perf_counter() - began
+
+
 def _expire(connection: sqlite3.Connection, ids: Sequence[str], now: int) -> list[str]:
-    """Free keys; which of them."""
-    return [id_ for id_ in ids if connection.execute(_EXPIRE, (id_, now, now, now)).rowcount]
+    """Free keys; which of them are free now."""
+    these = json.dumps(ids)
+    connection.execute(_EXPIRE, (these, now, now, now))
+    (free,) = connection.execute(_NOT_LIVE, (these,)).fetchone()
+    return list(json.loads(free))
 
 
 def _forget(connection: sqlite3.Connection, ids: Sequence[str]) -> None:
     """Have nobody begin to read answers that are about to go; their keys stay used."""
-    for id_ in ids:
-        connection.execute(_FORGET_ANSWER, (id_,))
+    connection.execute(_FORGET_ANSWERS, (json.dumps(ids),))
 
 
-def _delete_chunks(connection: sqlite3.Connection, ids: Sequence[str]) -> tuple[int, int]:
-    """Remove at most CHUNKS chunks; how many of the answers are gone, and how many chunks."""
-    removed = 0
-    for place, id_ in enumerate(ids):
-        room = CHUNKS - removed
-        removed += connection.execute(_DELETE_SOME_CHUNKS, (id_, id_, room)).rowcount
-        if removed >= CHUNKS:
-            return place, removed
-    return len(ids), removed
+def _delete_chunks(connection: sqlite3.Connection, pairs: Sequence[tuple[str, int]]) -> int:
+    return connection.execute(_DELETE_THESE_CHUNKS, (json.dumps(pairs),)).rowcount
 
 
-def _delete_calls(connection: sqlite3.Connection, ids: Sequence[str]) -> tuple[int, int, int]:
-    """Remove rows that are over, with what belongs to them; how many of each table."""
-    requests = attempts = chunks = 0
-    for id_ in ids:
-        if connection.execute(_DELETE_CALL, (id_,)).rowcount:
-            requests += 1
-            attempts += connection.execute(_DELETE_ATTEMPTS, (id_,)).rowcount
-            chunks += connection.execute(_DELETE_CHUNKS, (id_,)).rowcount
-    return requests, attempts, chunks
+def _delete_calls(connection: sqlite3.Connection, ids: Sequence[str]) -> tuple[int, int]:
+    """Remove rows that are over, with their attempts; how many of each table."""
+    (these,) = connection.execute(_NOT_LIVE, (json.dumps(ids),)).fetchone()
+    requests = connection.execute(_DELETE_CALLS, (these,)).rowcount
+    return requests, connection.execute(_DELETE_ATTEMPTS, (these,)).rowcount
 
 
-def _delete_attempts(connection: sqlite3.Connection, keys: Sequence[tuple[str, int]]) -> int:
-    return sum(connection.execute(_DELETE_ATTEMPT, key).rowcount for key in keys)
+def _delete_attempts(connection: sqlite3.Connection, pairs: Sequence[tuple[str, int]]) -> int:
+    return connection.execute(_DELETE_THESE_ATTEMPTS, (json.dumps(pairs),)).rowcount
 
 
-def _delete_events(connection: sqlite3.Connection, before: int, limit: int) -> int:
-    return connection.execute(_DELETE_EVENTS, (before, limit)).rowcount
-
-
-def _delete_owners(connection: sqlite3.Connection, before: int, now: int) -> None:
+def _delete_others(connection: sqlite3.Connection, before: int, now: int, limit: int) -> int:
+    """Remove old events, and processes that ended long ago; how many events."""
     connection.execute(_DELETE_OWNERS, (before, now))
+    return connection.execute(_DELETE_EVENTS, (before, limit)).rowcount

@@ -201,7 +201,13 @@ INSERT_ATTEMPT: Final = _insert("attempts", AttemptRow._fields)
 #: An event, unless it is there.
 INSERT_EVENT: Final = _insert("breaker_events", BreakerEventRow._fields)
 
-# --- Purge ----------------------------------------------------------------------------------------
+# --- Purge (SQLite) -------------------------------------------------------------------------------
+# Many rows at a time, named in JSON: each statement costs its thread a turn of the interpreter.
+
+_THESE: Final = "(SELECT value FROM json_each(:ids))"
+_THESE_PAIRS: Final = (
+    "(SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:pairs))"
+)
 
 #: Live records whose time is over and that nobody runs.
 EXPIRED: Final = f"""
@@ -209,36 +215,49 @@ SELECT id FROM requests WHERE idem_live = 1 AND expires_us <= :now AND {_FREE}
 ORDER BY expires_us LIMIT :limit
 """
 
-#: Some chunks of an answer.
-DELETE_SOME_CHUNKS: Final = """
-DELETE FROM response_chunks WHERE request = :id AND seq IN (
-    SELECT seq FROM response_chunks WHERE request = :id ORDER BY seq LIMIT :limit
-)
-"""
-
-#: An answer is about to be removed: nobody is to begin reading it.
-FORGET_ANSWER: Final = f"""
-UPDATE requests SET {_NO_ANSWER} WHERE id = :id AND idem_state = 'completed'
-"""
-
-#: Free an expired key; its row stays for the history.
+#: Free expired keys; their rows stay for the history.
 EXPIRE: Final = f"""
 UPDATE requests SET idem_state = {_GIVEN_UP}, idem_live = NULL, {_NO_ANSWER}
-WHERE id = :id AND idem_live = 1 AND expires_us <= :now AND {_FREE}
+WHERE id IN {_THESE} AND +idem_live = 1 AND +expires_us <= :now AND {_FREE}
 """
 
-#: Rows that are over: never a live record's.
+#: Which of some calls are not live (any more), as a JSON array.
+NOT_LIVE: Final = f"""
+SELECT json_group_array(id) FROM requests WHERE id IN {_THESE} AND idem_live IS NULL
+"""
+
+#: Answers are about to be removed: nobody is to begin reading them.
+FORGET_ANSWERS: Final = f"""
+UPDATE requests SET {_NO_ANSWER} WHERE id IN {_THESE} AND idem_state = 'completed'
+"""
+
+#: The first chunks of some answers, and their sizes.
+FIRST_CHUNKS: Final = f"""
+SELECT request, seq, LENGTH(body) FROM response_chunks WHERE request IN {_THESE}
+ORDER BY request, seq LIMIT :limit
+"""
+
+#: Those chunks.
+DELETE_THESE_CHUNKS: Final = f"""
+DELETE FROM response_chunks WHERE (request, seq) IN {_THESE_PAIRS}
+"""
+
+#: Rows that are over, never a live record's, from a time on.
 OLD_CALLS: Final = """
-SELECT id FROM requests
-WHERE started_us < :before AND idem_live IS NULL AND (ended_us IS NULL OR ended_us < :before)
+SELECT id, started_us FROM requests
+WHERE started_us >= :after AND started_us < :before AND idem_live IS NULL
+    AND (ended_us IS NULL OR ended_us < :before)
 ORDER BY started_us LIMIT :limit
 """
 
-#: One of them, if it still is not live.
-DELETE_CALL: Final = "DELETE FROM requests WHERE id = :id AND idem_live IS NULL"
+#: Which of some calls have chunks.
+WITH_CHUNKS: Final = f"SELECT DISTINCT request FROM response_chunks WHERE request IN {_THESE}"
 
-#: What was tried for it.
-DELETE_ATTEMPTS: Final = "DELETE FROM attempts WHERE request = :id"
+#: Those calls, unless they have come to life.
+DELETE_CALLS: Final = f"DELETE FROM requests WHERE id IN {_THESE} AND idem_live IS NULL"
+
+#: What was tried for them.
+DELETE_ATTEMPTS: Final = f"DELETE FROM attempts WHERE request IN {_THESE}"
 
 #: Old attempts of calls that are not there (any more).
 STRAY_ATTEMPTS: Final = """
@@ -248,8 +267,8 @@ WHERE started_us < :before
 ORDER BY started_us LIMIT :limit
 """
 
-#: One of those.
-DELETE_ATTEMPT: Final = "DELETE FROM attempts WHERE request = :request AND n = :n"
+#: Those.
+DELETE_THESE_ATTEMPTS: Final = f"DELETE FROM attempts WHERE (request, n) IN {_THESE_PAIRS}"
 
 #: Old events.
 DELETE_EVENTS: Final = """

@@ -280,7 +280,7 @@ class Purge:
     before_us: int
     max_bytes: int | None = None
     limit: int = 500
-    """Rows of one slice."""
+    """Rows of one slice, a call with its attempts counted as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +292,8 @@ class Purged:
     chunks: int = 0
     events: int = 0
     more: bool = False
+    busy: float = field(default=0.0, compare=False)
+    """Seconds the database worked on it: without waiting for its turn, and without the commit."""
 
 
 @dataclass(slots=True)

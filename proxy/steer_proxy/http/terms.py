@@ -1,0 +1,87 @@
+"""What a call allows its exchange to do, and what has to be there before it can be planned."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from steer_policies.budget import tightest
+from steer_policies.config import Ambiguous, DialectName
+from steer_policies.deadline import call_deadline
+from steer_policies.plan import Candidate, Plan
+from steer_proxy.engine.attempt import Sender, Terms, Trace
+from steer_proxy.engine.prices import GenaiPrices
+from steer_proxy.http.answer import HttpAnswer
+from steer_proxy.http.call import Call
+
+#: Methods that RFC 9110 §9.2.2 calls idempotent: repeating them is safe wherever they go.
+_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+
+
+class Announced:
+    """A sender that says so before it sends."""
+
+    def __init__(
+        self, sender: Sender[HttpAnswer], before_send: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._sender = sender
+        self._before_send = before_send
+
+    async def attempt(self, candidate: Candidate, deadline: float, trace: Trace) -> HttpAnswer:
+        """Send the call to a candidate, once that may be done."""
+        await self._before_send()
+        return await self._sender.attempt(candidate, deadline, trace)
+
+
+async def warm_prices(call: Call) -> None:
+    """Load the price list before the first call that needs it, without stopping all the others."""
+    budget, prices = call.steering.budget, call.route.policy.prices
+    if (
+        budget is not None
+        and budget.cost_usd is not None
+        and isinstance(prices, GenaiPrices)
+        and not prices.loaded
+    ):
+        await asyncio.to_thread(prices.load)
+
+
+def needs_value(call: Call, made: Plan) -> bool:
+    """Whether the parsed body is needed after planning: to apply options to it."""
+    return bool(call.usage_options) or any(each.options for each in made.candidates)
+
+
+def deadline_of(call: Call, total: float) -> float:
+    """The loop time by which a caller must have the beginning of its answer; `total` is the time
+    its plan or route gives it, in seconds."""
+    budget = tightest(call.steering.budget, call.route.policy.ceiling)
+    return call_deadline(
+        call.accepted_at,
+        total,
+        call.steering.timeout,
+        None if budget is None else budget.ms,
+        call.silence,
+    )
+
+
+def terms(call: Call, deadline: float) -> Terms:
+    """What this call allows the exchange to do."""
+    policy = call.route.policy
+    budget = tightest(call.steering.budget, policy.ceiling)
+    idempotent = call.method in _IDEMPOTENT
+    ambiguous = policy.retry.ambiguous
+    if ambiguous is None:
+        # A key says that the call must not be made twice.
+        unsure = call.dialect.name is DialectName.HTTP and not idempotent
+        once = unsure or call.key is not None
+        ambiguous = Ambiguous.FAIL if once else Ambiguous.RETRY
+    return Terms(
+        deadline=deadline,
+        ambiguous=ambiguous,
+        # A stream that is resumed may be older than a call may become until its commit.
+        until=None if call.until is None else max(call.until, deadline),
+        unsent_only=not call.facts.steered and not idempotent,
+        fallback_on_refusal=policy.fallback_on_refusal,
+        keyed="Idempotency-Key" in call.headers,
+        budget_usd=None if budget is None else budget.cost_usd,
+    )

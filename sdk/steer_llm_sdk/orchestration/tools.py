@@ -1,0 +1,171 @@
+"""Tools: what a run calls, and where it finds them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from steer_llm_sdk.errors import InvalidValue, UnknownTool
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.streaming.manager import EventManager
+
+Request = str | dict[str, Any]
+
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+class Tool(ABC):
+    """Something a run can execute; subclasses give it a `name` and `execute`.
+
+    What else a tool declares helps the planner, and may stay as it is. Properties and plain class
+    attributes will both do.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name it is registered and asked for by."""
+
+    @property
+    def version(self) -> str:
+        """Its version, for the output's metadata."""
+        return "1.0.0"
+
+    @property
+    def description(self) -> str:
+        """What it does, for people."""
+        return ""
+
+    @property
+    def provider(self) -> str | None:
+        """Whom it calls: which circuit breaker configuration it stands under."""
+        return None
+
+    @property
+    def supported_models(self) -> Sequence[str]:
+        """The models it can use."""
+        return ()
+
+    @property
+    def default_options(self) -> Mapping[str, Any]:
+        """Options it runs with unless the plan or the caller says otherwise."""
+        return _NOTHING
+
+    @property
+    def capabilities(self) -> Sequence[str]:
+        """What it can do: a request's `type`, or a capability that quality requirements ask for."""
+        return ()
+
+    @property
+    def resource_requirements(self) -> Mapping[str, Any]:
+        """What one run is expected to take and to give.
+
+        `ms`, `tokens` and `cost_usd` are held against the budget before the run; `quality`, 0 to 1,
+        against `min_confidence`; `context_tokens` against `min_context_tokens`. What is not
+        declared excludes nothing.
+        """
+        return _NOTHING
+
+    def validate_request(self, request: Request) -> bool:  # noqa: ARG002 - for subclasses
+        """Whether this tool can take the request; it is not executed with one it cannot."""
+        return True
+
+    @abstractmethod
+    async def execute(
+        self,
+        request: Any,
+        options: Any = None,
+        event_manager: EventManager | None = None,
+    ) -> Any:
+        """Do the work, and return any JSON value, or an `OrchestrationOutput`.
+
+        `request` is a copy of its own. `options` holds `request_id` and `trace_id`, and under them
+        what the tool's defaults, the plan and the caller set. `event_manager` is given when the run
+        streams.
+
+        Of a dictionary, `provider`, `usage`, `cost_usd` and `confidence` are read as what they say.
+        Raise `ProviderError` (or let the provider SDK's own error pass) where a provider failed;
+        ValueError and TypeError say that the request is at fault, and are never retried.
+        """
+
+
+class ToolRegistry:
+    """Tools by name."""
+
+    def __init__(self) -> None:
+        self._tools: dict[str, Tool] = {}
+        #: Counts changes, so that what was derived from the tools can be kept until the next one.
+        self.revision = 0
+
+    def register_tool(self, tool: Tool) -> None:
+        """Add a tool; one of the same name is replaced.
+
+        Raises:
+            InvalidValue: for what is no tool, or has no name.
+        """
+        for member in ("name", "execute"):
+            if not hasattr(tool, member):
+                raise InvalidValue("tool", f"{tool!r:.64} has no {member}")
+        name = tool.name
+        if not isinstance(name, str) or not name.strip():
+            raise InvalidValue("tool.name", f"must be text that is not empty, not {name!r:.64}")
+        self._tools[name] = tool
+        self.revision += 1
+
+    def get_tool(self, name: str) -> Tool:
+        """The tool of this name.
+
+        Raises:
+            UnknownTool: a LookupError that names the known ones.
+        """
+        tool = self._tools.get(name)
+        if tool is None:
+            raise UnknownTool(str(name), self._unknown(name))
+        return tool
+
+    def find(self, name: str) -> Tool | None:
+        """The tool of this name; None when there is none."""
+        return self._tools.get(name)
+
+    def list_tools(self) -> list[str]:
+        """The names, in the order of registration."""
+        return list(self._tools)
+
+    def unregister(self, name: str) -> None:
+        """Forget a tool.
+
+        Raises:
+            UnknownTool: when there is none of this name.
+        """
+        self.get_tool(name)
+        del self._tools[name]
+        self.revision += 1
+
+    def clear(self) -> None:
+        """Forget every tool."""
+        self._tools.clear()
+        self.revision += 1
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tools
+
+    def __len__(self) -> int:
+        return len(self._tools)
+
+    def _unknown(self, name: object) -> str:
+        close = get_close_matches(str(name), self._tools, n=1)
+        hint = f", did you mean {close[0]}?" if close else ""
+        known = ", ".join(self._tools) or "none"
+        return f"tool_name: no tool {str(name)[:64]!r} is registered{hint}; registered: {known}"
+
+
+_GLOBAL: Final = ToolRegistry()
+
+
+def get_global_registry() -> ToolRegistry:
+    """The registry that orchestrators use unless they are given one."""
+    return _GLOBAL

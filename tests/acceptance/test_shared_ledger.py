@@ -1,0 +1,470 @@
+"""Two sidecars that share one ledger: one key is one paid call, whichever of them is asked."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.provider import Await, Pause, Signal, faults
+from tests.support.pair import Pair, Replica, key, pair
+from tests.support.world import Reply
+
+PLAIN_AND_STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+EVERY_DIALECT = pytest.mark.parametrize("dialect", ["openai", "anthropic", "gemini"])
+
+#: Longer than a lease, in seconds.
+LAPSE = 16.0
+
+RERUN = {"idempotency": {"on_uncertain": "rerun"}}
+
+
+def told(reply: Reply, status: int, code: str, *, again: bool | None = None) -> None:
+    """Steer's own error, and what it says about trying again."""
+    assert reply.status == status, reply.body
+    assert reply.json["error"]["code"] == code
+    if again is not None:
+        assert reply.headers["X-Should-Retry"] == str(again).lower()
+
+
+async def asked(replica: Replica, *, attempts: int = 1, **more: Any) -> asyncio.Task[Reply]:
+    """A call under way: its request has come to the provider."""
+    task = asyncio.create_task(replica.ask(**more))
+    await replica.primary.wait_for_attempts(attempts)
+    return task
+
+
+# --- Joining --------------------------------------------------------------------------------------
+
+
+@EVERY_DIALECT
+@PLAIN_AND_STREAMED
+async def test_fifty_duplicates_over_both_are_one_call(
+    tmp_path: Path, dialect: str, stream: bool
+) -> None:
+    """The provider sees one request; all callers get its bytes, wherever they asked."""
+    async with pair(tmp_path, dialect) as both:
+        await fifty(both, stream=stream)
+
+
+async def fifty(both: Pair, *, stream: bool) -> None:
+    fault = faults.at_event(1, Pause(0.5)) if stream else faults.silence(0.5)
+    both.provider.always(fault)
+    replies = await asyncio.gather(
+        *(
+            (both.there if turn % 2 else both.here).ask(stream=stream, headers=key())
+            for turn in range(50)
+        )
+    )
+    assert len(both.provider.attempts) == 1
+    assert {reply.status for reply in replies} == {200}
+    assert len({reply.body for reply in replies}) == 1
+    assert not any(reply.cut for reply in replies)
+    said = sorted(reply.headers["Idempotency-Status"] for reply in replies)
+    assert said == ["joined"] * 49 + ["new"]
+
+
+async def test_a_stream_is_followed_live(tmp_path: Path) -> None:
+    """Who joins at the other sidecar has the first token before the stream goes on."""
+    async with pair(tmp_path) as both:
+        await live(both)
+
+
+async def live(both: Pair) -> None:
+    go = asyncio.Event()
+    both.provider.always(faults.at_event(3, Await(go)))
+    first = await asked(both.here, stream=True, headers=key())
+    path, body = both.there.request(stream=True)
+    headers = {**key(), "Authorization": "Bearer caller-key"}
+    url = f"{both.there.steer.url}/route{path}"
+    async with both.there.session.post(url, json=body, headers=headers) as response:
+        seen = b""
+        while b'"content":"' not in seen:
+            async with asyncio.timeout(5):
+                seen += await response.content.readany()
+        assert response.headers["Idempotency-Status"] == "joined"
+        assert not first.done()
+        go.set()
+        seen += await response.content.read()
+    assert seen == (await first).body
+    assert seen.endswith(b"data: [DONE]\n\n")
+    assert len(both.provider.attempts) == 1
+
+
+@EVERY_DIALECT
+@PLAIN_AND_STREAMED
+async def test_the_other_one_replays(tmp_path: Path, dialect: str, stream: bool) -> None:
+    """Status, fields and body are those of the first answer."""
+    async with pair(tmp_path, dialect) as both:
+        await replayed(both, stream=stream)
+
+
+async def replayed(both: Pair, *, stream: bool) -> None:
+    first = await both.here.ask(stream=stream, headers=key())
+    again = await both.there.ask(stream=stream, headers=key())
+    assert (again.status, again.body) == (first.status, first.body)
+    assert again.headers["Content-Type"] == first.headers["Content-Type"]
+    assert again.headers["X-Steer-Upstream"] == first.headers["X-Steer-Upstream"]
+    assert again.headers["Idempotency-Status"] == "replayed"
+    assert again.headers["X-Steer-Request-ID"] != first.headers["X-Steer-Request-ID"]
+    assert len(both.provider.attempts) == 1
+
+
+@PLAIN_AND_STREAMED
+async def test_who_joins_a_call_that_fails_elsewhere_may_try_again(
+    tmp_path: Path, stream: bool
+) -> None:
+    """It does not claim the key itself; its SDK's next try does."""
+    async with pair(tmp_path, route={"retry": {"max_attempts": 1}}) as both:
+        both.provider.then(faults.status(500) | faults.silence(1.0))
+        first = await asked(both.here, stream=stream, headers=key())
+        joined = await both.there.ask(stream=stream, headers=key())
+        assert (await first).status == 500
+        told(joined, 502, "steer_joined_call_failed", again=True)
+        assert len(both.provider.attempts) == 1
+        again = await both.there.ask(stream=stream, headers=key())
+        assert (again.status, again.headers["Idempotency-Status"]) == (200, "new")
+
+
+async def test_who_joins_a_stream_that_breaks_elsewhere_sees_it_break(tmp_path: Path) -> None:
+    """What came is given, then the stream is broken off; nobody makes the call again."""
+    async with pair(tmp_path) as both:
+        both.provider.then(faults.cut_after(events=4) | faults.at_event(2, Pause(1.0)))
+        first = await asked(both.here, stream=True, headers=key())
+        joined = await both.there.ask(stream=True, headers=key())
+        assert (await first).cut
+        assert joined.cut
+        assert b"[DONE]" not in joined.body
+        again = await both.there.ask(stream=True, headers=key())
+        told(again, 409, "steer_key_uncertain", again=False)
+        assert len(both.provider.attempts) == 1
+
+
+@PLAIN_AND_STREAMED
+async def test_another_request_with_the_key_is_refused_elsewhere_too(
+    tmp_path: Path, stream: bool
+) -> None:
+    """422 while the first runs, and after it; nothing goes upstream."""
+    async with pair(tmp_path) as both:
+        both.provider.always(faults.silence(2.0))
+        first = await asked(both.here, stream=stream, headers=key())
+        reply = await both.there.ask(stream=stream, headers=key(), temperature=1)
+        told(reply, 422, "steer_key_mismatch", again=False)
+        assert (await first).status == 200
+        reply = await both.there.ask(stream=stream, headers=key(), temperature=1)
+        told(reply, 422, "steer_key_mismatch", again=False)
+        assert len(both.provider.attempts) == 1
+
+
+async def test_who_is_refused_leaves_nothing_running(tmp_path: Path) -> None:
+    """Following a call elsewhere ends with the last who wants it: a drain waits for nobody."""
+    async with pair(tmp_path) as both:
+        both.provider.always(faults.silence(60.0))
+        first = await asked(both.here, headers=key())
+        await both.there.ask(headers=key(), temperature=1)
+        leaving = asyncio.create_task(both.there.ask(headers=key()))
+        await asyncio.sleep(1.0)
+        assert both.there.steer.sidecar.active == 1
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        await asyncio.sleep(1.0)
+        assert both.there.steer.sidecar.active == 0
+        again = await both.there.ask(headers=key())
+        assert again.body == (await first).body
+
+
+async def test_an_answer_that_grows_too_large_is_broken_off_elsewhere(tmp_path: Path) -> None:
+    """It is not stored, so who follows it there cannot have its end; nobody runs it again."""
+    async with pair(tmp_path, route={"idempotency": {"max_stored": 4096}}) as both:
+        both.provider.text = "word " * 400
+        both.provider.always(faults.at_event(3, Pause(2.0)) | faults.at_event(100, Pause(2.0)))
+        first = await asked(both.here, stream=True, headers=key())
+        joined = await both.there.ask(stream=True, headers=key())
+        whole = await first
+        assert whole.body.endswith(b"data: [DONE]\n\n")
+        assert joined.cut
+        assert b"steer_result_not_stored" in joined.body
+        assert b"[DONE]" not in joined.body
+        for replica in (both.here, both.there):
+            later = await replica.ask(stream=True, headers=key())
+            told(later, 409, "steer_result_not_stored", again=False)
+        assert len(both.provider.attempts) == 1
+        assert both.memory is not None
+        assert await both.memory.chunks(both.records()[0].id, -1, 1) == []
+
+
+@PLAIN_AND_STREAMED
+async def test_what_is_not_to_be_saved_is_never_written(tmp_path: Path, stream: bool) -> None:
+    """`save: nothing`: not even while the call runs."""
+    async with pair(tmp_path, route={"idempotency": {"save": "nothing"}}) as both:
+        both.provider.always(faults.at_event(3, Pause(2.0)) if stream else faults.silence(2.0))
+        first = await asked(both.here, stream=stream, headers=key())
+        joined = await both.there.ask(stream=stream, headers=key())
+        told(joined, 409, "steer_result_not_stored", again=False)
+        assert (await first).status == 200
+        assert both.here.ledger.called["add_chunks"] == 0
+        assert len(both.provider.attempts) == 1
+
+
+# --- One of them ends -----------------------------------------------------------------------------
+
+
+async def claimed(both: Pair) -> asyncio.Task[Reply]:
+    """A call that has its key but waits, as its upstream asked for: nothing was sent."""
+    both.provider.then(faults.rate_limit(retry_after=40))
+    assert (await both.here.ask()).status == 429
+    waiting = asyncio.create_task(both.here.ask(headers=key()))
+    while not both.records():
+        await asyncio.sleep(0.01)
+    assert both.records()[0].idem_state == "claimed"
+    return waiting
+
+
+async def forgotten(task: asyncio.Task[Reply]) -> None:
+    """Hang up."""
+    task.cancel()
+    await asyncio.wait([task])
+
+
+@pytest.mark.parametrize("end", ["drained", "killed"])
+async def test_what_was_not_sent_is_taken_over(tmp_path: Path, end: str) -> None:
+    """A call that only had its key is made by the other one, once."""
+    async with pair(tmp_path, route={"retry": {"max_attempts": 1}}) as both:
+        waiting = await claimed(both)
+        if end == "drained":
+            await both.here.stop()
+            told(await waiting, 503, "steer_draining", again=True)
+        else:
+            both.here.ledger.down()
+            await asyncio.sleep(LAPSE)
+        reply = await both.there.ask(headers=key())
+        assert (reply.status, reply.headers["Idempotency-Status"]) == (200, "new")
+        if end == "killed":
+            both.here.ledger.up()
+            told(await waiting, 409, "steer_key_taken_over", again=True)
+        assert len(both.provider.attempts) == 2  # the 429 is the other
+
+
+@PLAIN_AND_STREAMED
+@pytest.mark.parametrize("end", ["drained", "killed"])
+async def test_what_was_sent_is_uncertain(tmp_path: Path, end: str, stream: bool) -> None:
+    """It may have been executed: the other one does not make it again."""
+    async with pair(tmp_path) as both:
+        both.provider.then(faults.silence(300.0))
+        first = await asked(both.here, stream=stream, headers=key())
+        if end == "drained":
+            await both.here.stop()
+            told(await first, 503, "steer_draining", again=True)
+        else:
+            both.here.ledger.down()
+            await asyncio.sleep(LAPSE)
+        reply = await both.there.ask(stream=stream, headers=key())
+        told(reply, 409, "steer_key_uncertain", again=False)
+        assert len(both.provider.attempts) == 1
+        await forgotten(first)
+
+
+async def test_who_follows_a_call_learns_that_its_sidecar_is_gone(tmp_path: Path) -> None:
+    """Not before the lease is over, and soon after."""
+    async with pair(tmp_path) as both:
+        both.provider.then(faults.silence(300.0))
+        first = await asked(both.here, headers=key())
+        joined = asyncio.create_task(both.there.ask(headers=key()))
+        await asyncio.sleep(1.0)
+        both.here.ledger.down()
+        reply = await joined
+        told(reply, 409, "steer_key_uncertain", again=False)
+        assert 10.0 < reply.seconds < LAPSE + 1.0
+        await forgotten(first)
+
+
+async def test_its_answer_counts_after_all_when_nobody_made_the_call_again(tmp_path: Path) -> None:
+    """A sidecar that was only away for a while completes what it began."""
+    async with pair(tmp_path) as both:
+        both.provider.then(faults.silence(30.0))
+        first = await asked(both.here, headers=key())
+        both.here.ledger.down()
+        await asyncio.sleep(LAPSE)
+        told(await both.there.ask(headers=key()), 409, "steer_key_uncertain")
+        both.here.ledger.up()
+        assert (await first).status == 200
+        again = await both.there.ask(headers=key())
+        assert (again.body, again.headers["Idempotency-Status"]) == (
+            first.result().body,
+            "replayed",
+        )
+        assert len(both.provider.attempts) == 1
+
+
+@PLAIN_AND_STREAMED
+async def test_two_who_may_run_it_again_run_it_once(tmp_path: Path, stream: bool) -> None:
+    """One takes the key over, the other one joins."""
+    async with pair(tmp_path, route=RERUN) as both:
+        both.provider.then(faults.reset_before_answer())
+        assert (await both.here.ask(stream=stream, headers=key())).status == 504
+        both.provider.always(faults.silence(0.5))
+        replies = await asyncio.gather(
+            both.here.ask(stream=stream, headers=key()),
+            both.there.ask(stream=stream, headers=key()),
+        )
+        assert {reply.status for reply in replies} == {200}
+        assert len({reply.body for reply in replies}) == 1
+        said = sorted(reply.headers["Idempotency-Status"] for reply in replies)
+        assert said == ["joined", "rerun"]
+        assert len(both.provider.attempts) == 2
+
+
+# --- Zombies --------------------------------------------------------------------------------------
+
+
+@PLAIN_AND_STREAMED
+@pytest.mark.parametrize("how", ["fail", "hang", "lose_reply"])
+async def test_a_zombie_is_told_as_soon_as_it_can_be(
+    tmp_path: Path, how: str, stream: bool
+) -> None:
+    """Its lease lapsed, the call was made again: its caller gets no answer of its own."""
+    async with pair(tmp_path, route=RERUN) as both:
+        both.provider.distinct = True
+        pause = faults.at_event(3, Pause(60.0)) if stream else faults.silence(60.0)
+        both.provider.then(pause)
+        first = await asked(both.here, stream=stream, headers=key())
+        await asyncio.sleep(1.0)
+        if how == "lose_reply":
+            # It is never told, and so does not count on its lease; until the ledger is asleep.
+            both.here.ledger.lose_reply("renew", times=1)
+            await asyncio.sleep(6.0)
+        getattr(both.here.ledger, "hang" if how == "hang" else "fail")("*")
+        await asyncio.sleep(LAPSE)
+        again = await both.there.ask(stream=stream, headers=key())
+        assert (again.status, again.headers["Idempotency-Status"]) == (200, "rerun")
+        both.here.ledger.up()
+        zombie = await first
+        assert zombie.seconds < 40.0
+        taken_over(zombie, stream=stream)
+        await unchanged(both, again, stream=stream)
+
+
+@PLAIN_AND_STREAMED
+async def test_a_zombie_that_was_not_told_cannot_finish(tmp_path: Path, stream: bool) -> None:
+    """Its answer comes before its lease is renewed: the record is not its own any more."""
+    async with pair(tmp_path, route=RERUN) as both:
+        both.provider.distinct = True
+        pause = faults.at_event(3, Pause(60.0)) if stream else faults.silence(60.0)
+        both.provider.then(pause)
+        first = await asked(both.here, stream=stream, headers=key())
+        both.here.ledger.fail("renew")
+        await asyncio.sleep(LAPSE)
+        again = await both.there.ask(stream=stream, headers=key())
+        zombie = await first
+        assert zombie.seconds >= 60.0
+        taken_over(zombie, stream=stream)
+        both.here.ledger.up()
+        await asyncio.sleep(2.0)
+        await unchanged(both, again, stream=stream)
+
+
+def taken_over(reply: Reply, *, stream: bool) -> None:
+    """The caller of a zombie is told, and never takes what it has for an answer."""
+    if not stream:
+        told(reply, 409, "steer_key_taken_over", again=True)
+        assert not reply.cut
+        return
+    assert reply.status == 200
+    assert reply.cut
+    assert b"steer_key_taken_over" in reply.body
+    assert b"[DONE]" not in reply.body
+
+
+async def unchanged(both: Pair, answer: Reply, *, stream: bool) -> None:
+    """What the second run brought is what the key stands for."""
+    for replica in (both.here, both.there):
+        reply = await replica.ask(stream=stream, headers=key())
+        assert (reply.body, reply.headers["Idempotency-Status"]) == (answer.body, "replayed")
+    assert [row.idem_epoch for row in both.records()] == [1, 2]
+    assert len(both.provider.attempts) == 2
+
+
+# --- Encryption -----------------------------------------------------------------------------------
+
+
+def ring(*names: str) -> dict[str, Any]:
+    """Settings of a database with these keys."""
+    keys = [{"id": name, "secret": {"env": f"KEY_{name.upper()}"}} for name in names]
+    return {"encryption": {"keys": keys}} if keys else {}
+
+
+KEYS = {"KEY_OLD": "11" * 32, "KEY_NEW": "22" * 32}
+
+
+@PLAIN_AND_STREAMED
+async def test_replicas_with_the_same_keys_read_each_other(tmp_path: Path, stream: bool) -> None:
+    """Live and stored, and in the middle of a change of keys."""
+    rings = (ring("old"), ring("new", "old"))
+    async with pair(tmp_path, database=rings, env=KEYS) as both:
+        await fifty(both, stream=stream)
+        reply = await both.there.ask(stream=stream, headers=key())
+        assert reply.headers["Idempotency-Status"] == "replayed"
+        assert both.memory is not None
+        (row,) = both.records()
+        stored = await both.memory.chunks(row.id, -1, 100)
+        assert {each.key_id for each in stored} == {"old"}
+        assert not any(b"chatcmpl" in each.body for each in stored)
+
+
+@PLAIN_AND_STREAMED
+@pytest.mark.parametrize("keys", [(), ("new",)], ids=["none", "another"])
+async def test_a_replica_without_the_key_never_runs_the_call(
+    tmp_path: Path, keys: tuple[str, ...], stream: bool
+) -> None:
+    """It cannot read the answer, live or stored; it does not make the call again."""
+    async with pair(tmp_path, database=(ring("old"), ring(*keys)), env=KEYS) as both:
+        both.provider.always(faults.at_event(3, Pause(1.0)) if stream else faults.silence(1.0))
+        first = await asked(both.here, stream=stream, headers=key())
+        joined = await both.there.ask(stream=stream, headers=key())
+        told(joined, 409, "steer_replay_unavailable", again=False)
+        assert (await first).status == 200
+        later = await both.there.ask(stream=stream, headers=key())
+        told(later, 409, "steer_replay_unavailable", again=False)
+        assert len(both.provider.attempts) == 1
+
+
+# --- The same on a real database ------------------------------------------------------------------
+
+
+@pytest.mark.real_time
+@PLAIN_AND_STREAMED
+async def test_duplicates_on_postgresql(tmp_path: Path, postgres_url: str, stream: bool) -> None:
+    """Fifty at once are one call."""
+    async with pair(tmp_path, url=postgres_url) as both:
+        await fifty(both, stream=stream)
+
+
+@pytest.mark.real_time
+async def test_following_on_postgresql(tmp_path: Path, postgres_url: str) -> None:
+    """The first token comes to the other sidecar before the stream has ended."""
+    async with pair(tmp_path, url=postgres_url) as both:
+        await live(both)
+
+
+@pytest.mark.real_time
+@PLAIN_AND_STREAMED
+async def test_replaying_on_postgresql(tmp_path: Path, postgres_url: str, stream: bool) -> None:
+    """The other sidecar gives what is stored."""
+    async with pair(tmp_path, url=postgres_url) as both:
+        await replayed(both, stream=stream)
+
+
+@pytest.mark.real_time
+async def test_the_end_of_one_on_postgresql(tmp_path: Path, postgres_url: str) -> None:
+    """Drained while its call was under way: uncertain for the other, which does not run it."""
+    async with pair(tmp_path, url=postgres_url) as both:
+        sent = asyncio.Event()
+        both.provider.then(faults.steps_first(Signal(sent), Pause(60.0)))
+        first = asyncio.create_task(both.here.ask(headers=key()))
+        await sent.wait()
+        await both.here.stop()
+        told(await first, 503, "steer_draining", again=True)
+        told(await both.there.ask(headers=key()), 409, "steer_key_uncertain", again=False)
+        assert len(both.provider.attempts) == 1
