@@ -18,7 +18,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from steer_policies.config import BreakerPolicy
+from steer_policies.config import BreakerPolicy, FailureCount
 from steer_policies.outcome import Vote
 from steer_policies.window import Window
 
@@ -134,6 +134,7 @@ class Breaker:
     """
 
     __slots__ = (
+        "_anywhere",
         "_duration",
         "_policy",
         "_probes",
@@ -152,6 +153,7 @@ class Breaker:
         self._upstream_wide = upstream_wide
         self._slow = math.inf if policy.slow_call is None else policy.slow_call
         self._window = Window(policy.window)
+        self._anywhere = policy.failure_count is FailureCount.WINDOW
         self._state = _CLOSED
         self._duration = policy.open_duration
         self._until = 0.0
@@ -244,9 +246,12 @@ class Breaker:
         self.failures += 1
         self._window.count(now)
         self._window.mark(now)
-        if self.failures >= self._policy.failure_threshold:
+        threshold = self._policy.failure_threshold
+        if not self._anywhere and self.failures >= threshold:
             return self._open(Event.TRIPPED, f"consecutive failures: {self.failures}", now, jitter)
         calls, failures = self._window.totals(now)
+        if self._anywhere and failures >= threshold:
+            return self._open(Event.TRIPPED, f"failures in the window: {failures}", now, jitter)
         if calls >= self._policy.min_calls and failures / calls >= self._policy.failure_rate:
             return self._open(Event.TRIPPED, f"failed: {failures} of {calls} calls", now, jitter)
         return None

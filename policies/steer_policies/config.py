@@ -133,6 +133,13 @@ class Ambiguous(StrEnum):
     FAIL = "fail"
 
 
+class FailureCount(StrEnum):
+    """Which failures a breaker's `failure_threshold` counts."""
+
+    CONSECUTIVE = "consecutive"
+    WINDOW = "window"
+
+
 class WhenAllOpen(StrEnum):
     """What to do when every candidate's breaker is open."""
 
@@ -223,9 +230,10 @@ class RetryPolicy:
 class BreakerPolicy:
     """When a circuit opens and how it closes again.
 
-    It trips after `failure_threshold` consecutive failures, or when at least `min_calls` settled
-    within `window` seconds and the share of failures reached `failure_rate`; calls slower than
-    `slow_call` seconds count as failures when that is set. It stays open for `open_duration`
+    It trips after `failure_threshold` failures, consecutive ones or all within the window as
+    `failure_count` says, or when at least `min_calls` settled within `window` seconds and the share
+    of failures reached `failure_rate`; calls slower than `slow_call` seconds count as failures when
+    that is set. It stays open for `open_duration`
     seconds, doubled at each re-opening up to `max_open_duration`, spread by 20 %; half-open admits
     `probes` at a time and closes after `success_threshold` successes.
     """
@@ -233,6 +241,7 @@ class BreakerPolicy:
     __pydantic_config__: ClassVar[Any] = _FORBID_UNKNOWN
 
     failure_threshold: int = 5
+    failure_count: FailureCount = FailureCount.CONSECUTIVE
     failure_rate: float = 0.5
     min_calls: int = 20
     window: Seconds = 60.0

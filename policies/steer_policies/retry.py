@@ -62,6 +62,7 @@ class Standing:
         retry_allowed: this upstream's retry budget has a retry left.
         jitter: a random number in [0, 1).
         executed_before: an earlier attempt of this call may have been executed.
+        unwanted: the caller asked that failures of this kind are not tried again here.
     """
 
     attempts_here: int
@@ -75,6 +76,7 @@ class Standing:
     retry_allowed: bool
     jitter: float
     executed_before: bool = False
+    unwanted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,8 @@ def _not_here(
         return f"asking again here does not mend {failure.value}"
     if not verdict.again:
         return "the provider says not to retry"
+    if standing.unwanted:
+        return f"retrying after {failure.value} is switched off"
     if standing.attempts_here >= policy.max_attempts:
         return f"all {policy.max_attempts} attempts here are spent"
     if not standing.retry_allowed:

@@ -146,6 +146,7 @@ class Sidecar:
             clock,
             instance=f"{socket.gethostname()}:{os.getpid()}",
             sealer=sealer,
+            references={key.id: key.secret.reference for key in database.encryption},
             price=costing.priced,
             redact=redact,
         )

@@ -38,8 +38,6 @@ class UnknownTool(OrchestratorError, LookupError):
         super().__init__(message)
         self.tool_name = name
 
-    __str__ = Exception.__str__  # not KeyError's, which would quote the message
-
 
 class PlanningError(OrchestratorError):
     """No registered tool can take the request; `reasons` say why each of them dropped out."""

@@ -105,7 +105,7 @@ async def test_a_caller_that_drops_a_stream_gets_all_of_it_later(
         direct = (await parties.ask(stream=True, headers=key("direct"))).body
         for cut in (0, 1, 400, len(direct) // 2, len(direct) - 100):
             before = len(parties.primary.attempts)
-            parties.primary.always(faults.one_byte_writes(0.001))
+            parties.primary.always(faults.at_event(4, Pause(1.0)))
             await drop(parties, cut, key(f"cut-{cut}"))
             reply = await parties.ask(stream=True, headers=key(f"cut-{cut}"))
             assert reply.body == direct
@@ -350,3 +350,22 @@ async def test_a_row_says_what_the_duplicates_avoided(tmp_path: Path) -> None:
         assert joined.tokens_in is None
         assert joined.outcome == replayed.outcome == "ok"
         assert len(ledger(parties).attempts) == 1
+
+
+async def test_a_broken_stream_is_not_resumed_elsewhere_under_a_key(tmp_path: Path) -> None:
+    """Another candidate's answer would be another execution."""
+    async with world(tmp_path, route={"on_break": "resume"}) as parties:
+        parties.primary.always(faults.cut_after(events=5))
+        reply = await parties.ask(stream=True, headers=key())
+        assert reply.cut
+        assert parties.fallback.attempts == []
+
+
+async def test_a_kept_answer_is_not_compressed(tmp_path: Path) -> None:
+    """Who asks for it again may not take the coding that the first one took."""
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.compressed("gzip"))
+        first = await parties.ask(headers=key(Accept_Encoding="gzip"))
+        again = await parties.ask(headers=key(Accept_Encoding="identity"))
+        assert "Content-Encoding" not in first.headers
+        assert again.body == first.body

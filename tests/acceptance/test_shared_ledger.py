@@ -216,8 +216,7 @@ async def claimed(both: Pair) -> asyncio.Task[Reply]:
     both.provider.then(faults.rate_limit(retry_after=40))
     assert (await both.here.ask()).status == 429
     waiting = asyncio.create_task(both.here.ask(headers=key()))
-    while not both.records():
-        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.5)
     assert both.records()[0].idem_state == "claimed"
     return waiting
 

@@ -259,3 +259,14 @@ def test_libraries_are_loaded_when_used() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_check_values_tell_keys_apart_and_nothing_about_them() -> None:
+    """The same for the same secret, whatever its name; no part of it is in there."""
+    one, other = bytes(range(32)), bytes(32)
+    checks = Sealer([("a", one), ("b", other)]).checks()
+    assert checks == {"a": Sealer([("x", one)]).checks()["x"], "b": checks["b"]}
+    assert checks["a"] != checks["b"]
+    assert all(len(bytes.fromhex(check)) == 32 for check in checks.values())
+    assert one.hex()[:8] not in checks["a"]
+    assert Sealer().checks() == {}

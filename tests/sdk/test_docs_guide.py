@@ -12,13 +12,25 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from steer_llm_sdk.orchestration import get_global_registry
+from steer_llm_sdk.errors import OrchestratorError
+from steer_llm_sdk.orchestration import (
+    OrchestrationConfig,
+    OrchestrationOutput,
+    Tool,
+    errors,
+    get_global_registry,
+)
+from steer_llm_sdk.orchestration.planning import PlanRequest
+from steer_llm_sdk.orchestration.reliability import OrchestratorReliabilityConfig, RetryPolicy
+from steer_llm_sdk.reliability import CircuitBreakerConfig, idempotency
+from steer_llm_sdk.streaming.events import EventType, Told
+from steer_policies.operators import Operator
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "docs" / "guide"
 PAGES: Final = {path.name: path.read_text("utf-8") for path in sorted(FOLDER.glob("*.md"))}
@@ -117,9 +129,7 @@ def test_every_program_runs(block: Block, tmp_path: Path) -> None:
 
 
 def forget_tools() -> None:
-    registry = get_global_registry()
-    for name in list(registry.list_tools()):
-        registry.unregister(name)
+    get_global_registry().clear()
 
 
 # --- form
@@ -143,7 +153,7 @@ def test_every_page_is_listed() -> None:
 
 def table(page: str, heading: str) -> list[list[str]]:
     """The cells of the first table below a heading, without its head."""
-    below = PAGES[page].partition(f"\n{heading}\n")[2]
+    below = f"\n{PAGES[page]}".partition(f"\n{heading}\n")[2]
     lines = below.splitlines()
     start = next(index for index, line in enumerate(lines) if line.startswith("|"))
     found = []
@@ -152,3 +162,91 @@ def table(page: str, heading: str) -> list[list[str]]:
             break
         found.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))])
     return found
+
+
+# --- reference
+
+
+def names(cell: str) -> list[str]:
+    """The names in backquotes of a cell, in order."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def named(page: str, heading: str) -> list[str]:
+    """The names in the first column of a table."""
+    return [name for row in table(page, heading) for name in names(row[0])]
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "kind"),
+    [
+        ("first-run.md", "## Options of a run", OrchestrationConfig),
+        ("retries.md", "## How long is waited", RetryPolicy),
+        ("circuit-breakers.md", "## Settings", CircuitBreakerConfig),
+    ],
+)
+def test_settings_are_those_of_the_code(page: str, heading: str, kind: Any) -> None:
+    """Every field, with its default."""
+    told = {name: names(row[1])[0] for row in table(page, heading) for name in names(row[0])}
+    expected = {}
+    for each in fields(kind):
+        if each.init:
+            made = each.default_factory
+            value = each.default if made is MISSING else made()
+            expected[each.name] = repr(value)
+    assert told == expected
+
+
+def test_the_fields_of_results_are_those_of_the_code() -> None:
+    told = named("first-run.md", "## What comes back")
+    assert sorted(told) == sorted(each.name for each in fields(OrchestrationOutput))
+
+
+def test_the_context_is_that_of_the_code() -> None:
+    told = named("planning.md", "## Context")
+    assert sorted(told) == sorted(each.name for each in fields(PlanRequest))
+
+
+def test_the_usual_breakers_are_those_of_the_code() -> None:
+    """What an orchestrator uses that is given no configuration."""
+    below = PAGES["circuit-breakers.md"].partition("An orchestrator's own, by provider:")[2]
+    told = re.findall(
+        r"^\| `(\w+)` \| (\d+) \| (\d+) s \| (\d+) s \| (\d+) \|$", below, re.MULTILINE
+    )
+    assert told == [
+        (
+            name,
+            f"{config.failure_threshold}",
+            f"{config.timeout:g}",
+            f"{config.window_size:g}",
+            f"{config.success_threshold}",
+        )
+        for name, config in OrchestratorReliabilityConfig().circuit_breaker_configs.items()
+    ]
+
+
+def test_members_of_tools_are_those_of_the_code() -> None:
+    told = named("tools.md", "# Tools")
+    assert set(told) >= {name for name in vars(Tool) if not name.startswith("_")}
+
+
+def test_operators_are_those_of_the_code() -> None:
+    assert sorted(named("rules.md", "## Operators")) == sorted(Operator)
+
+
+def test_events_are_those_of_the_code() -> None:
+    assert [name for name in named("events.md", "## Callbacks")] == [
+        f"on_{kind}" for kind in EventType
+    ]
+    assert sorted(named("events.md", "## Steps")) == sorted(Told)
+
+
+def test_every_error_is_told() -> None:
+    """Those of a run, and those of keys."""
+    told = set(named("first-run.md", "## When there is no result"))
+    known = {*errors.__all__, *(name for name in idempotency.__all__ if name.endswith("Error"))}
+    assert told == known
+    assert all(
+        issubclass(getattr(errors, name, None) or getattr(idempotency, name), OrchestratorError)
+        for name in known
+    )

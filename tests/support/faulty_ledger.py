@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from enum import Enum, auto
 from typing import Any
@@ -153,6 +153,10 @@ class FaultyLedger:
 
     async def close(self) -> None:
         await self.inner.close()
+
+    async def check_keys(self, checks: Mapping[str, str]) -> dict[str, str]:
+        result: dict[str, str] = await self._do("check_keys", checks)
+        return result
 
     async def renew(self, owner: str, instance: str, lease: float, held: Sequence[str]) -> Lease:
         result: Lease = await self._do("renew", owner, instance, lease, held)

@@ -116,4 +116,5 @@ async def pair(
             connector = aiohttp.TCPConnector(force_close=True)
             session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
             replicas.append(Replica(dialect, provider, provider, steer, session, faulty, life))
-        yield Pair(provider, *replicas, memory)
+        here, there = replicas
+        yield Pair(provider, here, there, memory)

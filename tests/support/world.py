@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from steer_proxy.ledger.protocol import Ledger
 from tests.provider import Provider
 from tests.support.sidecar import Running, configure, running
 
@@ -161,8 +162,11 @@ async def world(
     route: Mapping[str, Any] | None = None,
     upstream: Mapping[str, Any] | None = None,
     fallback_options: Mapping[str, Any] | None = None,
+    database: Mapping[str, Any] | None = None,
+    ledger: Ledger | None = None,
 ) -> AsyncIterator[World]:
-    """Two providers and a route `/route` over them; `route` and `upstream` refine both."""
+    """Two providers and a route `/route` over them; `route` and `upstream` refine both. The ledger
+    is in memory, unless `database` says where, or `ledger` is it."""
     async with contextlib.AsyncExitStack() as stack:
         first = await stack.enter_async_context(Provider(name="primary"))
         second = await stack.enter_async_context(Provider(name="fallback"))
@@ -170,7 +174,7 @@ async def world(
         second_candidate: dict[str, Any] = {"upstream": "fallback"}
         if fallback_options:
             second_candidate["options"] = dict(fallback_options)
-        settings = {
+        settings: dict[str, Any] = {
             "upstreams": {
                 "primary": {
                     "dialect": dialect,
@@ -193,8 +197,10 @@ async def world(
                 }
             ],
         }
+        if database is not None:
+            settings["database"] = dict(database)
         config = configure(settings, tmp_path, {"FALLBACK_KEY": "fallback-key"})
-        steer = await stack.enter_async_context(running(config))
+        steer = await stack.enter_async_context(running(config, ledger=ledger))
         # Nothing is kept: what the caller's side pools is not in question.
         connector = aiohttp.TCPConnector(force_close=True)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))

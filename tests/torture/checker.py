@@ -102,7 +102,7 @@ class Evidence:
         if not each.succeeded or each.value("Idempotency-Status") == "not-stored":
             return False
         return not each.call.stream or not any(
-            begin + HELD_BACK <= each.ended <= end + AGAIN for begin, end in self.outages
+            begin + HELD_BACK <= each.ended <= end + AGAIN for begin, end in _merged(self.outages)
         )
 
 
@@ -133,6 +133,20 @@ def check(evidence: Evidence) -> list[Violation]:
     if last is not None:
         found += _kept(evidence, calls, _rows_by_key(last))
     return found
+
+
+def _merged(outages: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """Outages, less the moments between two of them that were too short to make up for the first."""
+    last: tuple[float, float] | None = None
+    for begin, end in outages:
+        if last is not None and begin - last[1] <= AGAIN:
+            last = (last[0], end)
+            continue
+        if last is not None:
+            yield last
+        last = (begin, end)
+    if last is not None:
+        yield last
 
 
 def _by_call(evidence: Evidence) -> Mapping[Call, tuple[list[Try], list[Arrival]]]:

@@ -154,7 +154,7 @@ GOOD = {
         ],
         [arrived(1, 4.1, marker=Marker("k-2", "ann", 0))],
         [row("r1", "sent", key="k-2")],
-        outages=[(2.0, 5.0)],
+        outages=[(1.0, 2.0), (2.5, 3.2), (3.8, 5.0), (9.0, 9.5)],
     ),
     "rows that were over are removed": Evidence(
         [seen(1), seen(9, final=True)],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from steer_proxy.cli.findings import Finding, failure, note, ok, warning
 
 if TYPE_CHECKING:
-    from steer_proxy.engine.config import Config
+    from steer_proxy.engine.config import Config, Database
     from steer_proxy.ledger.address import Address, Postgres, Sqlite
 
 _MOUNTS: Final = Path("/proc/self/mounts")
@@ -46,6 +46,8 @@ def ledger(config: Config, *, online: bool) -> Iterator[Finding]:
                 "set database.url to keep them",
             )
     yield from keys(config)
+    if database.encryption and (isinstance(address, Sqlite) or online):
+        yield from used_keys(database, address)
 
 
 def file(address: Sqlite, mount: str | None) -> Iterator[Finding]:
@@ -138,6 +140,32 @@ def keys(config: Config) -> Iterator[Finding]:
         first, *older = (key.id for key in database.encryption)
         more = f"; {', '.join(older)} still open what they sealed" if older else ""
         yield ok("ledger keys", f"stored answers are encrypted with {first}{more}")
+
+
+def used_keys(database: Database, address: Address) -> Iterator[Finding]:
+    """The keys are those that the ledger's answers were encrypted with."""
+    from steer_proxy.engine.key_check import wrong_key
+    from steer_proxy.engine.secret import SecretUnavailable
+    from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
+    from steer_proxy.ledger.reading import reading
+    from steer_proxy.ledger.sealing import Sealer
+    from steer_proxy.ledger.statements import KEY_CHECKS
+
+    try:
+        own = Sealer(database.ring()).checks()
+        with reading(address) as reader:
+            known = {row["name"]: row["value"] for row in reader.rows(KEY_CHECKS, {})}
+    except (SecretUnavailable, ValueError, LedgerUnavailable, LedgerUnusable):
+        return  # there is no ledger yet, or what is wrong was told above
+    references = {key.id: key.secret.reference for key in database.encryption}
+    if (wrong := wrong_key(own, known, references)) is not None:
+        yield failure("ledger keys", wrong, "Steer does not start with it")
+    for name in sorted(known.keys() - own.keys()):
+        yield warning(
+            "ledger keys",
+            f"the ledger has had answers encrypted with {name!r}, which is not in the ring",
+            "keep a key in the ring until its last answers have expired",
+        )
 
 
 def _mount_of(path: Path) -> str | None:

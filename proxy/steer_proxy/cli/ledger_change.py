@@ -183,4 +183,4 @@ async def _purged(address: Address, before_us: int) -> dict[str, int]:
                 total[name] += getattr(removed, name)
             if not removed.more:
                 return total
-            await asyncio.sleep(pace.rest(removed.busy))
+            await asyncio.sleep(pace.rest(removed.busy, behind=True))  # somebody waits for it

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Self
 
 from steer_proxy.engine.clock import Clock, new_id
 from steer_proxy.engine.config import LedgerTerms
 from steer_proxy.engine.costing import is_priced
 from steer_proxy.engine.events import HealthEvent
+from steer_proxy.engine.key_check import KeyCheck
 from steer_proxy.engine.lease import LeaseKeeper
 from steer_proxy.engine.log_queue import LogQueue
 from steer_proxy.engine.purging import Purger
@@ -38,8 +39,8 @@ class Bookkeeper:
     """The ledger of a running process: its lease, its log, its housekeeping.
 
     `start` opens the ledger, `stop` writes what waits and closes it; `async with` does both.
-    `price` puts costs on rows that lack them before they are written, in a thread; `redact` see
-    `Redaction`.
+    `references` says, for messages, where each of the sealer's keys is kept. `price` puts costs on
+    rows that lack them before they are written, in a thread; `redact` see `Redaction`.
 
     Attributes:
         owner: this process's id among the ledger's owners.
@@ -57,6 +58,7 @@ class Bookkeeper:
         *,
         instance: str,
         sealer: Sealer | None = None,
+        references: Mapping[str, str] | None = None,
         price: Price | None = None,
         redact: Redact | None = None,
     ) -> None:
@@ -72,6 +74,7 @@ class Bookkeeper:
         self._price_told = Seldom(clock.now)
         self._redaction = Redaction(redact, clock.now)
         self._reach = Reach()
+        self._keys = KeyCheck(ledger, self.sealer.checks(), references or {})
         self._lease = LeaseKeeper(
             ledger,
             clock,
@@ -80,6 +83,7 @@ class Bookkeeper:
             instance=instance,
             held=lambda: self.held(),  # noqa: PLW0108 - set later
             on_lost=lambda lost: self.on_lost(lost),  # noqa: PLW0108
+            admit=self._keys.ensure,
         )
         self._queue = LogQueue(ledger, clock, self._reach, terms.queue, self._prepare)
         self._purger = Purger(ledger, terms, clock)
@@ -95,6 +99,7 @@ class Bookkeeper:
         """
         try:
             await self.ledger.open()
+            await self._keys.ensure()
         except LedgerUnavailable as error:
             # The first renewal tells when it is back.
             self._reach.lost("lease", error)

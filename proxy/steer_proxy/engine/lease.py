@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from steer_proxy.engine.clock import Clock
@@ -24,7 +24,8 @@ class LeaseKeeper:
     """Renews a process's lease for as long as it runs.
 
     `held` tells the ids of the records this process believes to own; `on_lost` is told those that
-    others took over while the lease had lapsed.
+    others took over while the lease had lapsed. No lease is valid before `admit`, which is asked
+    each time, has let it be: it raises what a ledger raises.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class LeaseKeeper:
         instance: str,
         held: Callable[[], Sequence[str]],
         on_lost: Callable[[frozenset[str]], None],
+        admit: Callable[[], Awaitable[None]],
     ) -> None:
         self._ledger = ledger
         self._clock = clock
@@ -45,6 +47,7 @@ class LeaseKeeper:
         self._instance = instance
         self._held = held
         self._on_lost = on_lost
+        self._admit = admit
         self._until = float("-inf")
         self._renewal: asyncio.Task[LedgerUnavailable | None] | None = None
         self._told = Seldom(clock.now)
@@ -97,6 +100,7 @@ class LeaseKeeper:
             found = await self._ledger.renew(
                 self._owner, self._instance, LEASE, tuple(self._held())
             )
+            await self._admit()
         except LedgerUnavailable as error:
             self._reach.lost("lease", error)
             return error

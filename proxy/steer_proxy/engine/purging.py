@@ -29,7 +29,7 @@ SHORTEST_REST: Final = 0.02
 
 #: A sweep that has not come to its end after so many seconds has fallen behind what comes in, and
 #: rests as many times less.
-BEHIND: Final = 300.0
+BEHIND: Final = 120.0
 HURRY: Final = 4.0
 
 

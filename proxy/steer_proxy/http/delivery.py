@@ -224,7 +224,10 @@ class Delivery(Generic[R]):
 
     def _remembering(self, settled: Settled[HttpAnswer], reader: StreamReader) -> Sent | None:
         """Where to remember what was sent, when the stream may be resumed."""
-        wanted = self._made.on_break is OnBreak.RESUME and self._call.facts.resumable
+        call = self._call
+        # Asking somebody else for the rest is another execution, which a key forbids.
+        once = call.key is not None
+        wanted = self._made.on_break is OnBreak.RESUME and call.facts.resumable and not once
         return Sent() if wanted and settled.remaining and reader.text is not None else None
 
     async def _break(self, response: R, answer: HttpAnswer, verdict: Verdict) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Final, NamedTuple, Protocol
 
 from aiohttp.web_request import BaseRequest
 
 from steer_policies.config import UpstreamPolicy
-from steer_policies.idempotency import Save, State, Status, TakeOver
+from steer_policies.idempotency import OnLedgerDown, Save, State, Status, TakeOver
 from steer_policies.outcome import TRAITS, Elsewhere, Executed, Verdict
 from steer_policies.plan import Plan
 from steer_proxy.engine.attempt import Problem
@@ -213,7 +214,12 @@ class Execution:
         if run.lost:
             raise ClaimLost
         if not run.sent and owned is not None:
-            await self._claims.announce(owned)
+            try:
+                await self._claims.announce(owned)
+            except LedgerUnavailable:
+                if run.policy.on_ledger_down is not OnLedgerDown.OPEN:
+                    raise
+                self._owned, run.status = replace(owned, recorded=False), Status.NOT_STORED
             run.sent = True
 
     async def make(self, owned: Owned) -> None:
@@ -281,6 +287,7 @@ class Execution:
     async def _conclude(self, owned: Owned, ended: Ended) -> None:
         """The call has come to its end: first the record, then the rest of the answer."""
         run, response, recording = self._run, ended.response, self._run.recording
+        owned = await self._caught_up(owned)
         row, attempts = await self._journal.closing(
             run.call, self._made, ended.settled, ended.verdict, response.status, recording.size
         )
@@ -307,6 +314,16 @@ class Execution:
         recording.end(broken=response.abandoned)
         if result is Finished.LATER:
             await self._claims.finish_later(finish)
+
+    async def _caught_up(self, owned: Owned) -> Owned:
+        """What was sent although that could not be written: it may be written now."""
+        if self._owned is owned or self._owned is None:
+            return owned
+        try:
+            await self._claims.announce(owned)
+        except (ClaimLost, LedgerUnavailable):
+            return self._owned
+        return owned
 
     async def _finish(self, owned: Owned, ended: Ended, row: CallRow) -> Finish:
         """The record's end, with the answer where it is to be kept."""

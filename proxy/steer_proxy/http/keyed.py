@@ -309,7 +309,8 @@ def not_stored(call: Call) -> Refusal:
     call.says = (*call.says, b"Idempotency-Status: not-stored\r\n")
     return refuse_keyed(
         "steer_result_not_stored",
-        "Its answer was not stored (it was too large, or the route keeps none).",
+        "Its answer is not stored: it was too large, the route keeps none, or it was given up by "
+        "hand.",
     )
 
 

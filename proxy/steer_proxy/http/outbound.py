@@ -122,7 +122,9 @@ class Outbound:
         if call.upgrade:
             own += self._handshake(strip=strip)
         elif call.dialect.name is not DialectName.HTTP:
-            own.append(_coding_line(call.headers.get("Accept-Encoding"), call.facts.stream))
+            # Steer looks into a stream, and a kept answer must suit whoever asks for it again.
+            plain = call.facts.stream or call.key is not None
+            own.append(_coding_line(call.headers.get("Accept-Encoding"), plain))
             replaced = address.replaced_for_llm
         credential = upstream.credential
         if credential is not None:

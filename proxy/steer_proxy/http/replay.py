@@ -55,6 +55,7 @@ async def replay(
     """
     stored = await books.ledger.answer(record.id)
     if stored is None:
+        call.says = (*call.says, status_line(Status.NOT_STORED))
         raise refuse_keyed("steer_result_not_stored", "Its answer is no longer stored.")
     async with contextlib.aclosing(_pages(books, stored)) as pages:
         try:

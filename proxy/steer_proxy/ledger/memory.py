@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, NamedTuple
 
@@ -64,6 +64,7 @@ class MemoryLedger:
         self._wall = wall
         self._shared = shared
         self._secret: bytes | None = None
+        self._keys: dict[str, str] = {}
         self._owners: dict[str, _Owner] = {}
         self._live: dict[str, str] = {}
         """Which row is a scope's live record."""
@@ -102,6 +103,11 @@ class MemoryLedger:
 
     async def close(self) -> None:
         """Nothing to let go of."""
+
+    async def check_keys(self, checks: Mapping[str, str]) -> dict[str, str]:
+        """See the protocol."""
+        self._keys = {**checks, **self._keys}
+        return dict(self._keys)
 
     # --- Owners ---------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ round trip. It connects when it is first needed, and again when it must.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -81,6 +81,18 @@ class PostgresLedger:
         await self._news.close()
         await self._pool.close()
         self._available = False
+
+    async def check_keys(self, checks: Mapping[str, str]) -> dict[str, str]:
+        """See the protocol. Nothing is written when all names are known."""
+        known = await self._key_checks()
+        if checks.keys() <= known.keys():
+            return known
+        for name, value in checks.items():
+            await self._fetch(sql.ADD_KEY_CHECK, name=name, value=value)
+        return await self._key_checks()
+
+    async def _key_checks(self) -> dict[str, str]:
+        return {row["name"]: row["value"] for row in await self._fetch(sql.KEY_CHECKS)}
 
     # --- Owners ---------------------------------------------------------------------------------
 

@@ -77,6 +77,12 @@ SELECT (SELECT version_num FROM alembic_version) AS revision,
 #: Whether the database answers.
 PING: Final = numbered("SELECT 1")
 
+#: The check values of encryption keys, and one more.
+KEY_CHECKS: Final = numbered(common.KEY_CHECKS)
+ADD_KEY_CHECK: Final = numbered(
+    common.ADD_KEY_CHECK.replace(":name", ":name::text").replace(":value", ":value::text")
+)
+
 #: Tell the other processes.
 NOTIFY: Final = numbered("SELECT pg_notify(:channel, :payload)")
 

@@ -7,7 +7,7 @@ unavailable, and its caller decides. It connects, and connects again, by itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
@@ -75,6 +75,12 @@ class Ledger(Protocol):
 
     async def close(self) -> None:
         """Write what is queued and let go of everything. Idempotent, never raises."""
+
+    async def check_keys(self, checks: Mapping[str, str]) -> dict[str, str]:
+        """Remember the check values of encryption keys, by name, unless a name has one already.
+
+        Returns those of all names there are.
+        """
 
     # --- Owners ---------------------------------------------------------------------------------
 

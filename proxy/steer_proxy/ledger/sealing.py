@@ -9,6 +9,8 @@ what it belongs to is authenticated with it, so that pieces cannot change places
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import json
 import os
 import re
@@ -35,6 +37,7 @@ LEVEL: Final = 3
 
 _NONCE: Final = 12
 _SEALED: Final = "+aesgcm"
+_CHECK: Final = b"Steer's check value of an encryption key"
 _CODECS: Final = frozenset({"identity", "zstd"})
 _HEX: Final = re.compile(rf"[0-9A-Fa-f]{{{2 * KEY_BYTES}}}")
 
@@ -91,6 +94,13 @@ class Sealer:
         """The key that seals, None when nothing is encrypted."""
         self._ciphers: dict[str, AESGCM] = {}
         self._contexts = threading.local()
+
+    def checks(self) -> dict[str, str]:
+        """A value for each key, by name, that tells it from others and nothing about it."""
+        return {
+            name: hmac.new(key, _CHECK, hashlib.sha256).hexdigest()
+            for name, key in self._keys.items()
+        }
 
     def seal(self, request: str, seq: int, byte_offset: int, at_us: int, raw: bytes) -> ChunkRow:
         """A piece of an answer as it is stored.

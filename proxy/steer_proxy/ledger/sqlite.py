@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -102,6 +102,10 @@ class SqliteLedger:
         await self._scanner.close(self._scans.close)
         await self._reader.close(self._reads.close)
         await self._writer.close(self._file.close)
+
+    async def check_keys(self, checks: Mapping[str, str]) -> dict[str, str]:
+        """See the protocol."""
+        return await self._write(sqlite_work.check_keys, checks, atomic=False)
 
     # --- Owners ---------------------------------------------------------------------------------
 

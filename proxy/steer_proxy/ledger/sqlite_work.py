@@ -7,7 +7,7 @@ A function that makes more than one change runs inside a savepoint of its batch 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
@@ -41,6 +41,7 @@ class _Statement:
         return connection.execute(self.text, [values[name] for name in self.names])
 
 
+_ADD_KEY_CHECK = _Statement(statements.ADD_KEY_CHECK)
 _LEASE = _Statement(statements.LEASE)
 _RENEW = _Statement(statements.RENEW)
 _STILL_OWNED = _Statement(statements.STILL_OWNED)
@@ -67,6 +68,16 @@ _INSERT_CHUNK: Final = positional(statements.INSERT_CHUNK).text
 _ADD_CHUNK: Final = positional(statements.ADD_CHUNK).text
 _FINISH: Final = {state: positional(text).text for state, text in statements.FINISH.items()}
 _finished = attrgetter(*FINISH_COLUMNS)
+
+# --- Encryption keys ------------------------------------------------------------------------------
+
+
+def check_keys(connection: sqlite3.Connection, checks: Mapping[str, str]) -> dict[str, str]:
+    """Add the check values that are new; all there are."""
+    for name, value in checks.items():
+        _ADD_KEY_CHECK(connection, name=name, value=value)
+    return dict(connection.execute(statements.KEY_CHECKS).fetchall())
+
 
 # --- Owners ---------------------------------------------------------------------------------------
 

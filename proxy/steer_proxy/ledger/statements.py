@@ -61,6 +61,18 @@ _FREE: Final = f"""(
     OR (idem_state = 'completed' AND expires_us <= :now)
 )"""
 
+# --- Encryption keys ------------------------------------------------------------------------------
+
+#: The check values of keys that were ever used with this ledger.
+KEY_CHECKS: Final = """
+SELECT substr(name, 5) AS name, value FROM steer_meta WHERE substr(name, 1, 4) = 'key:'
+"""
+
+#: One more, unless its name has one.
+ADD_KEY_CHECK: Final = """
+INSERT INTO steer_meta (name, value) VALUES ('key:' || :name, :value) ON CONFLICT DO NOTHING
+"""
+
 # --- Owners ---------------------------------------------------------------------------------------
 
 #: When a process's lease ends or ended.

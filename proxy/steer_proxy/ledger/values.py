@@ -293,7 +293,8 @@ class Purged:
     events: int = 0
     more: bool = False
     busy: float = field(default=0.0, compare=False)
-    """Seconds the database worked on it: without waiting for its turn, and without the commit."""
+    """Seconds the database worked on it, without waiting for its turn and without the commit; of
+    several statements that others need not wait for, the longest."""
 
 
 @dataclass(slots=True)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 #: The deepest nesting; a value that contains itself is deeper. As `steer_policies.canonical`.
 MAX_DEPTH: Final = 254
@@ -42,38 +41,48 @@ def json_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
+#: Where a value is: what it is in, and its key or index there; None for the whole.
+_Place: TypeAlias = "tuple[_Place, str | int] | None"
+
+
 def _check(value: Any) -> None:
-    pending: list[tuple[Any, str, int]] = [(value, "", 0)]
+    pending: list[tuple[Any, _Place, int]] = [(value, None, 0)]
     while pending:
-        each, path, depth = pending.pop()
+        each, place, depth = pending.pop()
         if isinstance(each, (dict, list, tuple)):
             if depth >= MAX_DEPTH:
-                raise NotJSON(
-                    _shortened(path), f"is nested deeper than {MAX_DEPTH} levels, or in itself"
-                )
-            inner = list(_members(each, path))
+                what = f"is nested deeper than {MAX_DEPTH} levels, or in itself"
+                raise NotJSON(_shortened(_path(place)), what)
+            names = each if isinstance(each, dict) else range(len(each))
+            if isinstance(each, dict):
+                _check_names(each, place)
             # In their order: the first fault is told.
-            pending.extend((member, place, depth + 1) for member, place in reversed(inner))
-        elif (what := _fault(each)) is not None:
-            raise NotJSON(path, what)
+            pending.extend((each[name], (place, name), depth + 1) for name in reversed(names))
+        elif (what_else := _fault(each)) is not None:
+            raise NotJSON(_path(place), what_else)
 
 
-def _members(container: Any, path: str) -> Iterable[tuple[Any, str]]:
-    if not isinstance(container, dict):
-        for index, member in enumerate(container):
-            yield member, f"{path}[{index}]"
-        return
-    for name, member in container.items():
+def _check_names(members: dict[Any, Any], place: _Place) -> None:
+    for name in members:
         if not isinstance(name, str):
-            raise NotJSON(
-                path, f"has the key {_shown(name)}, a {type(name).__name__}: keys are text"
-            )
+            what = f"has the key {_shortened(repr(name))}, a {type(name).__name__}: keys are text"
+            raise NotJSON(_path(place), what)
         if not _encodable(name):
-            raise NotJSON(path, "has a key with half a surrogate pair")
-        if _PLAIN.fullmatch(name):
-            yield member, f"{path}.{name}" if path else name
+            raise NotJSON(_path(place), "has a key with half a surrogate pair")
+
+
+def _path(place: _Place) -> str:
+    """Such as `content.items[3].when`."""
+    steps: list[str] = []
+    while place is not None:
+        place, name = place
+        if isinstance(name, int):
+            steps.append(f"[{name}]")
+        elif not _PLAIN.fullmatch(name):
+            steps.append(f"[{json.dumps(name)}]")
         else:
-            yield member, f"{path}[{json.dumps(name)}]"
+            steps.append(name if place is None else f".{name}")
+    return "".join(reversed(steps))
 
 
 def _fault(value: Any) -> str | None:
@@ -97,10 +106,6 @@ def _encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _shown(value: object) -> str:
-    return _shortened(repr(value))
 
 
 def _shortened(text: str) -> str:

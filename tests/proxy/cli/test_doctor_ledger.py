@@ -17,6 +17,7 @@ from steer_proxy.engine.config import Config, Database
 from steer_proxy.engine.secret import Secret
 from steer_proxy.ledger import migrate
 from steer_proxy.ledger.address import Postgres, Sqlite
+from steer_proxy.ledger.sealing import Sealer
 from steer_proxy.settings import load
 from tests.proxy.cli.conftest import Steer
 
@@ -172,3 +173,28 @@ def test_the_command(steer: Steer, tmp_path: Path) -> None:
     assert result.exit_code == 1
     findings = json.loads(result.output)["findings"]
     assert [each["level"] for each in findings if each["name"] == "ledger"] == ["failure"]
+
+
+def test_a_key_that_is_another_one(tmp_path: Path) -> None:
+    """Is told before `steer serve` refuses it, with its reference; so is one that is missing."""
+    url = f"sqlite:///{tmp_path}/steer.db"
+    env = {"NEW": "1" * 64, "OLD": "2" * 64, "OTHER": "3" * 64}
+
+    def about(**keys: str) -> list[tuple[Level, str]]:
+        ring = [{"id": name, "secret": {"env": place}} for name, place in keys.items()]
+        database = {"url": url, "encryption": {"keys": ring}}
+        findings = doctor_ledger.ledger(load(None, env, {"database": database}), online=False)
+        return [(each.level, each.text) for each in findings if each.name == "ledger keys"][1:]
+
+    assert about(new="NEW", old="OLD") == []  # there is no file yet
+    migrate.upgrade(url)
+    assert about(new="NEW", old="OLD") == []
+    with closing(sqlite3.connect(tmp_path / "steer.db")) as connection, connection:
+        for name, value in Sealer([("new", b"\x11" * 32), ("old", b"\x22" * 32)]).checks().items():
+            connection.execute("INSERT INTO steer_meta VALUES (?, ?)", (f"key:{name}", value))
+    assert about(new="NEW", old="OLD") == []
+    ((level, text),) = about(new="NEW", old="OTHER")
+    assert level is FAILURE
+    assert text.startswith("encryption key 'old' (environment variable OTHER) is not the key")
+    ((level, text),) = about(new="NEW")
+    assert (level, "'old', which is not in the ring" in text) == (WARNING, True)

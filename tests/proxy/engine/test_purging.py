@@ -9,21 +9,34 @@ from collections.abc import Iterator
 import pytest
 
 from steer_proxy.engine.config import LedgerTerms
-from steer_proxy.engine.purging import AT_ONCE, EVERY, REST, SHORTEST_REST, SLICE, SMALLEST
+from steer_proxy.engine.purging import (
+    AT_ONCE,
+    BEHIND,
+    EVERY,
+    HURRY,
+    REST,
+    SHORTEST_REST,
+    SLICE,
+    SMALLEST,
+    Pace,
+)
 from steer_proxy.ledger.values import MICROSECONDS, Purge, Purged
 from tests.support.books import Books, a_call, keeping
 
 
-def script(books: Books, took: float, slices: int) -> list[tuple[float, Purge]]:
-    """Let the ledger have so many slices to remove, each in so many seconds; when it was asked."""
+def script(
+    books: Books, busy: float, slices: int, queued: float = 0.0
+) -> list[tuple[float, Purge]]:
+    """Let the ledger have so many slices to remove, each keeping it busy for so many seconds after
+    waiting for so many; when it was asked."""
     asked: list[tuple[float, Purge]] = []
     now = asyncio.get_running_loop().time
     more: Iterator[bool] = iter([True] * (slices - 1))
 
     async def purge(purge: Purge) -> Purged:
         asked.append((now(), purge))
-        await asyncio.sleep(took)
-        return Purged(requests=3, attempts=4, chunks=2, events=1, more=next(more, False))
+        await asyncio.sleep(queued + busy)
+        return Purged(requests=3, attempts=4, chunks=2, events=1, more=next(more, False), busy=busy)
 
     books.memory.purge = purge  # type: ignore[method-assign]
     return asked
@@ -43,50 +56,82 @@ async def test_once_a_minute() -> None:
         )
 
 
-@pytest.mark.parametrize("took", [0.001, 0.004, 0.02, 0.5])
-async def test_the_writer_is_busy_with_it_for_a_tenth_of_the_time(took: float) -> None:
-    """Each slice is followed by a rest nine times as long, and by a short one at least."""
+@pytest.mark.parametrize("busy", [0.001, 0.004, 0.02, 0.1])
+async def test_the_writer_is_busy_with_it_for_a_fifth_of_the_time(busy: float) -> None:
+    """Each slice is followed by a rest four times as long, and by a short one at least."""
     async with keeping() as books:
-        asked = script(books, took, 50)
+        asked = script(books, busy, 50)
         await asyncio.sleep(1.5 * EVERY)
-        await asyncio.sleep(50 * took * (1 + REST))
+        await asyncio.sleep(50 * busy * (1 + REST))
         times = [at for at, _ in asked[:50]]
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
         assert len(times) == 50
-        assert min(gaps) == pytest.approx(took + max(SHORTEST_REST, REST * took), rel=0.01)
-        assert took / (sum(gaps) / len(gaps)) <= 0.11
+        assert min(gaps) == pytest.approx(busy + max(SHORTEST_REST, REST * busy), rel=0.01)
+        assert busy / (sum(gaps) / len(gaps)) <= 0.21
+
+
+async def test_waiting_for_its_turn_does_not_slow_it_down() -> None:
+    """Under load the ledger's queue and its disk take their time; a slice is no smaller for that,
+    and what comes in meanwhile does not get ahead of it."""
+    async with keeping() as books:
+        asked = script(books, 0.001, 200, queued=0.03)
+        await asyncio.sleep(1.5 * EVERY)
+        assert {purge.limit for _, purge in asked} == {SLICE}
+        seconds = asked[-1][0] - asked[0][0]
+        assert len(asked) == 200
+        assert SLICE * len(asked) / seconds > 1_000
+
+
+async def test_a_sweep_that_does_not_end_hurries() -> None:
+    """What comes in faster than it is removed would otherwise be there for ever."""
+    async with keeping() as books:
+        asked = script(books, 0.1, 100_000)
+        await asyncio.sleep(EVERY + BEHIND + 5)
+        times = [at for at, _ in asked]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        calm = [gap for at, gap in zip(times, gaps, strict=False) if at < times[0] + BEHIND - 1]
+        late = [gap for at, gap in zip(times, gaps, strict=False) if at > times[0] + BEHIND + 1]
+        assert min(calm) == pytest.approx(0.1 + REST * 0.1)
+        assert max(late) == pytest.approx(0.1 + REST * 0.1 / HURRY)
+
+
+async def test_the_next_sweep_is_calm_again() -> None:
+    """It is the sweep that falls behind, not the process."""
+    async with keeping() as books:
+        script(books, 0.1, 300)
+        await asyncio.sleep(EVERY + BEHIND + 30)
+        asked = script(books, 0.1, 10)
+        await asyncio.sleep(2 * EVERY)
+        gaps = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(asked[:10])]
+        assert len(gaps) == 9
+        assert min(gaps) == pytest.approx(0.1 + REST * 0.1)
 
 
 @pytest.mark.parametrize(
-    ("took", "limits"),
+    ("busy", "limits"),
     [
-        (AT_ONCE / 2, [SLICE] * 8),
-        (AT_ONCE * 2, [SLICE, 100, 50, 25, 12, SMALLEST, SMALLEST, SMALLEST]),
+        (AT_ONCE / 2, [SLICE] * 6),
+        (AT_ONCE * 2, [SLICE, 32, 16, SMALLEST, SMALLEST, SMALLEST]),
     ],
 )
-async def test_slices_that_take_too_long_get_smaller(took: float, limits: list[int]) -> None:
-    """Five milliseconds at once; and the next sweep begins anew."""
+async def test_slices_that_take_too_long_get_smaller(busy: float, limits: list[int]) -> None:
+    """Three milliseconds at once; and the next sweep begins anew."""
     async with keeping() as books:
-        asked = script(books, took, 8)
-        await asyncio.sleep(1.5 * EVERY)
-        assert [purge.limit for _, purge in asked] == limits
+        await asyncio.sleep(EVERY / 2)
+        for _ in range(2):
+            asked = script(books, busy, 6)
+            await asyncio.sleep(EVERY)
+            assert [purge.limit for _, purge in asked[:6]] == limits
 
 
-async def test_slices_grow_again() -> None:
+def test_slices_grow_again() -> None:
     """One that was slow by chance does not make the purge slow for good."""
-    async with keeping() as books:
-        slow = iter([0.02, 0.02])
-        asked = script(books, 0.0, 30)
-        inner = books.memory.purge
-
-        async def sometimes(purge: Purge) -> Purged:
-            await asyncio.sleep(next(slow, 0.0))
-            return await inner(purge)
-
-        books.memory.purge = sometimes  # type: ignore[method-assign]
-        await asyncio.sleep(1.5 * EVERY)
-        assert [wish.limit for _, wish in asked][:6] == [200, 100, 50, 60, 70, 80]
-        assert asked[-1][1].limit == SLICE
+    pace = Pace()
+    limits = []
+    for busy in (0.02, 0.02, *[0.001] * 8):
+        pace.rest(busy)
+        limits.append(pace.limit)
+    assert limits == [32, 16, 24, 32, 40, 48, 56, SLICE, SLICE, SLICE]
 
 
 async def test_it_really_removes() -> None:

@@ -1,0 +1,139 @@
+"""What a tool's exception means, in the policies' words.
+
+Classes decide, messages never do. An exception that says nothing of itself is asked for its HTTP
+status, as the provider SDKs' errors carry one, then for the exception it was raised from, as those
+SDKs do with what the network raised.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from steer_llm_sdk.errors import ProviderError
+from steer_policies.classify import by_status
+from steer_policies.config import DialectName
+from steer_policies.outcome import Executed, Failure, HintSource, RetryHint, Verdict, failed
+from steer_policies.retry_after import read_retry_hint
+
+#: How far back the causes of an exception are followed.
+MAX_CAUSES: Final = 8
+
+#: Statuses after which the provider may have done the work all the same, and lost its answer.
+_MAYBE: Final = frozenset({408, 502, 504, 520, 524})
+
+#: Errors of the operating system at which no connection came to be.
+_UNREACHED: Final = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ECONNREFUSED EHOSTUNREACH EHOSTDOWN ENETUNREACH ENETDOWN EADDRNOTAVAIL EADDRINUSE"
+    ).split()
+    if hasattr(errno, name)
+)
+
+#: Errors of the operating system at which one was lost.
+_LOST: Final = frozenset(
+    getattr(errno, name)
+    for name in "ECONNRESET ECONNABORTED EPIPE ESHUTDOWN ENOTCONN ENETRESET".split()
+    if hasattr(errno, name)
+)
+
+
+def verdict_on(error: BaseException, wall: float) -> Verdict:
+    """What a tool's exception means; `wall` is Unix time in seconds, for delays told as dates.
+
+    ValueError and TypeError say that the request is at fault. What nothing is known of counts as
+    the provider's failure, and as one that may have had an effect.
+    """
+    if isinstance(error, (ValueError, TypeError)):
+        return failed(Failure.REJECTED, code=type(error).__name__)
+    for each in _causes(error):
+        verdict = _of(each, wall)
+        if verdict is not None:
+            return verdict
+    return failed(Failure.SERVER_ERROR, executed=Executed.MAYBE, code=type(error).__name__)
+
+
+def provider_of(error: BaseException) -> str | None:
+    """The provider that an exception names."""
+    provider = error.provider if isinstance(error, ProviderError) else None
+    return provider if isinstance(provider, str) and provider else None
+
+
+def _of(error: BaseException, wall: float) -> Verdict | None:
+    """What one exception of the chain tells by itself; None when nothing."""
+    status = _status(error)
+    if status is not None and (failure := by_status(status)) is not None:
+        return failed(
+            failure,
+            executed=Executed.MAYBE if status in _MAYBE else None,
+            hint=_hint(error, wall),
+            code=str(status),
+        )
+    failure = _network(error)
+    if failure is not None:
+        return failed(failure, hint=_asked(error), code=type(error).__name__)
+    if isinstance(error, ProviderError):
+        executed = Executed.MAYBE
+        return failed(Failure.SERVER_ERROR, executed=executed, hint=_asked(error), code=None)
+    return None
+
+
+def _network(error: BaseException) -> Failure | None:
+    if isinstance(error, TimeoutError):
+        return Failure.FIRST_BYTE_TIMEOUT
+    if isinstance(error, (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)):
+        return Failure.CONNECT
+    if isinstance(error, (ConnectionError, ssl.SSLError)):
+        return Failure.RESET
+    if isinstance(error, OSError):
+        if error.errno in _UNREACHED:
+            return Failure.CONNECT
+        if error.errno in _LOST:
+            return Failure.RESET
+    return None
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status an exception carries, by the names that HTTP libraries use."""
+    for holder in (error, getattr(error, "response", None)):
+        for name in ("status_code", "status"):
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and not isinstance(value, bool) and 400 <= value <= 599:
+                return value
+    return None
+
+
+def _hint(error: BaseException, wall: float) -> RetryHint | None:
+    """The delay an answer asked for: told by the exception, or by the answer's header fields."""
+    asked = _asked(error)
+    if asked is not None:
+        return asked
+    for holder in (getattr(error, "response", None), error):
+        headers: Any = getattr(holder, "headers", None)
+        if isinstance(headers, Mapping):
+            lower = {str(name).lower(): str(value) for name, value in headers.items()}
+            return read_retry_hint(DialectName.HTTP, lower, wall).hint
+    return None
+
+
+def _asked(error: BaseException) -> RetryHint | None:
+    seconds = getattr(error, "retry_after", None)
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        return None
+    if not math.isfinite(seconds) or seconds < 0:
+        return None
+    return RetryHint(float(seconds), HintSource.RETRY_AFTER)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    found: BaseException | None = error
+    for _ in range(MAX_CAUSES):
+        if found is None:
+            return
+        yield found
+        found = found.__cause__

@@ -1,0 +1,257 @@
+"""The manager of idempotency keys: in memory, in the SQL ledger, or over a store of one's own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from steer_llm_sdk import checks
+from steer_llm_sdk.errors import ConflictError, InvalidValue
+from steer_llm_sdk.reliability.idempotency_errors import (
+    IdempotencyError,
+    JoinedRunFailedError,
+    KeyInProgressError,
+    NotStorableError,
+    ResultNotStoredError,
+    StoreUnavailableError,
+    UncertainOutcomeError,
+)
+from steer_llm_sdk.reliability.json_text import NotJSON, json_text
+from steer_llm_sdk.reliability.once import Identity, Once, OnFailure, Terms, choice
+from steer_llm_sdk.reliability.stored import VERSION, Store, StoreOnce
+from steer_policies.idempotency import OnLedgerDown, OnUncertain, State
+
+if TYPE_CHECKING:
+    from steer_llm_sdk.reliability.in_sql import SqlOnce
+
+__all__ = [
+    "ConflictError",
+    "IdempotencyError",
+    "IdempotencyManager",
+    "JoinedRunFailedError",
+    "KeyInProgressError",
+    "NotStorableError",
+    "OnFailure",
+    "OnLedgerDown",
+    "OnUncertain",
+    "ResultNotStoredError",
+    "StoreUnavailableError",
+    "UncertainOutcomeError",
+    "once_of",
+]
+
+_DEFAULTS: Final = Terms()
+
+
+class IdempotencyManager:
+    """Remembers what was run for a key, so that its duplicates are given the same result.
+
+    By default in memory: at most `max_entries` results, the least recently used make room, each
+    for `ttl_seconds` after its run has ended. With `database_url` (`sqlite:///steer.db`,
+    `postgresql://...`) in the SQL ledger that sidecars write, where results outlive the process and
+    processes that share PostgreSQL run a key once among them; a SQLite file has one writing
+    process. PostgreSQL is prepared by `steer db upgrade`, a file prepares itself.
+
+    For another store, override `get` and `store`, and nothing else; `super().__init__` need not
+    be called. Such a store is given JSON objects, and its duplicates in one process wait for each
+    other; between processes, only completed runs are recognised.
+
+    A run that is under way is never forgotten, whatever the bounds. It ends early only when all who
+    wait for its key have been cancelled or have run out of time.
+
+    Attributes:
+        on_failure: what becomes of the key when the tool was run and failed: `release` frees it,
+            `uncertain` keeps it. A tool that was interrupted always leaves its key uncertain.
+        on_uncertain: what a duplicate of such a key gets: `fail` (`UncertainOutcomeError`) or
+            `rerun`.
+        on_store_down: what becomes of a run while the store cannot be used: `fail`
+            (`StoreUnavailableError`) or `open` (it runs, unprotected). Either way an event tells.
+        join_timeout: how long a duplicate waits for the running one, in seconds.
+        max_stored: the largest result that is kept, in bytes of JSON.
+    """
+
+    on_failure: str = _DEFAULTS.on_failure
+    on_uncertain: str = _DEFAULTS.on_uncertain
+    on_store_down: str = _DEFAULTS.on_store_down
+    join_timeout: float = _DEFAULTS.join_timeout
+    max_stored: int = _DEFAULTS.max_stored
+
+    # What is here stands for what a subclass's constructor leaves out.
+    _ttl: float = _DEFAULTS.ttl
+    _once: Once | None = None
+    _sql: SqlOnce | None = None
+
+    def __init__(  # noqa: PLR0913 - every one is a term of its own
+        self,
+        ttl_seconds: float = 900,
+        max_entries: int = 1000,
+        database_url: str | None = None,
+        *,
+        on_failure: str = OnFailure.RELEASE,
+        on_uncertain: str = OnUncertain.FAIL,
+        on_store_down: str = OnLedgerDown.FAIL,
+        join_timeout: float = 300.0,
+        max_stored: int = 8 * 2**20,
+        encryption: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
+        """Make a manager; a database is opened when it is first needed.
+
+        `encryption` is a ring of names and keys of 32 bytes: results in SQL are encrypted with the
+        first (AES-GCM), and decrypted with any.
+
+        Raises:
+            InvalidValue: a ValueError that names the argument.
+        """
+        checks.whole("max_entries", max_entries, least=1)
+        self._ttl = ttl_seconds
+        self._max_entries = max_entries
+        self._entries: OrderedDict[str, tuple[float, str]] = OrderedDict()
+        self.on_failure = on_failure
+        self.on_uncertain = on_uncertain
+        self.on_store_down = on_store_down
+        self.join_timeout = join_timeout
+        self.max_stored = max_stored
+        terms = self._terms()
+        if database_url is not None:
+            self._sql = _in_sql(database_url, terms, encryption)
+
+    def _terms(self) -> Terms:
+        return Terms(
+            ttl=self._ttl,
+            on_failure=choice("on_failure", OnFailure, self.on_failure),
+            on_uncertain=choice("on_uncertain", OnUncertain, self.on_uncertain),
+            on_store_down=choice("on_store_down", OnLedgerDown, self.on_store_down),
+            join_timeout=self.join_timeout,
+            max_stored=self.max_stored,
+        )
+
+    # --- The store ------------------------------------------------------------------------------
+
+    async def get(self, key: str) -> Any:
+        """What is kept for a key: a JSON value of the caller's own; None when there is nothing.
+
+        Of a run that is `{"steer": 1, "state": "completed", "fingerprint": ..., "value": ...}`.
+        """
+        if self._sql is not None:
+            found = await self._sql.find(key)
+            return None if found is None else _as_stored(*found)
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        expires, text = entry
+        if expires <= asyncio.get_running_loop().time():
+            del self._entries[key]
+            return None
+        self._entries.move_to_end(key)
+        return json.loads(text)
+
+    async def store(self, key: str, value: Any) -> None:
+        """Keep a JSON value for a key, in place of what was there.
+
+        In SQL a key's record is what it is: another value for it is a conflict.
+
+        Raises:
+            NotStorableError: for a value that is not JSON, naming the place; nothing is kept.
+            ConflictError, StoreUnavailableError: see there; with a database.
+        """
+        try:
+            text = json_text(value)
+        except NotJSON as error:
+            raise NotStorableError(f"what is stored must be JSON: {error}", error.path) from None
+        if self._sql is not None:
+            stored = {_STORED: value}
+            await self._sql.run(Identity(key, stored), lambda: _given(stored))
+            return
+        self._entries[key] = (asyncio.get_running_loop().time() + self._ttl, text)
+        self._entries.move_to_end(key)
+        while len(self._entries) > self._max_entries:
+            self._entries.popitem(last=False)
+
+    # --- Runs -----------------------------------------------------------------------------------
+
+    def once(self) -> Once:
+        """How runs with keys are made; the same for all who share this manager."""
+        if self._once is None:
+            if self._sql is not None and not _overrides(type(self)):
+                self._once = self._sql
+            else:
+                self._once = StoreOnce(self, self._terms())
+        return self._once
+
+    # --- Life -----------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """End what runs under a key, and close the database; both begin again when needed.
+
+        Without it a database is closed with its event loop.
+        """
+        if isinstance(self._once, StoreOnce):
+            await self._once.close()
+        if self._sql is not None:
+            await self._sql.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+#: Of managers that are no subclass: runs of one of them know each other.
+_ONCES: Final[weakref.WeakKeyDictionary[Any, StoreOnce]] = weakref.WeakKeyDictionary()
+
+
+def once_of(manager: IdempotencyManager | Store) -> Once:
+    """How a manager makes runs with keys: any subclass, or anything with async get and store.
+
+    Raises:
+        InvalidValue: it has not both.
+    """
+    if isinstance(manager, IdempotencyManager):
+        return manager.once()
+    for name in ("get", "store"):
+        if not callable(getattr(manager, name, None)):
+            raise InvalidValue("idempotency_manager", f"{manager!r:.64} has no method {name}")
+    try:
+        return _ONCES.setdefault(manager, StoreOnce(manager, _DEFAULTS))
+    except TypeError:  # it cannot be remembered
+        return StoreOnce(manager, _DEFAULTS)
+
+
+def _overrides(kind: type[IdempotencyManager]) -> bool:
+    return kind.get is not IdempotencyManager.get or kind.store is not IdempotencyManager.store
+
+
+#: What `store` wraps a value in, where a run's result would be.
+_STORED: Final = "stored"
+
+
+def _as_stored(fingerprint: str, value: Any) -> Any:
+    if isinstance(value, dict) and list(value) == [_STORED]:
+        return value[_STORED]
+    return {
+        "steer": VERSION,
+        "state": str(State.COMPLETED),
+        "fingerprint": fingerprint,
+        "value": value,
+    }
+
+
+async def _given(value: dict[str, Any]) -> dict[str, Any]:
+    return value
+
+
+def _in_sql(url: str, terms: Terms, encryption: Sequence[tuple[str, bytes]]) -> SqlOnce:
+    from steer_llm_sdk.reliability.in_sql import SqlOnce
+    from steer_proxy.ledger.address import parse_address
+
+    checks.text("database_url", url)
+    try:
+        parse_address(url)
+    except ValueError as error:
+        raise InvalidValue("database_url", str(error)) from None
+    return SqlOnce(url, terms, encryption)

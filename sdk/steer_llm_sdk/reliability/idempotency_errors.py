@@ -1,0 +1,70 @@
+"""What a run with an idempotency key may raise besides `ConflictError`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from steer_llm_sdk.errors import OrchestratorError
+
+_NONE: Final = object()
+
+
+class IdempotencyError(OrchestratorError):
+    """A run with an idempotency key could not be served.
+
+    Attributes:
+        executed: whether this very call has run its tool to the end.
+        value: the result of that, which could not be kept; None when there is none.
+    """
+
+    def __init__(self, message: str, *, value: Any = _NONE) -> None:
+        super().__init__(message)
+        self.executed = value is not _NONE
+        self.value = value if self.executed else None
+
+
+class UncertainOutcomeError(IdempotencyError):
+    """The tool may have been run for this key, and its result is lost: it is not run again.
+
+    It was interrupted, or its process died. Find out what it did, then use a new key; one whose
+    record is in SQL can be settled with `steer ledger resolve`. A manager with
+    `on_uncertain="rerun"` runs it again without asking.
+    """
+
+
+class NotStorableError(IdempotencyError):
+    """A request or a result is not JSON, or too large, and so nothing can be kept for its key.
+
+    A request is refused before anything is run. Of a result the key remembers that there was one:
+    its duplicates raise `ResultNotStoredError`.
+
+    Attributes:
+        path: where in the value, such as `content.items[3].when`; "" for the whole of it.
+    """
+
+    def __init__(self, message: str, path: str, *, value: Any = _NONE) -> None:
+        super().__init__(message, value=value)
+        self.path = path
+
+
+class ResultNotStoredError(IdempotencyError):
+    """The tool was run for this key, its result was not kept, and it is not run again."""
+
+
+class StoreUnavailableError(IdempotencyError):
+    """The store of idempotency records cannot be used now.
+
+    Unless `executed`, nothing was run. The message says why and, where waiting does not help (a
+    SQLite file that another process writes, a schema to be migrated first), what to do.
+    """
+
+
+class KeyInProgressError(IdempotencyError):
+    """The run with this key goes on, and this duplicate has waited as long as it may.
+
+    Run again with the same key to wait on.
+    """
+
+
+class JoinedRunFailedError(IdempotencyError):
+    """The run with this key, made by another process, has failed; the key is free again."""

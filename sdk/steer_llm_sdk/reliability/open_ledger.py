@@ -1,0 +1,144 @@
+"""The ledger of a process that runs tools: opened when first needed, in the loop that needs it.
+
+It ends with `close`, or with its event loop: an asynchronous generator that is still open when a
+loop shuts down is closed by it (PEP 525), and this one's end is the ledger's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final
+
+from steer_llm_sdk.reliability.idempotency_errors import StoreUnavailableError
+from steer_proxy.engine.bookkeeper import Bookkeeper
+from steer_proxy.engine.claims import Claims
+from steer_proxy.engine.clock import Clock
+from steer_proxy.engine.config import LedgerTerms
+from steer_proxy.ledger.address import Postgres, parse_address
+from steer_proxy.ledger.connect import open_ledger
+from steer_proxy.ledger.protocol import LedgerUnusable
+from steer_proxy.ledger.sealing import Sealer
+
+#: Rows of a database that may have sidecars too are theirs to remove, by their own terms: never
+#: by us, that is after fifty years. Keys are freed and results dropped when they expire all the
+#: same.
+_THEIRS: Final = LedgerTerms(retention=50 * 365.25 * 86_400.0, max_bytes=None)
+
+#: A file is one process's own: the sidecar's defaults.
+_OURS: Final = LedgerTerms()
+
+
+class OpenLedger:
+    """An open ledger: `books` keep it, `claims` are the keys taken."""
+
+    def __init__(
+        self, url: str, encryption: Sequence[tuple[str, bytes]], clock: Clock | None = None
+    ) -> None:
+        self.loop: Final = asyncio.get_running_loop()
+        self.clock: Final = clock or Clock()
+        terms = _THEIRS if isinstance(parse_address(url), Postgres) else _OURS
+        self.books: Final = Bookkeeper(
+            open_ledger(url, self.clock.wall),
+            terms,
+            self.clock,
+            instance=f"{socket.gethostname()}:{os.getpid()}",
+            sealer=Sealer(encryption),
+        )
+        self.claims: Final = Claims(self.books)
+        self._life = self._live()
+        self._closed = False
+
+    async def open(self) -> None:
+        """Begin to keep it.
+
+        Raises:
+            StoreUnavailableError: it cannot be used as it is, and waiting does not mend that.
+        """
+        try:
+            await anext(self._life)
+        except LedgerUnusable as error:
+            raise StoreUnavailableError(f"database_url: {error}") from error
+
+    async def _live(self) -> AsyncGenerator[None]:
+        await self.books.start()
+        try:
+            yield
+        finally:
+            await self.books.stop()
+            self._closed = True
+
+    async def close(self) -> None:
+        """Write what waits, end the lease, let go of everything."""
+        if self.loop is asyncio.get_running_loop():
+            await self._life.aclose()
+            return
+        if self._closed:
+            return
+        # Its loop ended without a word: what is left is to let go of the file and its lock.
+        with contextlib.suppress(Exception):
+            await self.books.ledger.close()
+
+
+class Lifetime:
+    """Has one ledger open at a time, for whichever loop asks."""
+
+    def __init__(
+        self, url: str, encryption: Sequence[tuple[str, bytes]], clock: Clock | None = None
+    ) -> None:
+        self._url = url
+        self._encryption = encryption
+        self._clock = clock
+        self._open: OpenLedger | None = None
+        self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+
+    async def ledger(self) -> OpenLedger:
+        """The ledger, opened by the first who asks.
+
+        Raises:
+            StoreUnavailableError: see `OpenLedger.open`, or another running loop has it.
+        """
+        found = self._mine()
+        if found is not None:
+            return found
+        async with self._lock():
+            found = self._mine()
+            if found is not None:
+                return found
+            await self._leave_old()
+            made = OpenLedger(self._url, self._encryption, self._clock)
+            await made.open()
+            self._open = made
+            return made
+
+    async def close(self) -> None:
+        """Close it, if it is open; it opens again when it is asked for."""
+        async with self._lock():
+            if (opened := self._open) is not None:
+                self._open = None
+                await opened.close()
+
+    def _mine(self) -> OpenLedger | None:
+        found = self._open
+        return found if found is not None and found.loop is asyncio.get_running_loop() else None
+
+    async def _leave_old(self) -> None:
+        old = self._open
+        if old is None:
+            return
+        if old.loop.is_running():
+            raise StoreUnavailableError(
+                "idempotency_manager: it is in use in another running event loop; give each of "
+                "them a manager of its own"
+            )
+        self._open = None
+        await old.close()
+
+    def _lock(self) -> asyncio.Lock:
+        loop = asyncio.get_running_loop()
+        if self._turn is None or self._turn[0] is not loop:
+            self._turn = (loop, asyncio.Lock())
+        return self._turn[1]

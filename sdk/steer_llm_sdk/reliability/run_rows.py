@@ -1,0 +1,160 @@
+"""A run's row in the ledger: the columns that a sidecar fills for a call, as far as a run has them.
+
+`route` is `sdk`, `dialect` `python`, `method` `RUN`; `operation` is the tool named explicitly and
+`upstream` the one that gave the result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from steer_llm_sdk.reliability.once import METHOD, ROUTE, Caller
+from steer_policies.idempotency import Role, State
+from steer_policies.outcome import Outcome
+from steer_proxy.engine.clock import Clock
+from steer_proxy.ledger.values import MICROSECONDS, NANO_USD, CallRow
+
+DIALECT: Final = "python"
+
+#: The longest text taken from foreign values, and labels as JSON, in characters.
+MAX_TEXT: Final = 256
+MAX_LABELS: Final = 4 * 1024
+
+#: The names that providers' SDKs, and so tools, have for the same counts.
+_TOKENS_IN: Final = ("prompt_tokens", "input_tokens", "tokens_in")
+_TOKENS_OUT: Final = ("completion_tokens", "output_tokens", "tokens_out")
+
+
+class RunRow:
+    """Makes the rows of one run; `began` and all durations by the loop's clock."""
+
+    def __init__(self, id: str, instance: str, caller: Caller, clock: Clock, size: int) -> None:  # noqa: A002 - the column's name
+        self._clock = clock
+        self._began = clock.now()
+        self._opening = CallRow(
+            id=id,
+            request_id=_text(caller.request_id) or id,
+            trace_id=_text(caller.trace_id),
+            instance=instance,
+            labels=_labels(caller.labels),
+            route=ROUTE,
+            dialect=DIALECT,
+            operation=_text(caller.tool),
+            method=METHOD,
+            stream=0,
+            started_us=self.now_us(),
+            bytes_in=size,
+        )
+
+    def now_us(self) -> int:
+        """Unix time in microseconds."""
+        return int(self._clock.wall() * MICROSECONDS)
+
+    def claim(self, key: str, scope: str, print_: str, owner: str, ttl: float) -> CallRow:
+        """The row that takes a key. The tool is called at once, so it counts as sent."""
+        now_us = self.now_us()
+        return self._opening._replace(
+            idem_key=key,
+            idem_scope=scope,
+            idem_fp=print_,
+            idem_role=Role.OWNER.value,
+            idem_state=State.SENT.value,
+            idem_live=1,
+            idem_epoch=1,
+            owner_id=owner,
+            sent_us=now_us,
+            expires_us=now_us + int(ttl * MICROSECONDS),
+        )
+
+    def completed(self, ttl: float, value: Any, size: int, status: int) -> CallRow:
+        """The row of a run that gave a result."""
+        return self._ended(ttl)._replace(
+            status=status, outcome=Outcome.OK.value, bytes_out=size, **_reported(value)
+        )
+
+    def failed(self, ttl: float, error: BaseException) -> CallRow:
+        """The row of a run that ended with an error."""
+        if isinstance(error, asyncio.CancelledError):
+            ended = Outcome.CANCELLED
+        else:
+            # To those who look at calls, the tool is the upstream, and it has failed.
+            timed_out = isinstance(error, TimeoutError)
+            ended = Outcome.TIMEOUT if timed_out else Outcome.UPSTREAM_5XX
+        kind = type(error).__name__
+        return self._ended(ttl)._replace(outcome=ended.value, error_class=_text(kind))
+
+    def duplicate(
+        self, key: str, scope: str, print_: str, role: Role, source: str, cost_nusd: int | None
+    ) -> CallRow:
+        """The row of a run that was given another one's result."""
+        return self._ended(None)._replace(
+            status=200,
+            outcome=Outcome.OK.value,
+            attempts=0,
+            idem_key=key,
+            idem_scope=scope,
+            idem_fp=print_,
+            idem_role=role.value,
+            served_from=source,
+            avoided_nusd=cost_nusd,
+        )
+
+    def _ended(self, ttl: float | None) -> CallRow:
+        now_us = self.now_us()
+        return self._opening._replace(
+            ended_us=now_us,
+            duration_us=int((self._clock.now() - self._began) * MICROSECONDS),
+            expires_us=None if ttl is None else now_us + int(ttl * MICROSECONDS),
+        )
+
+
+def _reported(value: Any) -> dict[str, Any]:
+    """What an output tells of itself; whatever is not as expected is left out."""
+    output: Mapping[str, Any] = value if isinstance(value, dict) else {}
+    usage, metadata = _object(output, "usage"), _object(output, "metadata")
+    cost = _cost_nusd(output.get("cost_usd"))
+    return {
+        "upstream": _text(metadata.get("tool_name")),
+        "rule": _text(metadata.get("matched_rule")),
+        "attempts": _count(metadata.get("retry_attempts")),
+        "tokens_in": _first(usage, _TOKENS_IN),
+        "tokens_out": _first(usage, _TOKENS_OUT),
+        "cost_nusd": cost,
+        "cost_source": None if cost is None else "reported",
+    }
+
+
+def _object(output: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = output.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _first(usage: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    return next((count for name in names if (count := _count(usage.get(name))) is not None), None)
+
+
+def _count(value: Any) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        return None
+    return value
+
+
+def _cost_nusd(usd: Any) -> int | None:
+    if isinstance(usd, bool) or not isinstance(usd, (int, float)) or not 0 <= usd < 2**33:
+        return None
+    return round(usd * NANO_USD)
+
+
+def _text(value: Any) -> str | None:
+    """Foreign text as a column takes it."""
+    if not isinstance(value, str) or not value:
+        return None
+    return value[:MAX_TEXT].encode("utf-8", "replace").decode()
+
+
+def _labels(labels: Mapping[str, str]) -> str | None:
+    text = json.dumps({str(name): str(each) for name, each in labels.items()}) if labels else None
+    return text if text is None or len(text) <= MAX_LABELS else None

@@ -1,0 +1,260 @@
+"""Idempotency over a store that only gets and stores: the process's own, or a custom one.
+
+A record is a JSON object: `{"steer": 1, "state": "completed", "fingerprint": ..., "value": ...}`.
+Nothing is written before the tool has been run, and nothing when the key is free again; a run that
+may have had an effect leaves `"state": "uncertain"`. Duplicates in this process wait for the run;
+those of other processes are recognised once it is completed (the SQL ledger does better).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import OrderedDict
+from typing import Any, Final, Protocol
+
+from steer_llm_sdk.reliability.idempotency_errors import (
+    NotStorableError,
+    ResultNotStoredError,
+    StoreUnavailableError,
+    UncertainOutcomeError,
+)
+from steer_llm_sdk.reliability.once import (
+    LOGGER,
+    NOBODY,
+    Caller,
+    Done,
+    Identity,
+    Judge,
+    Outcome,
+    Run,
+    Runs,
+    Tell,
+    Terms,
+    Work,
+    conflict,
+    fingerprint_of,
+    outcome,
+    request_text,
+    result_text,
+    state_after,
+    tell_of_store,
+)
+from steer_policies.idempotency import (
+    Mismatch,
+    NotStored,
+    OnLedgerDown,
+    Replay,
+    Standing,
+    State,
+    TakeOver,
+    decide,
+)
+
+#: What the records are written in.
+VERSION: Final = 1
+
+#: How long a store may take for one answer, in seconds.
+STORE_TIME: Final = 5.0
+
+#: Records kept in memory that the store did not take, until it does.
+MAX_UNSAVED: Final = 1000
+
+#: A store keeps no secret for us, and processes must agree.
+_SECRET: Final = b"steer sdk"
+
+
+class Store(Protocol):
+    """What a custom store must do; both may raise whatever they like."""
+
+    async def get(self, key: str) -> Any:
+        """What was stored for the key; None when there is nothing (any more)."""
+
+    async def store(self, key: str, value: Any) -> None:
+        """Keep a JSON value for the key."""
+
+
+class StoreOnce:
+    """`Once` over a store."""
+
+    def __init__(self, store: Store, terms: Terms) -> None:
+        self._store = store
+        self._terms = terms
+        self._runs = Runs(terms.join_timeout)
+        self._unsaved: OrderedDict[str, dict[str, Any]] = OrderedDict()
+
+    async def run(
+        self,
+        identity: Identity,
+        work: Work,
+        *,
+        caller: Caller = NOBODY,  # noqa: ARG002 - for stores that keep a log
+        executed: Judge | None = None,
+        tell: Tell | None = None,
+    ) -> Outcome:
+        """See `Once`."""
+        print_ = await fingerprint_of(_SECRET, request_text(identity))
+        key = identity.key
+
+        async def carry_out(run: Run) -> Done:
+            return await _Execution(self, run, key, executed, tell).carry_out(work)
+
+        return outcome(await self._runs.once(key, key, print_, carry_out))
+
+    async def close(self) -> None:
+        """End what runs."""
+        await self._runs.close()
+
+    @property
+    def terms(self) -> Terms:
+        """What it promises."""
+        return self._terms
+
+    # --- The store ------------------------------------------------------------------------------
+
+    async def load(self, key: str) -> dict[str, Any] | None:
+        """A key's record.
+
+        Raises:
+            Exception: the store's own errors; ValueError for what is no record.
+        """
+        if (unsaved := self._unsaved.get(key)) is not None:
+            try:
+                await self.save(key, unsaved)
+            except Exception as error:  # noqa: BLE001 - the record is here all the same
+                LOGGER.warning("a record is not stored yet: %s", error)
+            return unsaved
+        async with asyncio.timeout(STORE_TIME):
+            found = await self._store.get(key)
+        if found is not None and (
+            not isinstance(found, dict)
+            or found.get("steer") != VERSION
+            or found.get("state") not in (State.COMPLETED, State.UNCERTAIN)
+        ):
+            raise ValueError("what is stored under this key is no record of a run")
+        return found
+
+    async def save(self, key: str, record: dict[str, Any]) -> None:
+        """Keep a record; in memory, too, until the store has it.
+
+        Raises:
+            Exception: the store's own errors.
+        """
+        self._unsaved[key] = record
+        while len(self._unsaved) > MAX_UNSAVED:
+            self._unsaved.popitem(last=False)
+        async with asyncio.timeout(STORE_TIME):
+            await self._store.store(key, record)
+        self._unsaved.pop(key, None)
+
+
+class _Execution:
+    """One run, from asking the store to telling it."""
+
+    def __init__(
+        self, once: StoreOnce, run: Run, key: str, executed: Judge | None, tell: Tell | None
+    ) -> None:
+        self._once = once
+        self._terms = once.terms
+        self._run = run
+        self._key = key
+        self._executed = executed
+        self._tell = tell
+
+    async def carry_out(self, work: Work) -> Done:
+        found = await self._find()
+        self._run.bind(found is None or found.get("fingerprint") == self._run.print)
+        if found is not None and (done := self._given(found)) is not None:
+            return done
+        try:
+            value = await self._run.interruptibly(work)
+        except BaseException as error:
+            if state_after(error, self._terms, self._executed) is State.UNCERTAIN:
+                await self._remember(self._record(State.UNCERTAIN))
+            raise
+        try:
+            text = result_text(value, self._terms)
+        except NotStorableError:
+            await self._remember(self._record(State.COMPLETED))
+            raise
+        # Parsed anew: the tool may hold on to what it returned, and change it.
+        record = {**self._record(State.COMPLETED), "value": json.loads(text)}
+        return Done(text, stored=await self._keep(record, value))
+
+    async def _find(self) -> dict[str, Any] | None:
+        """The key's record; None when there is none, or when the policy is to go on without."""
+        try:
+            found: dict[str, Any] | None = await self._run.interruptibly(
+                lambda: self._once.load(self._key)
+            )
+        except Exception as error:  # a store may raise anything
+            await tell_of_store(self._tell, self._terms, error, executed=False)
+            if self._terms.on_store_down is OnLedgerDown.OPEN:
+                return None
+            raise StoreUnavailableError(
+                "the store of idempotency records cannot be asked for the key "
+                f"{self._key!r}: {_words(error)}. Nothing was run."
+            ) from error
+        return found
+
+    def _given(self, found: dict[str, Any]) -> Done | None:
+        """What the record gives; None when the tool is to be run."""
+        standing = Standing(
+            State(found["state"]), str(found.get("fingerprint")), stored="value" in found
+        )
+        match decide(standing, self._run.print, self._terms.on_uncertain):
+            case Replay():
+                return Done(json.dumps(found["value"]), replayed=True)
+            case TakeOver():
+                return None
+            case Mismatch():
+                raise conflict(self._key)
+            case NotStored():
+                raise not_stored(self._key)
+            case _:
+                raise uncertain(self._key)
+
+    def _record(self, state: State) -> dict[str, Any]:
+        return {"steer": VERSION, "state": str(state), "fingerprint": self._run.print}
+
+    async def _keep(self, record: dict[str, Any], value: Any) -> bool:
+        """Store a result; whether that worked, where the policy lets it fail."""
+        try:
+            await self._once.save(self._key, record)
+        except Exception as error:  # a store may raise anything
+            await tell_of_store(self._tell, self._terms, error, executed=True)
+            if self._terms.on_store_down is OnLedgerDown.OPEN:
+                return False
+            raise StoreUnavailableError(
+                f"the result for the idempotency key {self._key!r} could not be stored: "
+                f"{_words(error)}. The tool was run; `value` holds its result.",
+                value=value,
+            ) from error
+        return True
+
+    async def _remember(self, record: dict[str, Any]) -> None:
+        """Store what is not a result, if the store takes it; the run's own error is the one."""
+        try:
+            await self._once.save(self._key, record)
+        except Exception as error:  # noqa: BLE001 - a store may raise anything
+            await tell_of_store(self._tell, self._terms, error, executed=True)
+
+
+def not_stored(key: str) -> ResultNotStoredError:
+    """The tool was run; what it gave is not there."""
+    return ResultNotStoredError(
+        f"the tool was run for the idempotency key {key!r}, and its result was not kept: it is not "
+        "run again; use a new key"
+    )
+
+
+def uncertain(key: str, remedy: str = "") -> UncertainOutcomeError:
+    """The tool may have been run."""
+    return UncertainOutcomeError(
+        f"the tool may have been run for the idempotency key {key!r}, and its result is lost, so "
+        f"it is not run again: find out what it did, then {remedy}use a new key"
+    )
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__

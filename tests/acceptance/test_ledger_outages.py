@@ -1,0 +1,393 @@
+"""A ledger that is away: calls without a key do not notice, keyed ones follow `on_ledger_down`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steer_proxy.ledger import sqlite_file
+from steer_proxy.ledger.memory import MemoryLedger
+from steer_proxy.ledger.sqlite import SqliteLedger
+from tests.provider import faults
+from tests.support.faulty_ledger import FaultyLedger
+from tests.support.pair import key
+from tests.support.sidecar import EPOCH
+from tests.support.world import Reply, World, world
+
+PLAIN_AND_STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+OPEN = {"idempotency": {"on_ledger_down": "open"}}
+ONE_TRY = {"retry": {"max_attempts": 1}}
+
+
+@contextlib.asynccontextmanager
+async def faulty(tmp_path: Path, **more: Any) -> AsyncIterator[tuple[World, FaultyLedger]]:
+    """A sidecar and its ledger, which fails on demand."""
+    now = asyncio.get_running_loop().time
+    ledger = FaultyLedger(MemoryLedger(lambda: EPOCH + now()))
+    async with world(tmp_path, ledger=ledger, **more) as parties:
+        yield parties, ledger
+
+
+def memory(ledger: FaultyLedger) -> MemoryLedger:
+    """What it is wrapped around."""
+    assert isinstance(ledger.inner, MemoryLedger)
+    return ledger.inner
+
+
+def states(ledger: FaultyLedger) -> list[str]:
+    """The states of the owners' records, in order."""
+    return [row.idem_state or "" for row in memory(ledger).calls.values() if row.idem_key]
+
+
+def unavailable(reply: Reply) -> None:
+    """A keyed call that was not made, and may be asked for again."""
+    assert reply.status == 503, reply.body
+    assert reply.json["error"]["code"] == "steer_ledger_unavailable"
+    assert reply.headers["X-Should-Retry"] == "true"
+    assert 0 < int(reply.headers["Retry-After"]) <= 8
+
+
+async def unaffected(parties: World) -> None:
+    """Calls without a key, and readiness."""
+    for stream in (False, True):
+        reply = await parties.ask(stream=stream)
+        assert reply.status == 200
+        assert not reply.cut
+        assert reply.seconds < 1.0
+    async with parties.session.get(f"{parties.steer.admin_url}/readyz") as response:
+        assert response.status == 200
+
+
+async def recovered(parties: World) -> None:
+    """Keyed calls are protected again."""
+    first = await parties.ask(headers=key("recovered"))
+    again = await parties.ask(headers=key("recovered"))
+    assert first.headers["Idempotency-Status"] == "new"
+    assert again.headers["Idempotency-Status"] == "replayed"
+    assert again.body == first.body
+
+
+# --- Away before a call ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_start", [True, False], ids=["at start", "later"])
+@pytest.mark.parametrize("how", ["fail", "lose_reply"])
+async def test_a_ledger_that_is_down_fails_keyed_calls_alone(
+    tmp_path: Path, how: str, at_start: bool
+) -> None:
+    """503 without a byte upstream; all else goes on; no restart is needed when it is back."""
+    now = asyncio.get_running_loop().time
+    ledger = FaultyLedger(MemoryLedger(lambda: EPOCH + now()))
+    if at_start:
+        ledger.fail("open")
+        getattr(ledger, how)("*")
+    async with world(tmp_path, ledger=ledger) as parties:
+        if not at_start:
+            await recovered(parties)
+            getattr(ledger, how)("*")
+        before = len(parties.primary.attempts)
+        for _ in range(3):
+            unavailable(await parties.ask(headers=key()))
+        assert len(parties.primary.attempts) == before
+        await unaffected(parties)
+        rows = len(memory(ledger).calls)
+        ledger.up()
+        await asyncio.sleep(40.0)
+        reply = await parties.ask(headers=key())
+        assert (reply.status, reply.headers["Idempotency-Status"]) == (200, "new")
+        if not at_start:
+            assert len(memory(ledger).calls) > rows
+        unkeyed = [row for row in memory(ledger).calls.values() if row.idem_key is None]
+        assert len(unkeyed) == 2
+
+
+@pytest.mark.parametrize("at_start", [True, False], ids=["at start", "later"])
+@PLAIN_AND_STREAMED
+async def test_open_makes_the_call_unprotected(
+    tmp_path: Path, stream: bool, at_start: bool
+) -> None:
+    """It says so; duplicates at the same time still join, in this process."""
+    now = asyncio.get_running_loop().time
+    ledger = FaultyLedger(MemoryLedger(lambda: EPOCH + now()))
+    if at_start:
+        ledger.fail("open")
+        ledger.down()
+    async with world(tmp_path, ledger=ledger, route=OPEN) as parties:
+        ledger.down()
+        parties.primary.always(faults.silence(0.5))
+        replies = await asyncio.gather(
+            *(parties.ask(stream=stream, headers=key()) for _ in range(5))
+        )
+        assert len(parties.primary.attempts) == 1
+        assert {reply.status for reply in replies} == {200}
+        assert len({reply.body for reply in replies}) == 1
+        assert {reply.headers["Idempotency-Status"] for reply in replies} == {"not-stored"}
+        await unaffected(parties)
+        ledger.up()
+        await asyncio.sleep(2.0)
+        again = await parties.ask(stream=stream, headers=key())
+        assert (again.status, again.headers["Idempotency-Status"]) == (200, "new")
+
+
+@pytest.mark.parametrize("method", ["renew", "claim", "write", "*"])
+async def test_a_ledger_that_hangs_holds_up_no_other_call(tmp_path: Path, method: str) -> None:
+    """What has no key never waits for it; what has one goes on when it answers."""
+    async with faulty(tmp_path) as (parties, ledger):
+        await recovered(parties)
+        ledger.hang(method)
+        await asyncio.sleep(20.0)
+        keyed = asyncio.create_task(parties.ask(headers=key()))
+        await unaffected(parties)
+        ledger.up()
+        assert (await keyed).status == 200
+
+
+# --- Away in the middle of a call -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["fail", "lose_reply"])
+@pytest.mark.parametrize("wait", [0.0, 10.0])
+async def test_a_claim_that_fails_leaves_the_key_free(
+    tmp_path: Path, how: str, wait: float
+) -> None:
+    """Whether it was carried out or not: nothing was sent, so the next try makes the call."""
+    async with faulty(tmp_path) as (parties, ledger):
+        getattr(ledger, how)("claim", times=1)
+        unavailable(await parties.ask(headers=key()))
+        assert parties.primary.attempts == []
+        await asyncio.sleep(wait)
+        reply = await parties.ask(headers=key())
+        assert (reply.status, reply.headers["Idempotency-Status"]) == (200, "new")
+        assert len(parties.primary.attempts) == 1
+
+
+async def about_to_be_sent(parties: World, ledger: FaultyLedger) -> asyncio.Task[Reply]:
+    """A call that has its key, and waits as its upstream asked for."""
+    parties.primary.then(faults.rate_limit(retry_after=5))
+    assert (await parties.ask()).status == 429
+    waiting = asyncio.create_task(parties.ask(headers=key()))
+    await asyncio.sleep(0.5)
+    assert states(ledger) == ["claimed"]
+    return waiting
+
+
+@pytest.mark.parametrize("how", ["fail", "lose_reply"])
+async def test_a_call_is_not_sent_before_that_is_written(tmp_path: Path, how: str) -> None:
+    """503, nothing upstream, and the key is free again."""
+    async with faulty(tmp_path, fallback=False, route=ONE_TRY) as (parties, ledger):
+        waiting = await about_to_be_sent(parties, ledger)
+        getattr(ledger, how)("mark_sent", times=1)
+        unavailable(await waiting)
+        assert len(parties.primary.attempts) == 1
+        assert states(ledger) == ["released"]
+        reply = await parties.ask(headers=key())
+        assert (reply.status, reply.headers["Idempotency-Status"]) == (200, "new")
+
+
+@pytest.mark.parametrize("how", ["fail", "lose_reply"])
+async def test_open_sends_a_call_whose_sending_cannot_be_written(tmp_path: Path, how: str) -> None:
+    """The ledger went away between the claim and the first byte."""
+    async with faulty(tmp_path, fallback=False, route={**OPEN, **ONE_TRY}) as (parties, ledger):
+        waiting = await about_to_be_sent(parties, ledger)
+        getattr(ledger, how)("mark_sent", times=1)
+        reply = await waiting
+        assert (reply.status, reply.headers["Idempotency-Status"]) == (200, "not-stored")
+        assert len(parties.primary.attempts) == 2
+
+
+@PLAIN_AND_STREAMED
+@pytest.mark.parametrize("how", ["fail", "hang"])
+async def test_an_answer_is_given_although_it_cannot_be_stored_yet(
+    tmp_path: Path, how: str, stream: bool
+) -> None:
+    """After two seconds; a duplicate meanwhile has the same answer; the record follows later."""
+    async with faulty(tmp_path) as (parties, ledger):
+        getattr(ledger, how)("finish")
+        first = await parties.ask(stream=stream, headers=key())
+        assert first.status == 200
+        assert not first.cut
+        assert 1.9 < first.seconds < 2.5
+        assert first.headers["Idempotency-Status"] == ("new" if stream else "not-stored")
+        await asyncio.sleep(10.0)
+        assert states(ledger) == ["sent"]
+        during = await parties.ask(stream=stream, headers=key())
+        assert (during.status, during.body) == (200, first.body)
+        ledger.up()
+        await asyncio.sleep(5.0)
+        assert states(ledger)[0] == "completed"
+        later = await parties.ask(stream=stream, headers=key())
+        assert (later.body, later.headers["Idempotency-Status"]) == (first.body, "replayed")
+        assert len(parties.primary.attempts) == 1
+
+
+@PLAIN_AND_STREAMED
+async def test_a_finish_whose_reply_is_lost_is_none_the_worse(tmp_path: Path, stream: bool) -> None:
+    """It is asked again, and was done."""
+    async with faulty(tmp_path) as (parties, ledger):
+        ledger.lose_reply("finish", times=2)
+        first = await parties.ask(stream=stream, headers=key())
+        assert first.headers["Idempotency-Status"] == "new"
+        assert first.seconds < 1.0
+        again = await parties.ask(stream=stream, headers=key())
+        assert (again.body, again.headers["Idempotency-Status"]) == (first.body, "replayed")
+
+
+async def test_a_replay_waits_for_the_ledger_to_be_back(tmp_path: Path) -> None:
+    """What is stored and cannot be read now is no reason to make the call again."""
+    async with faulty(tmp_path, route=OPEN) as (parties, ledger):
+        assert (await parties.ask(headers=key())).status == 200
+        for method in ("answer", "chunks"):
+            ledger.fail(method, times=1)
+            unavailable(await parties.ask(headers=key()))
+        assert (await parties.ask(headers=key())).headers["Idempotency-Status"] == "replayed"
+        assert len(parties.primary.attempts) == 1
+
+
+async def test_a_call_under_way_outlives_an_outage(tmp_path: Path) -> None:
+    """Longer than the lease: nobody else has this ledger's keys."""
+    async with faulty(tmp_path) as (parties, ledger):
+        parties.primary.always(faults.silence(40.0))
+        first = asyncio.create_task(parties.ask(headers=key()))
+        await parties.primary.wait_for_attempts(1)
+        ledger.down()
+        await asyncio.sleep(30.0)
+        ledger.up()
+        reply = await first
+        assert (reply.status, reply.headers["Idempotency-Status"]) == (200, "new")
+        assert states(ledger) == ["completed"]
+
+
+async def test_nothing_is_lost_at_the_end(tmp_path: Path) -> None:
+    """A drain waits for the record of an answer that was given already."""
+    async with faulty(tmp_path) as (parties, ledger):
+        ledger.fail("finish")
+        first = await parties.ask(headers=key())
+        assert first.status == 200
+        asyncio.get_running_loop().call_later(5.0, ledger.up)
+        assert await parties.steer.sidecar.drain(30.0)
+        assert states(ledger) == ["completed"]
+
+
+# --- SQLite itself --------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def on_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **more: Any
+) -> AsyncIterator[tuple[World, Path]]:
+    """A sidecar whose ledger is a file, at which it looks each time."""
+    monkeypatch.setattr(sqlite_file, "LOOK_EVERY", 0.0)
+    path = tmp_path / "steer.db"
+    async with world(tmp_path, database={"url": f"sqlite:///{path}"}, **more) as parties:
+        yield parties, path
+
+
+def connection_of(parties: World) -> sqlite3.Connection:
+    """The connection the sidecar writes with."""
+    ledger = parties.steer.sidecar.books.ledger
+    assert isinstance(ledger, SqliteLedger)
+    connection = ledger._file._connection
+    assert connection is not None
+    return connection
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what happens outside of the loop; five seconds at most."""
+    async with asyncio.timeout(5.0):
+        while not condition():  # noqa: ASYNC110 - another thread makes it true
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.real_time
+async def test_a_locked_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program holds it: keyed calls fail after a moment, the rest goes on."""
+    async with on_a_file(tmp_path, monkeypatch) as (parties, path):
+        await recovered(parties)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            keyed = asyncio.create_task(parties.ask(headers=key()))
+            await unaffected(parties)
+            unavailable(await keyed)
+            assert keyed.result().seconds < 5.0
+            other.execute("ROLLBACK")
+        reply = await parties.ask(headers=key())
+        assert (reply.status, reply.headers["Idempotency-Status"]) == (200, "new")
+        await until(lambda: parties.steer.sidecar.books.queued == 0)
+        with contextlib.closing(sqlite3.connect(path)) as reader:
+            (unkeyed,) = reader.execute(
+                "SELECT count(*) FROM requests WHERE idem_key IS NULL"
+            ).fetchone()
+        assert unkeyed == 2
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("on_ledger_down", ["fail", "open"])
+async def test_a_full_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_ledger_down: str
+) -> None:
+    """No room for another row; with room again all is as before."""
+    route = {"idempotency": {"on_ledger_down": on_ledger_down}}
+    async with on_a_file(tmp_path, monkeypatch, route=route) as (parties, _):
+        await recovered(parties)
+        writer = connection_of(parties)
+        pages = await asyncio.to_thread(_limit, writer, 0)
+        await asyncio.to_thread(_limit, writer, pages)
+        parties.primary.text = "x" * 40_000
+        said = set()
+        for turn in range(8):
+            reply = await parties.ask(headers=key(f"large-{turn}"))
+            said.add((reply.status, reply.headers.get("Idempotency-Status")))
+            if said & {(503, None), (200, "not-stored")}:
+                break
+        expected = {(503, None), (200, "not-stored")}
+        assert said & expected, said
+        parties.primary.text = "small"
+        await unaffected(parties)
+        await asyncio.to_thread(_limit, writer, 1_000_000)
+        reply = await parties.ask(headers=key("after"))
+        assert (reply.status, reply.headers["Idempotency-Status"]) == (200, "new")
+
+
+def _limit(connection: sqlite3.Connection, pages: int) -> int:
+    if pages == 0:
+        (count,) = connection.execute("PRAGMA page_count").fetchone()
+        return int(count)
+    (limit,) = connection.execute(f"PRAGMA max_page_count = {pages}").fetchone()
+    return int(limit)
+
+
+@pytest.mark.real_time
+async def test_a_file_that_vanishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new one is made; its keys are gone with it, and nothing else."""
+    async with on_a_file(tmp_path, monkeypatch) as (parties, path):
+        await recovered(parties)
+        for name in ("steer.db", "steer.db-wal", "steer.db-shm"):
+            (tmp_path / name).unlink(missing_ok=True)
+        await unaffected(parties)
+        reply = await parties.ask(headers=key())
+        assert (reply.status, reply.headers["Idempotency-Status"]) == (200, "new")
+        assert path.exists()
+        again = await parties.ask(headers=key())
+        assert again.headers["Idempotency-Status"] == "replayed"
+
+
+@pytest.mark.real_time
+async def test_a_directory_that_vanishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nowhere to write: keyed calls fail until it is back."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    monkeypatch.setattr(sqlite_file, "LOOK_EVERY", 0.0)
+    async with world(tmp_path, database={"url": f"sqlite:///{folder}/steer.db"}) as parties:
+        await recovered(parties)
+        hidden = folder.rename(tmp_path / "hidden")
+        unavailable(await parties.ask(headers=key()))
+        await unaffected(parties)
+        hidden.rename(folder)
+        reply = await parties.ask(headers=key())
+        assert (reply.status, reply.headers["Idempotency-Status"]) == (200, "new")
