@@ -135,9 +135,7 @@ class _Listing:
         self._first(preferences)
         self._back(demands.failed, "it failed before")
         self._back(demands.open, "its circuit is open")
-        return Shortlist(
-            tuple(each.name for each in self.left), tuple(self.reasons), self.overrun
-        )
+        return Shortlist(tuple(each.name for each in self.left), tuple(self.reasons), self.overrun)
 
     def _drop(self, why: Callable[[Entrant], str | None]) -> None:
         kept = []
@@ -155,9 +153,7 @@ class _Listing:
         known = self.overrun
         if known is None or found.estimated / found.limit < known.estimated / known.limit:
             self.overrun = found
-        return (
-            f"about {found.estimated:g} {found.kind} exceed the budget of {found.limit:g}"
-        )
+        return f"about {found.estimated:g} {found.kind} exceed the budget of {found.limit:g}"
 
     def _first(self, preferences: Preferences) -> None:
         """Liked tools before liked providers before the rest; the order among equals stays."""

@@ -1,5 +1,23 @@
-"""The name kept for Steer's in-process API, which is not part of this release.
+"""Steer in-process: planning, retries, circuit breakers and idempotency for Python tools.
 
-Nothing can be imported from here yet. Until then run the sidecar (`steer serve`) and point the
-provider SDK's base URL at it: the same policies, without a change to the application.
+`steer_llm_sdk.orchestration` has the orchestrators, `.planning` and `.reliability` below it their
+terms; `steer_llm_sdk.reliability` circuits and idempotency keys, `steer_llm_sdk.streaming` events.
+The same policies decide as in the sidecar (`steer serve`), and the same ledger keeps what was run.
 """
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["__version__"]
+
+__version__: str
+
+
+def __getattr__(name: str) -> Any:
+    # Reading a distribution's metadata costs more than importing the package.
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from steer_proxy import __version__
+
+    return __version__

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-TRACER: Final = "steer_llm_sdk"
-
 RUN: Final = "steer.run"
 PLAN: Final = "steer.plan"
 ATTEMPT: Final = "steer.attempt"
@@ -30,41 +28,43 @@ OUTCOME: Final = "steer.outcome"
 ATTEMPTS: Final = "steer.attempts"
 REPLAYED: Final = "steer.replayed"
 ERROR: Final = "error.type"
+FALLBACK_FROM: Final = "steer.fallback.from"
 
 
 class Span:
-    """A span that is recorded; the one of a process that does not trace does nothing."""
+    """A span that is being recorded."""
 
     __slots__ = ("_span",)
 
-    def __init__(self, span: Any = None) -> None:
+    def __init__(self, span: Any) -> None:
         self._span = span
 
-    def note(self, **attributes: Any) -> None:
-        """Set attributes; what is None is left out. Keywords are names of this module."""
-        if self._span is None:
-            return
+    def note(self, attributes: Mapping[str, Any]) -> None:
+        """Set attributes; what is None is left out."""
         for name, value in attributes.items():
             if value is not None:
-                self._span.set_attribute(globals()[name], value)
+                self._span.set_attribute(name, value)
 
     def fail(self, kind: str) -> None:
-        """Mark it as failed; `kind` is a failure's or an exception's name, never its text."""
-        if self._span is None:
-            return
+        """Mark it as failed; `kind` is an exception's name, never its text."""
         from opentelemetry.trace import Status, StatusCode
 
         self._span.set_attribute(ERROR, kind)
         self._span.set_status(Status(StatusCode.ERROR))
 
 
-NO_SPAN: Final = Span()
+_TRACER: Final = "steer_llm_sdk"
 
 
-def tracing() -> Any:
-    """The tracer of this process; None when it does not trace."""
+def tracer() -> Any:
+    """The tracer of a process that has set a tracer provider up; None in any other."""
     trace = sys.modules.get("opentelemetry.trace")
-    return None if trace is None else trace.get_tracer(TRACER)
+    if trace is None:
+        return None
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
+        return None
+    return provider.get_tracer(_TRACER)
 
 
 @contextmanager

@@ -107,10 +107,11 @@ class Stage:
         return sum(each.executed for each in seen if each.marker.key == self.call.key)
 
     async def insist(self, replica: Replica, **more: Any) -> Try:
-        """Ask, and again for as long as we are told to: as an SDK does."""
+        """Ask, and again for as long as we are told to, as an SDK does; and again where a stream
+        that was followed breaks off."""
         for _ in range(50):
             tried = await self.ask(replica, **more)
-            if tried.value("x-should-retry") != "true":
+            if tried.value("x-should-retry") != "true" and tried.end is End.COMPLETE:
                 return tried
             await asyncio.sleep(0.05)
         raise AssertionError("told to come again, and again")

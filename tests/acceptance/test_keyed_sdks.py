@@ -190,9 +190,10 @@ async def test_a_synchronous_client_is_no_different(tmp_path: Path) -> None:
 
         def ask() -> str:
             url = f"{parties.steer.url}/route"
+            messages: Any = MESSAGES
             with openai.OpenAI(base_url=url, api_key="caller-key") as client:
                 answer = client.chat.completions.create(
-                    model="gpt-4o", messages=MESSAGES, extra_headers=key()
+                    model="gpt-4o", messages=messages, extra_headers=key()
                 )
                 return str(answer.choices[0].message.content)
 

@@ -447,6 +447,17 @@ async def test_two_may_purge_at_once(postgres_url: str) -> None:
         assert [row["id"] for row in await first.rows("requests")] == [living.row.id]
 
 
+async def test_a_purge_tells_how_long_the_server_worked(postgres_url: str) -> None:
+    """By the server's own clock, for the statement that took longest."""
+    async with opened(postgres_url) as subject:
+        rows = [call(subject, started_us=1_000, ended_us=2_000) for _ in range(300)]
+        await subject.ledger.write(Batch(calls=rows))
+        began = time.perf_counter()
+        removed = await subject.ledger.purge(Purge(3_000, max_bytes=0))
+        assert removed.requests == 300
+        assert 0 < removed.busy < time.perf_counter() - began
+
+
 async def test_a_purge_waits_for_nobody(postgres_url: str) -> None:
     """A row that somebody else has locked is left for the next time."""
     other = await asyncpg.connect(postgres_url)

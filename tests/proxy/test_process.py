@@ -369,3 +369,41 @@ async def test_a_ledger_that_cannot_be(tmp_path: Path) -> None:
             (line,) = steer.said
             assert line.startswith("steer: the ledger cannot be used: ")
             assert str(path) in line
+
+
+async def test_encryption_keys_of_a_process(tmp_path: Path) -> None:
+    """Another secret under a known name is exit 1 with the reference; an older key in the ring
+    still opens what it sealed; one that is not there any more is told, and costs its answers."""
+    path, first, second = tmp_path / "steer.db", tmp_path / "first", tmp_path / "second"
+    first.write_text("11" * 32)
+    second.write_text("22" * 32)
+
+    def ring(**keys: Path) -> dict[str, Any]:
+        named = [{"id": name, "secret": {"file": str(place)}} for name, place in keys.items()]
+        return {"database": {"url": f"sqlite:///{path}", "encryption": {"keys": named}}}
+
+    async with Provider() as provider:
+
+        async def keyed(**keys: Path) -> tuple[Reply, list[str]]:
+            async with serving(tmp_path, provider, **ring(**keys)) as steer:
+                reply = await ask(steer.port, chat("Idempotency-Key: one"))
+                steer.send(signal.SIGTERM)
+                assert await steer.ended() == 0
+                return reply, [line for line in steer.said if "encrypted with key" in line]
+
+        made, warned = await keyed(january=first)
+        assert (made.status, warned) == (200, [])
+        write(tmp_path / "steer.yaml", provider, **ring(january=second))
+        async with started("--config", str(tmp_path / "steer.yaml")) as steer:
+            assert await steer.ended() == 1
+            (line,) = steer.said
+            assert line.startswith("steer: the ledger cannot be used: encryption key 'january' ")
+            assert f"(file {second}) is not the key of that name" in line
+        replayed, warned = await keyed(february=second, january=first)
+        assert (replayed.status, replayed.body, warned) == (200, made.body, [])
+        refused, warned = await keyed(february=second)
+        assert refused.status == 409
+        assert b"steer_replay_unavailable" in refused.body
+        assert len(warned) == 1
+        assert "'january', which is not in the ring" in warned[0]
+        assert len(provider.attempts) == 1

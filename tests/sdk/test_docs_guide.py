@@ -4,33 +4,44 @@ shows."""
 from __future__ import annotations
 
 import ast
-import asyncio
 import contextlib
 import inspect
 import io
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import yaml
 
 from steer_llm_sdk.errors import OrchestratorError
 from steer_llm_sdk.orchestration import (
+    ConflictError,
     OrchestrationConfig,
     OrchestrationOutput,
+    ReliableOrchestrator,
     Tool,
+    ToolRegistry,
     errors,
     get_global_registry,
 )
-from steer_llm_sdk.orchestration.planning import PlanRequest
+from steer_llm_sdk.orchestration.planning import (
+    PlanningRule,
+    PlanRequest,
+    RuleAction,
+    RuleBasedPlanner,
+)
 from steer_llm_sdk.orchestration.reliability import OrchestratorReliabilityConfig, RetryPolicy
-from steer_llm_sdk.reliability import CircuitBreakerConfig, idempotency
-from steer_llm_sdk.streaming.events import EventType, Told
+from steer_llm_sdk.reliability import CircuitBreakerConfig, ProviderError, idempotency
+from steer_llm_sdk.streaming.events import Event, EventType, Told
+from steer_llm_sdk.streaming.manager import EventManager
 from steer_policies.operators import Operator
+from tests.provider import Provider, faults, json_answer
+from tests.support.sidecar import configure, running
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "docs" / "guide"
 PAGES: Final = {path.name: path.read_text("utf-8") for path in sorted(FOLDER.glob("*.md"))}
@@ -62,7 +73,7 @@ def blocks(page: str) -> Iterator[Block]:
     for match in _FENCE.finditer(text):
         if match["kind"] != "python":
             continue
-        after = _FENCE.match(text, match.end() + 2) if text[match.end() :].strip() else None
+        after = _FENCE.match(text, match.end() + 1) if text[match.end() :].strip() else None
         shown = after["body"] if after is not None and after["kind"] == "text" else None
         yield Block(page, text.count("\n", 0, match.start("body")), match["body"], shown)
 
@@ -86,22 +97,52 @@ def test_there_is_a_guide() -> None:
 async def test_every_block_runs(page: str, tmp_path: Path, monkeypatch: Any) -> None:
     """In the order of the page, in one namespace, printing what stands below it."""
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"__name__": "__main__"}
     try:
-        for block in blocks(page):
-            if not block.program:
-                printed = await run(block, names)
-                assert block.shown in {None, printed}, f"{page}:{block.line + 1}\n{printed}"
-                assert block.shown is not None or not printed, f"{page}:{block.line + 1}: {printed}"
+        if page == "sidecar.md":
+            async with library(tmp_path) as address:
+                await run_page(page, {"http://127.0.0.1:4100": address})
+        else:
+            await run_page(page, {})
     finally:
-        forget_tools()
+        get_global_registry().clear()
 
 
-async def run(block: Block, names: dict[str, Any]) -> str:
+async def run_page(page: str, addresses: Mapping[str, str]) -> None:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks(page):
+        if not block.program:
+            printed = await run(block, names, addresses)
+            place = f"{page}:{block.line + 1}"
+            assert block.shown in {None, printed}, f"{place} prints\n{printed}"
+            assert block.shown is not None or not printed, f"{place} prints\n{printed}"
+
+
+@contextlib.asynccontextmanager
+async def library(tmp_path: Path) -> AsyncIterator[str]:
+    """The sidecar that the page configures, before the service it speaks of; gives its address."""
+    found = _FENCE.finditer(PAGES["sidecar.md"])
+    configuration = next(match["body"] for match in found if match["kind"] == "yaml")
+    titles = json_answer(200, {"titles": ["The Tides", "Moon and Sea"]})
+    async with Provider(name="library") as service:
+        service.then(faults.status(503), to=lambda attempt: True)
+        service.when(lambda attempt: b"trouble" in attempt.body, faults.status(503))
+        service.always(titles)
+        settings = yaml.safe_load(configuration.replace("http://127.0.0.1:9000", service.base_url))
+        async with running(configure(settings, tmp_path)) as steer:
+            yield steer.url
+
+
+async def run(block: Block, names: dict[str, Any], addresses: Mapping[str, str]) -> str:
     """Run a block as the asyncio REPL would, with `await` outside of functions."""
     source = "\n" * block.line + block.code
+    for told, actual in addresses.items():
+        source = source.replace(told, actual)
     code = compile(
-        source, f"docs/guide/{block.page}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True
+        source,
+        f"docs/guide/{block.page}",
+        "exec",
+        ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
+        dont_inherit=True,
     )
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -126,10 +167,6 @@ def test_every_program_runs(block: Block, tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == block.shown
-
-
-def forget_tools() -> None:
-    get_global_registry().clear()
 
 
 # --- form
@@ -204,7 +241,7 @@ def test_the_fields_of_results_are_those_of_the_code() -> None:
 
 def test_the_context_is_that_of_the_code() -> None:
     told = named("planning.md", "## Context")
-    assert sorted(told) == sorted(each.name for each in fields(PlanRequest))
+    assert sorted(told) == sorted(each.name for each in fields(PlanRequest) if each.init)
 
 
 def test_the_usual_breakers_are_those_of_the_code() -> None:
@@ -235,9 +272,7 @@ def test_operators_are_those_of_the_code() -> None:
 
 
 def test_events_are_those_of_the_code() -> None:
-    assert [name for name in named("events.md", "## Callbacks")] == [
-        f"on_{kind}" for kind in EventType
-    ]
+    assert list(named("events.md", "## Callbacks")) == [f"on_{kind}" for kind in EventType]
     assert sorted(named("events.md", "## Steps")) == sorted(Told)
 
 
@@ -250,3 +285,55 @@ def test_every_error_is_told() -> None:
         issubclass(getattr(errors, name, None) or getattr(idempotency, name), OrchestratorError)
         for name in known
     )
+
+
+class _Ailing(Tool):
+    """Fails every time."""
+
+    provider = "north"
+
+    @property
+    def name(self) -> str:
+        return "ailing"
+
+    async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        raise ProviderError("down", "north", status_code=500)
+
+
+class _Well(Tool):
+    @property
+    def name(self) -> str:
+        return "well"
+
+    async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        return "done"
+
+
+async def test_what_events_hold_is_told() -> None:
+    """Every member of every step's metadata is in the table, and there is no other."""
+    told = {names(row[0])[0]: set(names(row[2])) for row in table("events.md", "## Steps")}
+    found: dict[str, set[str]] = {}
+
+    async def on_delta(event: Event) -> None:
+        members = set(event.metadata) - {"event_type"}
+        found.setdefault(event.metadata["event_type"], set()).update(members)
+
+    registry = ToolRegistry()
+    registry.register_tool(_Ailing())
+    registry.register_tool(_Well())
+    action = RuleAction(tool_name="ailing", fallback_tools=["well"])
+    orchestrator = ReliableOrchestrator(
+        planner=RuleBasedPlanner([PlanningRule(name="always", action=action)]),
+        reliability_config=OrchestratorReliabilityConfig(
+            circuit_breaker_configs={"north": CircuitBreakerConfig(failure_threshold=2)}
+        ),
+        registry=registry,
+    )
+    options = OrchestrationConfig(idempotency_key="k")
+    events = EventManager(on_delta=on_delta)
+    for _ in range(2):
+        await orchestrator.run("a", options=options, event_manager=events)
+    with pytest.raises(ConflictError):
+        await orchestrator.run("b", options=options, event_manager=events)
+    told["circuit_breaker_state"].discard("provider:tool")
+    assert found == told

@@ -1,4 +1,4 @@
-"""A custom store written as users write one: a client of Redis, two methods, no constructor call."""
+"""A custom store written as users write one: two methods over a Redis client, no `super()`."""
 
 from __future__ import annotations
 

@@ -12,13 +12,17 @@ A signal to oneself is delivered before the next step of the code: nothing runs 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import os
 import pkgutil
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
+
+_PARENT_DEATH_SIGNAL = 1
 
 #: What is looked for in the ledger's modules: every class that has both is a ledger.
 _METHODS = ("claim", "finish")
@@ -81,6 +85,12 @@ def crash_at(when: str, method: str, turn: int, number: signal.Signals) -> None:
     assert found, "no ledger to crash in"
 
 
+def die_with_parent() -> None:
+    """Let this process be killed when its parent ends, however that ends; on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
 def prepare(environment: Mapping[str, str]) -> None:
     """Do as the environment says."""
     if lease := environment.get("CRASH_LEASE"):
@@ -94,6 +104,7 @@ def prepare(environment: Mapping[str, str]) -> None:
 
 
 if __name__ == "__main__":
+    die_with_parent()
     prepare(os.environ)
     from steer_proxy.cli import main
 

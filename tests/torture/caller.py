@@ -29,7 +29,7 @@ def request(call: Call, payload: int, padding: int = 0) -> bytes:
     marker = Marker(call.key, call.principal, payload)
     value = {
         "model": "gpt-4o-mini",
-        "messages": [{"role": "user", "content": str(marker)}],
+        "messages": [{"role": "user", "content": marker.content}],
         "stream": call.stream,
         "user": "x" * padding,
     }
@@ -39,7 +39,7 @@ def request(call: Call, payload: int, padding: int = 0) -> bytes:
         "Host: localhost",
         "Content-Type: application/json",
         "Accept: application/json",
-        f"Authorization: Bearer sk-{call.principal}",
+        f"Authorization: {marker.credential}",
         f"Idempotency-Key: {call.key}",
         f"Content-Length: {len(body)}",
     )

@@ -136,7 +136,7 @@ def check(evidence: Evidence) -> list[Violation]:
 
 
 def _merged(outages: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-    """Outages, less the moments between two of them that were too short to make up for the first."""
+    """Outages, less the moments between them that were too short to make up for the first."""
     last: tuple[float, float] | None = None
     for begin, end in outages:
         if last is not None and begin - last[1] <= AGAIN:

@@ -15,6 +15,7 @@ EXECUTION: Final = "X-Execution"
 #: marker, or the reason it finished, where the provider forgets the marker.
 TERMINAL: Final = (b"data: [DONE]\n\n", b'"finish_reason":"stop"')
 
+_BEARER: Final = "Bearer sk-"
 _CODE: Final = re.compile(rb'"code":\s*"(steer_\w+)"')
 
 
@@ -34,7 +35,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """What a request's body says about itself: which call it is of, with which payload."""
+    """What a request says about itself: which call it is of, with which payload."""
 
     key: str
     principal: str
@@ -43,13 +44,23 @@ class Marker:
     def __str__(self) -> str:
         return f"{self.key}/{self.principal}/{self.payload}"
 
+    @property
+    def content(self) -> str:
+        """What the request's body says: the same for all principals."""
+        return f"{self.key}/{self.payload}"
+
+    @property
+    def credential(self) -> str:
+        """What its Authorization field says."""
+        return f"{_BEARER}{self.principal}"
+
     @classmethod
-    def parse(cls, text: str) -> Marker | None:
-        """The marker that `str` made."""
-        parts = text.split("/")
-        if len(parts) != 3 or not parts[2].isdecimal():
+    def parse(cls, content: str, credential: str) -> Marker | None:
+        """The marker that `content` and `credential` come from."""
+        key, found, payload = content.partition("/")
+        if not found or not payload.isdecimal() or not credential.startswith(_BEARER):
             return None
-        return cls(parts[0], parts[1], int(parts[2]))
+        return cls(key, credential.removeprefix(_BEARER), int(payload))
 
 
 class End(StrEnum):
@@ -83,7 +94,7 @@ class Try:
 
     @property
     def marker(self) -> Marker:
-        """What its request's body said."""
+        """What its request said."""
         return Marker(self.call.key, self.call.principal, self.payload)
 
     def value(self, name: str) -> str | None:

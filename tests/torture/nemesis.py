@@ -7,8 +7,8 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final
 
 from tests.provider import Provider
 from tests.torture.database import Database
@@ -48,8 +48,8 @@ class Nemesis:
         self._tell = tell
         self.injected: Counter[str] = Counter()
         self.outages: list[tuple[float, float]] = []
-        self._provider_away = False
-        self._database_back: asyncio.Task[None] | None = None
+        self._leaving: Replica | None = None
+        self._halfway: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """One fault after the other, for ever."""
@@ -69,13 +69,12 @@ class Nemesis:
 
     async def heal(self) -> None:
         """Have everything run, and answer."""
-        if self._database_back is not None:
-            await self._database_back
+        if self._halfway is not None:
+            await self._halfway
         for replica in self._replicas:
             replica.send(signal.SIGCONT)
-        if self._provider_away:
-            await self._provider.start_listening()
-            self._provider_away = False
+        if self._leaving is not None:
+            await self._leaving.kill()
         for replica in self._replicas:
             if not replica.alive:
                 await replica.kill()
@@ -98,8 +97,10 @@ class Nemesis:
     async def _restart(self) -> None:
         replica = self._dice.choice(self._replicas)
         self._note("SIGTERM", replica.name)
+        self._leaving = replica
         replica.send(signal.SIGTERM)
         await replica.ended()
+        self._leaving = None
         replica.start()
         await replica.ready()
 
@@ -116,9 +117,7 @@ class Nemesis:
     async def _database_away(self) -> None:
         seconds, hard = self._dice.uniform(*DOWN), self._dice.random() < 0.5
         self._note("database away", f"for {seconds:.1f} s{', hard' if hard else ''}")
-        self._database_back = asyncio.create_task(self._outage(seconds, hard=hard))
-        # Not halfway: `heal` waits until it is back.
-        await asyncio.shield(self._database_back)
+        await self._wholly(self._outage(seconds, hard=hard))
 
     async def _outage(self, seconds: float, *, hard: bool) -> None:
         began = time.monotonic()
@@ -129,9 +128,15 @@ class Nemesis:
 
     async def _provider_crashes(self) -> None:
         self._note("provider crashes", "")
-        self._provider_away = True
+        await self._wholly(self._crash_provider(self._dice.uniform(*AWAY)))
+
+    async def _crash_provider(self, seconds: float) -> None:
         await self._provider.stop_listening()
         await self._provider.drop_connections()
-        await asyncio.sleep(self._dice.uniform(*AWAY))
+        await asyncio.sleep(seconds)
         await self._provider.start_listening()
-        self._provider_away = False
+
+    async def _wholly(self, fault: Coroutine[Any, Any, None]) -> None:
+        """A fault that must not end in the middle: when the run does, `heal` waits for it."""
+        self._halfway = asyncio.create_task(fault)
+        await asyncio.shield(self._halfway)

@@ -37,11 +37,11 @@ class Arrival:
 
 
 def marker_of(attempt: Attempt) -> Marker | None:
-    """The marker in a chat completion's first message."""
+    """What a chat completion's first message and its credential say."""
     messages = attempt.object.get("messages")
     if not isinstance(messages, list) or not messages or not isinstance(messages[0], dict):
         return None
-    return Marker.parse(str(messages[0].get("content")))
+    return Marker.parse(str(messages[0].get("content")), attempt.header("Authorization") or "")
 
 
 def arrivals(attempts: Sequence[Attempt]) -> list[Arrival]:

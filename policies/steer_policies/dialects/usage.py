@@ -74,9 +74,9 @@ def gemini_usage(value: Any) -> Usage | None:
     return _usage(received, count(usage.get("cachedContentTokenCount")), output, thoughts)
 
 
-def _first(usage: Mapping[str, Any], *names: str) -> int | None:
-    counts = (count(usage.get(name)) for name in names)
-    return next((number for number in counts if number is not None), None)
+def _first(usage: Mapping[str, Any], name: str, other: str) -> int | None:
+    number = count(usage.get(name))
+    return count(usage.get(other)) if number is None else number
 
 
 def _usage(

@@ -174,9 +174,9 @@ async def _purged(address: Address, before_us: int) -> dict[str, int]:
     from steer_proxy.engine.purging import Pace
     from steer_proxy.ledger.values import Purge
 
-    pace = Pace()
     total = dict.fromkeys(("requests", "attempts", "chunks", "events"), 0)
     async with _writing(address) as ledger:
+        pace = Pace(ledger.shared)
         while True:
             removed = await ledger.purge(Purge(before_us, limit=pace.limit))
             for name in total:

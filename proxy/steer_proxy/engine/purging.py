@@ -19,8 +19,10 @@ EVERY: Final = 60.0
 SLICE: Final = 64
 SMALLEST: Final = 8
 
-#: How long the database may work on a slice, in seconds.
+#: How long the database may work on a slice, in seconds: where the calls wait for the one writer,
+#: and where they do not (and a small slice costs almost what a large one does).
 AT_ONCE: Final = 0.003
+AT_ONCE_SHARED: Final = 0.02
 
 #: A slice is followed by a pause of so many times as long as the database worked on it, and at
 #: least so many seconds: the writer is the calls' own for four fifths of the time.
@@ -38,14 +40,16 @@ class Pace:
     """How much to remove at once, and how long to rest then.
 
     Attributes:
+        shared: whether others can write to the ledger meanwhile.
         limit: rows of the next slice.
     """
 
+    shared: bool
     limit: int = SLICE
 
     def rest(self, busy: float, *, behind: bool = False) -> float:
         """How many seconds to rest after a slice that kept the database busy for so many."""
-        if busy > AT_ONCE:
+        if busy > (AT_ONCE_SHARED if self.shared else AT_ONCE):
             self.limit = max(SMALLEST, self.limit // 2)
         else:
             self.limit = min(SLICE, self.limit + SMALLEST)
@@ -85,7 +89,7 @@ class Purger:
         Raises:
             LedgerUnavailable: in the middle of it; the next sweep goes on.
         """
-        pace = Pace()
+        pace = Pace(self.ledger.shared)
         began = self.clock.now()
         before = int((self.clock.wall() - self.terms.retention) * MICROSECONDS)
         while True:

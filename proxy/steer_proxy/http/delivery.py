@@ -177,6 +177,8 @@ class Delivery(Generic[R]):
             reader is None
             and self._call.facts.operation == "http"
             and answer.content_type.lower().startswith("text/event-stream")
+            # A keyed call goes on without its callers: something must end it.
+            and self._outlet.personal
         )
         alive: Callable[[], None] | None = None
         if endless and upstream is not None:

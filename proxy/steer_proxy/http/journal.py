@@ -89,14 +89,25 @@ class Journal:
         role: Role,
         served_from: str,
         avoided_nusd: int | None,
-        response: CallerResponse,
+        response: CallerResponse | None,
+        *,
+        left: bool = False,
     ) -> None:
-        """A request was served by the call with this id, and so did not cost as much."""
-        row, _ = self._log.rows(call, status=response.status, bytes_out=response.given)
-        fine = response.status < 400
+        """A request was served by the call with this id, and so did not cost as much; or its caller
+        has `left` before that."""
+        row, _ = self._log.rows(
+            call,
+            status=None if response is None else response.status,
+            bytes_out=0 if response is None else response.given,
+        )
+        fine = False
+        if response is not None and not left:
+            broken = response.prepared and not response.ended
+            fine = response.status < 400 and not broken
+            outcome = Outcome.OK if fine else Outcome.BROKEN if broken else row.outcome
+            failure = None if fine else "joined_call_failed"
+            row = row._replace(outcome=outcome, error_class=failure)
         row = row._replace(
-            outcome=Outcome.OK if fine else row.outcome,
-            error_class=None if fine else "joined_call_failed",
             attempts=0,
             idem_key=call.key,
             idem_scope=identity.scope,

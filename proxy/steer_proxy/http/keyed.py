@@ -197,12 +197,9 @@ class KeyedCalls:
         if isinstance(resolution, Owned):
             if identity.fingerprint != run.identity.fingerprint:
                 raise Refusal(_MISMATCH)
-            response = await self._join(request, progress, call, run, first=first)
-            if not first:
-                self._journal.duplicate(
-                    call, identity, Role.JOINED, run.call.id, run.cost_nusd, response
-                )
-            return response
+            if first:
+                return await self._join(request, progress, call, run, first=True)
+            return await self._joined(request, progress, call, identity, run, run.call.id)
         record = resolution.record
         match resolution.decision(identity.fingerprint, call.route.policy.idempotency):
             case Replay():
@@ -212,11 +209,7 @@ class KeyedCalls:
                 )
                 return response
             case Join():
-                response = await self._join(request, progress, call, run, first=False)
-                self._journal.duplicate(
-                    call, identity, Role.JOINED, record.id, run.cost_nusd, response
-                )
-                return response
+                return await self._joined(request, progress, call, identity, run, record.id)
             case Mismatch():
                 raise Refusal(_MISMATCH)
             case NotStored():
@@ -233,6 +226,25 @@ class KeyedCalls:
             return await replay(request, progress, call, found.record, self._books, self._watched)
         except LedgerUnavailable as error:
             raise Refusal(_no_ledger(str(error))) from None
+
+    async def _joined(
+        self,
+        request: BaseRequest,
+        progress: CallProgress,
+        call: Call,
+        identity: Identity,
+        run: Run,
+        served_from: str,
+    ) -> CallerResponse:
+        """Serve a duplicate of a running call, and write that down."""
+        told = self._journal.duplicate
+        try:
+            response = await self._join(request, progress, call, run, first=False)
+        except asyncio.CancelledError:
+            told(call, identity, Role.JOINED, served_from, None, progress.response, left=True)
+            raise
+        told(call, identity, Role.JOINED, served_from, run.cost_nusd, response)
+        return response
 
     async def _join(
         self, request: BaseRequest, progress: CallProgress, call: Call, run: Run, *, first: bool

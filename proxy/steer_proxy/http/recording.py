@@ -156,9 +156,9 @@ class Recording:
             async with asyncio.timeout(PATIENCE):
                 await self._room
         except TimeoutError:
-            for reader in tuple(self.readers):
-                if reader.next == self._first:
-                    reader.drop()
+            # Whom it is to be, before the first one's leaving moves the window.
+            for reader in [each for each in self.readers if each.next == self._first]:
+                reader.drop()
             self._forget()
             self._tell()
         finally:

@@ -257,25 +257,22 @@ class PostgresLedger:
         (expired,) = await self._fetch(sql.EXPIRE, limit=limit)
         evicted = await self._evict(purge)
         (calls,) = await self._fetch(sql.PURGE_CALLS, before_us=before_us, limit=limit)
-        (strays,) = await self._fetch(sql.PURGE_ATTEMPTS, before_us=before_us, limit=limit)
-        (events,) = await self._fetch(sql.PURGE_EVENTS, before_us=before_us, limit=limit)
-        await self._fetch(sql.PURGE_OWNERS, before_us=before_us, limit=limit)
-        counts = (
-            expired["keys"],
-            evicted["answers"],
-            calls["requests"],
-            strays["removed"],
-            events["removed"],
-        )
+        others = []
+        if calls["requests"] < limit:
+            # Only now: for strays all attempts are looked at whose calls are still to go.
+            for statement in (sql.PURGE_ATTEMPTS, sql.PURGE_EVENTS):
+                others += await self._fetch(statement, before_us=before_us, limit=limit)
+            await self._fetch(sql.PURGE_OWNERS, before_us=before_us, limit=limit)
+        strays, events = [row["removed"] for row in others] or (0, 0)
+        counts = (expired["keys"], evicted["answers"], calls["requests"], strays, events)
         return Purged(
             requests=calls["requests"],
-            attempts=calls["attempts"] + strays["removed"],
+            attempts=calls["attempts"] + strays,
             chunks=expired["chunks"] + evicted["chunks"] + calls["chunks"],
-            events=events["removed"],
+            events=events,
             more=any(count >= limit for count in counts),
             # Each is a transaction of its own: the longest is what others may wait for.
-            busy=max(row["busy_us"] for row in (expired, evicted, calls, strays, events))
-            / MICROSECONDS,
+            busy=max(row["busy_us"] for row in (expired, evicted, calls, *others)) / MICROSECONDS,
         )
 
     async def _evict(self, purge: Purge) -> Any:

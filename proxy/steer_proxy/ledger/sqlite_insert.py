@@ -28,10 +28,13 @@ def insert(
     table: str,
     columns: tuple[str, ...],
     rows: Sequence[Sequence[Any]],
-) -> None:
-    """Insert rows of values in the order of `columns`; rows that are there are left alone."""
+) -> int:
+    """Insert rows of values in the order of `columns`; rows that are there are left alone.
+
+    Returns how many were not there.
+    """
     if not rows:
-        return
+        return 0
     used = [
         (name, values)
         for name, values in zip(columns, zip(*rows, strict=True), strict=True)
@@ -39,12 +42,14 @@ def insert(
     ]
     names = tuple(name for name, _ in used)
     rows = list(zip(*(values for _, values in used), strict=True))
-    start = 0
+    start = inserted = 0
     for size in SIZES:
         while len(rows) - start >= size:
             text = _statement(table, names, size)
-            connection.execute(text, tuple(chain.from_iterable(rows[start : start + size])))
+            values = tuple(chain.from_iterable(rows[start : start + size]))
+            inserted += connection.execute(text, values).rowcount
             start += size
+    return inserted
 
 
 @lru_cache(TEXTS)

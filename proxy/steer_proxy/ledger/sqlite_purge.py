@@ -176,6 +176,7 @@ class Purger:
 
     async def _remove(self, work: _Slice, function: Callable[..., _T], *arguments: Any) -> _T:
         """Have the writer do something, and note how long it is busy with it."""
+        result: _T
         result, took = await self._write(_timed, function, *arguments)
         work.busy += took
         return result

@@ -63,7 +63,6 @@ _ANSWER = _Statement(statements.ANSWER)
 _CHUNKS = _Statement(statements.CHUNKS)
 
 # These take whole rows, by position.
-_INSERT_CALL: Final = positional(statements.INSERT_CALL).text
 _INSERT_CHUNK: Final = positional(statements.INSERT_CHUNK).text
 _ADD_CHUNK: Final = positional(statements.ADD_CHUNK).text
 _FINISH: Final = {state: positional(text).text for state, text in statements.FINISH.items()}
@@ -106,7 +105,7 @@ def retire(connection: sqlite3.Connection, owner: str, now: int) -> None:
 
 def claim(connection: sqlite3.Connection, row: CallRow, now: int) -> Record | None:
     """Insert a live row, or find the one that is in its way."""
-    if connection.execute(_INSERT_CALL, row).rowcount == 1:
+    if insert(connection, "requests", CallRow._fields, [row]) == 1:
         return None
     there = find(connection, row.idem_scope or "", now)
     if there is None:

@@ -1,1 +1,1 @@
-"""Programs that show the in-process API at work, without a network: `python -m`, then their name."""
+"""Programs that show the in-process API at work, without a network: `python -m` and a name."""

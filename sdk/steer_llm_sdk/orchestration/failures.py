@@ -73,13 +73,17 @@ def _of(error: BaseException, wall: float) -> Verdict | None:
             executed=Executed.MAYBE if status in _MAYBE else None,
             hint=_hint(error, wall),
             code=str(status),
+            again=_again(error),
         )
     failure = _network(error)
     if failure is not None:
         return failed(failure, hint=_asked(error), code=type(error).__name__)
     if isinstance(error, ProviderError):
         executed = Executed.MAYBE
-        return failed(Failure.SERVER_ERROR, executed=executed, hint=_asked(error), code=None)
+        again = _again(error)
+        return failed(
+            Failure.SERVER_ERROR, executed=executed, hint=_asked(error), code=None, again=again
+        )
     return None
 
 
@@ -119,6 +123,22 @@ def _hint(error: BaseException, wall: float) -> RetryHint | None:
             lower = {str(name).lower(): str(value) for name, value in headers.items()}
             return read_retry_hint(DialectName.HTTP, lower, wall).hint
     return None
+
+
+def _again(error: BaseException) -> bool:
+    """Whether the same may be tried again: not where an answer says `x-should-retry: false`, as a
+    sidecar does that has made its own tries. The provider SDKs obey it, too."""
+    if getattr(error, "should_retry", None) is False:
+        return False
+    headers: Any = getattr(getattr(error, "response", None), "headers", None)
+    if not isinstance(headers, Mapping):
+        return True
+    said = next((value for name, value in headers.items() if _is_advice(name)), "")
+    return str(said).strip().lower() != "false"
+
+
+def _is_advice(name: Any) -> bool:
+    return str(name).lower() == "x-should-retry"
 
 
 def _asked(error: BaseException) -> RetryHint | None:

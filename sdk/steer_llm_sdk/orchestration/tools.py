@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from steer_llm_sdk.errors import InvalidValue, UnknownTool
+from steer_llm_sdk.orchestration.metadata import ToolMetadata
 
 if TYPE_CHECKING:
     from steer_llm_sdk.streaming.manager import EventManager
@@ -98,23 +99,23 @@ class ToolRegistry:
 
     def __init__(self) -> None:
         self._tools: dict[str, Tool] = {}
-        #: Counts changes, so that what was derived from the tools can be kept until the next one.
-        self.revision = 0
+        self._metadata: dict[str, ToolMetadata] = {}
 
     def register_tool(self, tool: Tool) -> None:
         """Add a tool; one of the same name is replaced.
 
+        What it declares is read now, and once.
+
         Raises:
-            InvalidValue: for what is no tool, or has no name.
+            InvalidValue: for what is no tool, or declares what cannot be; names the field.
         """
         for member in ("name", "execute"):
             if not hasattr(tool, member):
                 raise InvalidValue("tool", f"{tool!r:.64} has no {member}")
-        name = tool.name
-        if not isinstance(name, str) or not name.strip():
-            raise InvalidValue("tool.name", f"must be text that is not empty, not {name!r:.64}")
-        self._tools[name] = tool
-        self.revision += 1
+        metadata = ToolMetadata.of(tool)
+        # Made anew, so that a planner may hold the one it was given.
+        self._metadata = {**self._metadata, metadata.name: metadata}
+        self._tools[metadata.name] = tool
 
     def get_tool(self, name: str) -> Tool:
         """The tool of this name.
@@ -127,9 +128,10 @@ class ToolRegistry:
             raise UnknownTool(str(name), self._unknown(name))
         return tool
 
-    def find(self, name: str) -> Tool | None:
-        """The tool of this name; None when there is none."""
-        return self._tools.get(name)
+    @property
+    def metadata(self) -> Mapping[str, ToolMetadata]:
+        """What every tool declares, by name; later registrations do not change it."""
+        return self._metadata
 
     def list_tools(self) -> list[str]:
         """The names, in the order of registration."""
@@ -143,12 +145,12 @@ class ToolRegistry:
         """
         self.get_tool(name)
         del self._tools[name]
-        self.revision += 1
+        self._metadata = {key: each for key, each in self._metadata.items() if key != name}
 
     def clear(self) -> None:
         """Forget every tool."""
         self._tools.clear()
-        self.revision += 1
+        self._metadata = {}
 
     def __contains__(self, name: object) -> bool:
         return name in self._tools

@@ -6,13 +6,13 @@ to connect counts against the provider with all its tools, any other against the
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from steer_llm_sdk import checks
+from steer_llm_sdk.calling import accepted
 from steer_policies.breaker import PermitPair, Rejected
 from steer_policies.breaker import State as CircuitState
 from steer_policies.config import BreakerPolicy, DialectName, FailureCount, UpstreamPolicy
@@ -86,7 +86,7 @@ class CircuitBreakerConfig:
         }[CircuitState(state)]
 
 
-#: The configurations of those who give none, and of providers that a given one does not provide for.
+#: What holds for providers that the given configurations do not provide for.
 USUAL: Final[Mapping[str, CircuitBreakerConfig]] = MappingProxyType(
     {
         "openai": CircuitBreakerConfig(window_size=300.0),
@@ -115,7 +115,7 @@ class Change:
         """Call what is to be called, if anything; what it raises is the caller's business."""
         if self.callback is None:
             return None
-        return self.callback(self.name) if _takes_one(self.callback) else self.callback()
+        return self.callback(*(self.name,)[: accepted(self.callback, 1)])
 
 
 class Breakers:
@@ -154,6 +154,10 @@ class Breakers:
         if isinstance(permit, PermitPair):
             self.settle(provider, tool, permit, verdict)
 
+    def forget(self, provider: str, tool: str) -> None:
+        """Tell of a circuit no more: the tool turned out to be another provider's."""
+        self._known.pop((provider, tool), None)
+
     def state(self, provider: str, tool: str) -> str:
         """closed, open or half_open: how a call would find it now."""
         found = self._states.get(_place(provider, tool))
@@ -164,9 +168,11 @@ class Breakers:
         found = self._states.get(_place(provider, tool))
         return 0.0 if found is None else found.open_for(tool, self._clock.now())
 
-    def states(self) -> dict[str, str]:
-        """The state of every circuit that was used, by `provider:tool`."""
-        return {name: self.state(*key) for key, name in self._known.items()}
+    def states(self, tools: Iterable[tuple[str, str]]) -> dict[str, str]:
+        """The state of these tools' circuits, each after its provider, and of all that were used;
+        by `provider:tool`."""
+        names = {key: self._known.get(key) or f"{key[0]}:{key[1]}" for key in tools}
+        return {name: self.state(*key) for key, name in (names | self._known).items()}
 
     def changes(self) -> list[Change]:
         """What changed since this was last asked."""
@@ -203,7 +209,7 @@ class Breakers:
         raise AssertionError("the usual configurations have a default")
 
     def _forget(self) -> None:
-        """Make room: a closed circuit is as good as none, and the oldest of the others goes last."""
+        """Make room: a closed circuit is as good as none; without any, the oldest goes."""
         for key in [key for key in self._known if self.state(*key) == _CLOSED] or [
             next(iter(self._known))
         ]:
@@ -218,12 +224,3 @@ _CLOSED: Final = str(CircuitState.CLOSED)
 def _place(provider: str, tool: str) -> str:
     """Which tools share what is known of connecting: those of a provider, unless it has no name."""
     return f"{DEFAULT}:{tool}" if provider == DEFAULT else provider
-
-
-def _takes_one(callback: Callable[..., Any]) -> bool:
-    """Whether a function can be called with one argument."""
-    try:
-        inspect.signature(callback).bind("")
-    except (TypeError, ValueError):
-        return False
-    return True

@@ -44,7 +44,7 @@ from steer_llm_sdk.reliability.once import (
     state_after,
     tell_of_store,
 )
-from steer_llm_sdk.reliability.open_ledger import Lifetime, OpenLedger
+from steer_llm_sdk.reliability.open_ledger import OpenLedger, lifetime_of
 from steer_llm_sdk.reliability.run_rows import RunRow
 from steer_llm_sdk.reliability.stored import not_stored, uncertain
 from steer_policies.fingerprint import principal, scope_of
@@ -82,7 +82,7 @@ class SqlOnce:
         clock: Clock | None = None,
     ) -> None:
         self._terms = terms
-        self._lifetime = Lifetime(url, encryption, clock)
+        self._lifetime = lifetime_of(url, encryption, clock)
         self._runs = Runs(terms.join_timeout)
         self._later: set[asyncio.Task[None]] = set()
         self.policy: Final = IdempotencyPolicy(
@@ -151,7 +151,7 @@ class SqlOnce:
             task.cancel()
         if self._later:
             await asyncio.wait(self._later)
-        await self._lifetime.close()
+        await self._lifetime.close(self)
 
     def finish_later(self, opened: OpenLedger, finish: Finish) -> None:
         """Go on trying to write how a run has ended; its record stays ours meanwhile."""
@@ -169,7 +169,7 @@ class SqlOnce:
     async def _reach(self, tell: Tell | None) -> tuple[OpenLedger, bytes]:
         """The open ledger and its secret; of one that was never reached, one of our own."""
         try:
-            opened = await self._lifetime.ledger()
+            opened = await self._lifetime.ledger(self)
         except StoreUnavailableError as error:
             await tell_of_store(tell, self._terms, error, executed=False)
             raise

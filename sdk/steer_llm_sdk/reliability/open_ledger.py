@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import os
 import socket
+import weakref
 from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
 from typing import Final
 
 from steer_llm_sdk.reliability.idempotency_errors import StoreUnavailableError
@@ -18,7 +20,7 @@ from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.engine.claims import Claims
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.config import LedgerTerms
-from steer_proxy.ledger.address import Postgres, parse_address
+from steer_proxy.ledger.address import Postgres, Sqlite, parse_address
 from steer_proxy.ledger.connect import open_ledger
 from steer_proxy.ledger.protocol import LedgerUnusable
 from steer_proxy.ledger.sealing import Sealer
@@ -68,6 +70,7 @@ class OpenLedger:
         try:
             yield
         finally:
+            await self.claims.close()
             await self.books.stop()
             self._closed = True
 
@@ -84,7 +87,7 @@ class OpenLedger:
 
 
 class Lifetime:
-    """Has one ledger open at a time, for whichever loop asks."""
+    """Has one ledger open at a time, for whichever loop asks; open while any of its users is."""
 
     def __init__(
         self, url: str, encryption: Sequence[tuple[str, bytes]], clock: Clock | None = None
@@ -92,53 +95,69 @@ class Lifetime:
         self._url = url
         self._encryption = encryption
         self._clock = clock
+        self._users: weakref.WeakSet[object] = weakref.WeakSet()
         self._open: OpenLedger | None = None
         self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
-    async def ledger(self) -> OpenLedger:
+    async def ledger(self, user: object) -> OpenLedger:
         """The ledger, opened by the first who asks.
 
         Raises:
             StoreUnavailableError: see `OpenLedger.open`, or another running loop has it.
         """
         found = self._mine()
-        if found is not None:
-            return found
-        async with self._lock():
-            found = self._mine()
-            if found is not None:
-                return found
-            await self._leave_old()
-            made = OpenLedger(self._url, self._encryption, self._clock)
-            await made.open()
-            self._open = made
-            return made
+        if found is None:
+            async with self._lock():
+                found = self._mine() or await self._begin()
+        self._users.add(user)
+        return found
 
-    async def close(self) -> None:
-        """Close it, if it is open; it opens again when it is asked for."""
+    async def close(self, user: object) -> None:
+        """Close it, unless others use it; it opens again when it is asked for."""
         async with self._lock():
-            if (opened := self._open) is not None:
+            self._users.discard(user)
+            if (opened := self._open) is not None and not self._users:
                 self._open = None
                 await opened.close()
+
+    async def _begin(self) -> OpenLedger:
+        if (old := self._open) is not None:
+            if old.loop.is_running():
+                raise StoreUnavailableError(
+                    "idempotency_manager: it is in use in another running event loop; give each "
+                    "of them a manager of its own"
+                )
+            self._open = None
+            await old.close()
+        made = OpenLedger(self._url, self._encryption, self._clock)
+        await made.open()
+        self._open = made
+        return made
 
     def _mine(self) -> OpenLedger | None:
         found = self._open
         return found if found is not None and found.loop is asyncio.get_running_loop() else None
-
-    async def _leave_old(self) -> None:
-        old = self._open
-        if old is None:
-            return
-        if old.loop.is_running():
-            raise StoreUnavailableError(
-                "idempotency_manager: it is in use in another running event loop; give each of "
-                "them a manager of its own"
-            )
-        self._open = None
-        await old.close()
 
     def _lock(self) -> asyncio.Lock:
         loop = asyncio.get_running_loop()
         if self._turn is None or self._turn[0] is not loop:
             self._turn = (loop, asyncio.Lock())
         return self._turn[1]
+
+
+#: Of files, which have one writer: managers of one process share it.
+_FILES: Final[weakref.WeakValueDictionary[object, Lifetime]] = weakref.WeakValueDictionary()
+
+
+def lifetime_of(
+    url: str, encryption: Sequence[tuple[str, bytes]], clock: Clock | None = None
+) -> Lifetime:
+    """The lifetime of the ledger at a database URL; a file's is shared."""
+    address = parse_address(url)
+    if not isinstance(address, Sqlite) or clock is not None:
+        return Lifetime(url, encryption, clock)
+    place = (Path(address.path).resolve(), tuple(encryption))
+    found = _FILES.get(place)
+    if found is None:
+        found = _FILES[place] = Lifetime(url, encryption)
+    return found

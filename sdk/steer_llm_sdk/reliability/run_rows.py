@@ -14,6 +14,7 @@ from typing import Any, Final
 from steer_llm_sdk.reliability.once import METHOD, ROUTE, Caller
 from steer_policies.idempotency import Role, State
 from steer_policies.outcome import Outcome
+from steer_policies.trace_context import safe_request_id, trace_id_from
 from steer_proxy.engine.clock import Clock
 from steer_proxy.ledger.values import MICROSECONDS, NANO_USD, CallRow
 
@@ -37,7 +38,7 @@ class RunRow:
         self._opening = CallRow(
             id=id,
             request_id=_text(caller.request_id) or id,
-            trace_id=_text(caller.trace_id),
+            trace_id=_trace_id(caller),
             instance=instance,
             labels=_labels(caller.labels),
             route=ROUTE,
@@ -153,6 +154,14 @@ def _text(value: Any) -> str | None:
     if not isinstance(value, str) or not value:
         return None
     return value[:MAX_TEXT].encode("utf-8", "replace").decode()
+
+
+def _trace_id(caller: Caller) -> str | None:
+    """The trace as a sidecar's rows have it that was called with the same ids (`HttpTool`)."""
+    for text in (caller.trace_id, caller.request_id):
+        if text is not None and (safe := safe_request_id(text)) is not None:
+            return trace_id_from(safe)
+    return None
 
 
 def _labels(labels: Mapping[str, str]) -> str | None:

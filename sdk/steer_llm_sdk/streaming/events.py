@@ -88,4 +88,3 @@ class Redactor:
         if isinstance(value, (list, tuple)):
             return [self.value(each, depth - 1) for each in value]
         return self.text(str(value))
-

@@ -70,8 +70,8 @@ class EventManager:
         bound = copy.copy(self)
         bound.request_id = request_id
         bound.trace_id = trace_id
-        bound._redactors = (*self._redactors, redactor)
-        bound._wall = wall
+        bound._redactors = (*self._redactors, redactor)  # noqa: SLF001 - one of our own
+        bound._wall = wall  # noqa: SLF001
         return bound
 
     async def emit(self, event: Event) -> None:
@@ -102,9 +102,7 @@ class EventManager:
             reason = repr(error)
             for redactor in self._redactors:
                 reason = redactor.text(reason)
-            LOGGER.warning(
-                "on_%s failed for request %s: %s", event.type, event.request_id, reason
-            )
+            LOGGER.warning("on_%s failed for request %s: %s", event.type, event.request_id, reason)
 
     async def start(self, metadata: Mapping[str, Any], **about: str | None) -> None:
         """Tell that something begins."""

@@ -126,12 +126,21 @@ async def test_slices_that_take_too_long_get_smaller(busy: float, limits: list[i
 
 def test_slices_grow_again() -> None:
     """One that was slow by chance does not make the purge slow for good."""
-    pace = Pace()
+    pace = Pace(shared=False)
     limits = []
     for busy in (0.02, 0.02, *[0.001] * 8):
         pace.rest(busy)
         limits.append(pace.limit)
     assert limits == [32, 16, 24, 32, 40, 48, 56, SLICE, SLICE, SLICE]
+
+
+def test_a_shared_ledger_is_kept_busy_longer_at_once() -> None:
+    """Nobody waits for a slice there, and small ones would not keep up."""
+    pace = Pace(shared=True)
+    assert pace.rest(0.018) == pytest.approx(0.018 * REST)
+    assert pace.limit == SLICE
+    assert pace.rest(0.021) == pytest.approx(0.021 * REST)
+    assert pace.limit == SLICE // 2
 
 
 async def test_it_really_removes() -> None:

@@ -1,0 +1,73 @@
+"""From what a tool returned to a run's output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from steer_llm_sdk.orchestration.budget import is_amount
+from steer_llm_sdk.orchestration.execution import Answer, Candidate
+from steer_llm_sdk.orchestration.output import OrchestrationOutput
+from steer_llm_sdk.orchestration.planning.values import PlanDecision
+from steer_llm_sdk.orchestration.run import Run
+
+
+def output_of(run: Run, plan: PlanDecision | None, answer: Answer) -> OrchestrationOutput:
+    """A run's output: the tool's own word, and what only the run knows."""
+    output = _told_by(answer.value)
+    chosen = answer.candidate
+    metadata = {
+        **output.metadata,
+        "tool_name": chosen.name,
+        "tool_version": chosen.metadata.version,
+        "request_id": run.request_id,
+        "trace_id": run.trace_id,
+        "retry_attempts": answer.attempts,
+        "fallback_used": answer.fallback_used,
+        "matched_rule": None,
+    }
+    if plan is not None:
+        metadata["matched_rule"] = plan.metadata.get("matched_rule")
+        if plan.reasoning:
+            metadata["reasoning"] = plan.reasoning
+        if plan.confidence is not None:
+            metadata.setdefault("confidence", plan.confidence)
+    output.metadata = metadata
+    output.elapsed_ms = run.elapsed_ms()
+    output.per_agent = {
+        **output.per_agent,
+        **{each.name: _tried(each, answer) for each in answer.tried},
+    }
+    return output
+
+
+def _told_by(value: Any) -> OrchestrationOutput:
+    """What the tool says of its own result."""
+    if isinstance(value, OrchestrationOutput):
+        return replace(value, metadata=dict(value.metadata))
+    output = OrchestrationOutput(content=value)
+    if not isinstance(value, dict):
+        return output
+    if isinstance(usage := value.get("usage"), Mapping):
+        output.usage = dict(usage)
+    if is_amount(cost := value.get("cost_usd")):
+        output.cost_usd = float(cost)
+    if is_amount(confidence := value.get("confidence")) and confidence <= 1:
+        output.metadata["confidence"] = confidence
+    return output
+
+
+def _tried(each: Candidate, answer: Answer) -> dict[str, Any]:
+    """What became of one tool."""
+    answered = each is answer.candidate
+    failure = None if each.verdict is None else each.verdict.failure
+    told: dict[str, Any] = {
+        "status": "succeeded" if answered else "cancelled" if failure is None else "failed",
+        "provider": answer.provider if answered else each.metadata.provider,
+        "attempts": each.attempts,
+        "elapsed_ms": each.elapsed * 1000.0,
+    }
+    if not answered and failure is not None:
+        told["failure"] = str(failure)
+    return told

@@ -1,0 +1,466 @@
+"""Keyed calls that are out of the ordinary: odd answers, odd requests, callers that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steer_proxy.http.journal import Journal
+from tests.provider import (
+    Answer,
+    Data,
+    Event,
+    Finish,
+    Head,
+    Pause,
+    Repeat,
+    Send,
+    WaitUntilClosed,
+    faults,
+)
+from tests.support.pair import key
+from tests.support.raw import Reply as RawReply
+from tests.support.raw import Stage, ask, dialled, post, request, stage
+from tests.support.world import World, world
+
+KEY = "Idempotency-Key: order-1"
+
+#: The fields that say how a keyed call was served, and which request it was.
+SAID = {"x-steer-request-id", "x-steer-trace-id", "idempotency-status", "idempotent-replayed"}
+
+#: And the time of the first one.
+DATED = {*SAID, "date"}
+
+
+@contextlib.asynccontextmanager
+async def tool(tmp_path: Path, **idempotency: Any) -> AsyncIterator[Stage]:
+    """A tool behind Steer; nothing is left over when its calls are done."""
+    route = {"name": "tool", "path": "/tool", "candidates": ["tool"], "idempotency": idempotency}
+    async with stage(tmp_path, routes=[route]) as at:
+        yield at
+        await asyncio.sleep(1.0)
+        nothing_left(at.steer.gateway)
+
+
+def nothing_left(gateway: Any) -> None:
+    """No run, no memory of a body or a recording."""
+    keyed = gateway._keyed
+    assert keyed._running == {}
+    assert keyed._memory.used == 0
+    assert gateway._budget.used == 0
+    assert keyed._executions.claims._held == {}
+
+
+def same(first: RawReply, again: RawReply) -> None:
+    """To the byte, but for what says how it was served."""
+    assert again.first_line == first.first_line
+    assert [each for each in again.fields if each[0].lower() not in DATED] == [
+        each for each in first.fields if each[0].lower() not in DATED
+    ]
+    assert again.body == first.body
+
+
+# --- Odd answers ----------------------------------------------------------------------------------
+
+
+def chunked(*data: bytes) -> Answer:
+    """A plain answer of unknown length."""
+    head = Head(200, (("Content-Type", "application/json"),), framing="chunked")
+    return Answer((head, *map(Data, data), Finish()))
+
+
+ANSWERS = {
+    "no content": Answer((Head(204, framing="none"),)),
+    "created, empty": Answer((Head(201), Finish())),
+    "not modified": Answer(
+        (Head(304, (("Content-Length", "1234"), ("ETag", '"x"')), framing="none"),)
+    ),
+    "redirect": Answer((Head(307, (("Location", "/elsewhere"),)), Finish())),
+    "see other, with words": Answer(
+        (Head(303, (("Location", "/x"),), length=4), Data(b"look"), Finish())
+    ),
+    "chunked": chunked(b'{"a":', b"1}"),
+    "empty chunked": chunked(),
+    "large": Answer((Head(200, length=100_000), Data(b"x" * 100_000), Finish())),
+    "larger than is held": Answer((Head(200, length=1_500_000), Data(b"x" * 1_500_000), Finish())),
+    "large and chunked": chunked(b"y" * 700_000, b"z" * 700_000),
+    "until close": Answer(
+        (Head(200, (("Content-Type", "text/plain"),), framing="close"), Data(b"all"), Finish())
+    ),
+    "trailers": Answer(
+        (
+            Head(200, (("Transfer-Encoding", "chunked"),), framing="none"),
+            Send(b"3\r\nall\r\n0\r\nX-Trailer: one\r\n\r\n"),
+        )
+    ),
+    "odd reason": Answer((Head(299, (("X-Odd", "\u00e9"),), reason="Quite odd"), Finish())),
+}
+
+
+@pytest.mark.parametrize("name", list(ANSWERS))
+async def test_any_answer_is_replayed_to_the_byte(tmp_path: Path, name: str) -> None:
+    """The first, those that joined, and the replay."""
+    async with tool(tmp_path) as at:
+        at.provider.always(ANSWERS[name])
+        data = post(b'{"x":1}', "/tool/x", KEY, "Content-Type: application/json")
+        first, joined = await asyncio.gather(ask(at.port, data, "POST"), ask(at.port, data, "POST"))
+        again = await ask(at.port, data, "POST")
+        same(first, joined)
+        same(first, again)
+        assert first.status == ANSWERS[name].head.status
+        assert [each.value("Idempotency-Status") for each in (first, joined, again)] == [
+            "new",
+            "joined",
+            "replayed",
+        ]
+        ids = {each.value("X-Steer-Request-ID") for each in (first, joined, again)}
+        assert len(ids) == 3
+        assert len(at.provider.attempts) == 1
+
+
+@pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH"])
+async def test_any_method_that_changes_something_takes_a_key(tmp_path: Path, method: str) -> None:
+    """Each is a call of its own."""
+    async with tool(tmp_path) as at:
+        data = request(method, "/tool/x", KEY)
+        first = await ask(at.port, data, method)
+        again = await ask(at.port, data, method)
+        same(first, again)
+        assert again.value("Idempotency-Status") == "replayed"
+        other = await ask(at.port, post(b"", "/tool/x", KEY), "POST")
+        assert other.value("Idempotency-Status") == "new"
+        assert [each[0] for each in at.forwarded] == [method, "POST"]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+async def test_what_changes_nothing_needs_none(tmp_path: Path, method: str) -> None:
+    """Its key is not looked at: asking again is always allowed."""
+    async with tool(tmp_path) as at:
+        for _ in range(2):
+            reply = await ask(at.port, request(method, "/tool/x", KEY), method)
+            assert reply.value("Idempotency-Status") is None
+        assert len(at.provider.attempts) == 2
+
+
+@pytest.mark.parametrize("save", ["success", "final", "nothing"])
+@pytest.mark.parametrize("code", [200, 400, 404, 429, 500])
+async def test_what_is_saved(tmp_path: Path, save: str, code: int) -> None:
+    """Successes; with `final` the provider's refusals too; with `nothing` none, and none again."""
+    async with tool(tmp_path, save=save) as at:
+        at.provider.always(Answer((Head(code, (("Content-Type", "text/plain"),)), Finish())))
+        data = post(b"x", "/tool/x", KEY)
+        first = await ask(at.port, data, "POST")
+        before = len(at.provider.attempts)
+        again = await ask(at.port, data, "POST")
+        assert first.status == code
+        if code == 200 and save == "nothing":
+            assert (again.status, again.code) == (409, "steer_result_not_stored")
+        elif code == 200 or (save == "final" and code in {400, 404}):
+            same(first, again)
+            assert again.value("Idempotency-Status") == "replayed"
+        else:
+            assert again.status == code
+            assert len(at.provider.attempts) > before
+            return
+        assert len(at.provider.attempts) == before == 1
+
+
+async def test_a_compressed_stream_is_given_as_it_is(tmp_path: Path) -> None:
+    """Nobody looks into it; cut, it is uncertain."""
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.compressed("gzip"))
+        headers = {**key(), "Accept-Encoding": "gzip"}
+        first = await parties.ask(stream=True, headers=headers)
+        again = await parties.ask(stream=True, headers=headers)
+        assert first.body == again.body
+        assert again.headers["Idempotency-Status"] == "replayed"
+        nothing_left(parties.steer.gateway)
+
+
+async def test_a_tools_event_stream_ends_with_its_longest_time(tmp_path: Path) -> None:
+    """Without a key it may last for ever; with one it goes on without its callers."""
+    async with tool(tmp_path) as at:
+        head = Head(200, (("Content-Type", "text/event-stream"),), framing="chunked")
+        tick = Event(b"data: tick\n\n")
+        endless = Answer((head, *[step for _ in range(50) for step in (tick, Pause(100.0))]))
+        at.provider.always(endless)
+        async with dialled(at.port) as caller:
+            caller.send(post(b"x", "/tool/x", KEY))
+            await caller.head()
+            assert await caller.chunk() == tick.data
+        await asyncio.sleep(60.0)
+        assert at.steer.sidecar.active == 1
+        await asyncio.sleep(3600.0)
+        assert at.steer.sidecar.active == 0
+        again = await ask(at.port, post(b"x", "/tool/x", KEY), "POST")
+        assert (again.status, again.code) == (409, "steer_key_uncertain")
+
+
+async def test_a_tools_event_stream_comes_live(tmp_path: Path) -> None:
+    """Each event when it comes, to who asked and to who joined; then it is replayed."""
+    async with tool(tmp_path) as at:
+        head = Head(200, (("Content-Type", "text/event-stream"),), framing="chunked")
+        events = [Event(b"data: %d\n\n" % n) for n in range(3)]
+        steps = [step for event in events for step in (event, Pause(10.0))]
+        at.provider.always(Answer((head, *steps, Finish())))
+        data = post(b"x", "/tool/x", KEY)
+        now = asyncio.get_running_loop().time
+        began = now()
+        async with dialled(at.port) as first, dialled(at.port) as second:
+            first.send(data)
+            await at.provider.wait_for_attempts(1)
+            second.send(data)
+            for caller in (first, second):
+                await caller.head()
+            for n, event in enumerate(events):
+                assert await first.chunk() == await second.chunk() == event.data
+                assert now() - began == pytest.approx(10.0 * n, abs=0.5)
+        again = await ask(at.port, data, "POST")
+        assert again.body == b"".join(event.data for event in events)
+
+
+# --- Odd commits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("commit", ["headers", "first_token", "complete"])
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_every_commit_point_is_replayed(tmp_path: Path, commit: str, stream: bool) -> None:
+    """What was given is what is kept."""
+    async with world(tmp_path, route={"commit": commit}) as parties:
+        first = await parties.ask(stream=stream, headers=key())
+        again = await parties.ask(stream=stream, headers=key())
+        assert first.status == 200
+        assert first.body == again.body
+        assert again.headers["Idempotency-Status"] == "replayed"
+        assert len(parties.primary.attempts) == 1
+        nothing_left(parties.steer.gateway)
+
+
+async def test_a_keyed_stream_is_not_resumed_elsewhere(tmp_path: Path) -> None:
+    """That would be a second execution: it breaks, and is uncertain."""
+    async with world(tmp_path, route={"on_break": "resume"}) as parties:
+        parties.primary.always(faults.cut_after(events=5))
+        first = await parties.ask(stream=True, headers=key())
+        assert first.cut
+        assert parties.fallback.attempts == []
+        again = await parties.ask(stream=True, headers=key())
+        assert again.status == 409
+        nothing_left(parties.steer.gateway)
+
+
+# --- Odd requests ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 200_000, 1_500_000, 5_000_000])
+async def test_a_request_of_any_size(tmp_path: Path, size: int) -> None:
+    """In memory or on disk: sent whole, recognised, and let go of."""
+    async with tool(tmp_path) as at:
+        at.provider.always(faults.silence(1.0))
+        body = b"b" * size
+        data = post(body, "/tool/x", KEY)
+        replies = await asyncio.gather(*(ask(at.port, data, "POST") for _ in range(3)))
+        assert {reply.status for reply in replies} == {200}
+        assert [attempt.body for attempt in at.provider.attempts] == [body]
+        other = await ask(at.port, post(body + b"!", "/tool/x", KEY), "POST")
+        assert (other.status, other.code) == (422, "steer_key_mismatch")
+
+
+async def test_joiners_keep_no_body(tmp_path: Path) -> None:
+    """One body is needed, however many ask."""
+    async with tool(tmp_path) as at:
+        at.provider.always(faults.silence(5.0))
+        data = post(b"b" * 100_000, "/tool/x", KEY)
+        asking = [asyncio.create_task(ask(at.port, data, "POST")) for _ in range(10)]
+        await asyncio.sleep(1.0)
+        assert at.steer.gateway._budget.used == 100_000
+        assert {reply.status for reply in await asyncio.gather(*asking)} == {200}
+
+
+async def test_no_more_than_256_wait(tmp_path: Path) -> None:
+    """The others are told to come again."""
+    async with tool(tmp_path) as at:
+        at.provider.always(faults.silence(5.0))
+        data = post(b"x", "/tool/x", KEY)
+        replies = await asyncio.gather(*(ask(at.port, data, "POST") for _ in range(260)))
+        assert [reply.status for reply in replies].count(200) == 256
+        refused = [reply for reply in replies if reply.status != 200]
+        assert {reply.code for reply in refused} == {"steer_key_in_progress"}
+        assert len(at.provider.attempts) == 1
+
+
+# --- Callers that leave ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [10, 300_000])
+@pytest.mark.parametrize("joiners", [0, 1])
+async def test_a_caller_may_leave_at_any_moment(tmp_path: Path, size: int, joiners: int) -> None:
+    """After each turn of the loop: one execution at most, and nothing is left behind."""
+    async with tool(tmp_path) as at:
+        at.provider.always(faults.silence(1.0))
+        for turns in range(0, 40, 1 if size < 100 else 3):
+            before = len(at.provider.attempts)
+            data = post(b"b" * size, "/tool/x", f"Idempotency-Key: {size}-{turns}")
+            others = [asyncio.create_task(ask(at.port, data, "POST")) for _ in range(joiners)]
+            async with dialled(at.port) as caller:
+                caller.send(data)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            await asyncio.sleep(3.0)
+            nothing_left(at.steer.gateway)
+            for other in others:
+                assert (await other).status == 200
+            again = await ask(at.port, data, "POST")
+            assert again.status == 200
+            assert len(at.provider.attempts) == before + 1
+
+
+async def test_a_slow_reader_of_a_replay_is_cut_off(tmp_path: Path) -> None:
+    """It may not hold what it does not take for ever."""
+    async with tool(tmp_path, max_stored="16MiB") as at:
+        at.provider.always(Answer((Head(200, length=8_000_000), Data(b"x" * 8_000_000), Finish())))
+        data = post(b"x", "/tool/x", KEY)
+        assert len((await ask(at.port, data, "POST")).body) == 8_000_000
+        async with dialled(at.port, window=4096) as caller:
+            caller.send(data)
+            await asyncio.sleep(10.0)
+            assert at.steer.sidecar.active == 1
+            await asyncio.sleep(3700.0)
+            assert at.steer.sidecar.active == 0
+
+
+async def test_a_slow_reader_holds_up_nobody(tmp_path: Path) -> None:
+    """One that never reads, beside one that does."""
+    async with tool(tmp_path) as at:
+        head = Head(200, (("Content-Type", "video/mp4"),), framing="chunked")
+        at.provider.always(Answer((head, Repeat(b"x" * 65536, 512), Finish())))
+        data = post(b"x", "/tool/x", KEY)
+        async with dialled(at.port, window=4096) as slow:
+            slow.send(data)
+            await at.provider.wait_for_attempts(1)
+            reply = await ask(at.port, data, "POST")
+            assert len(reply.body) == 65536 * 512
+            assert len(at.provider.attempts) == 1
+            later = await ask(at.port, data, "POST")
+            assert later.code == "steer_result_not_stored"
+
+
+# --- The end of the process -----------------------------------------------------------------------
+
+
+async def test_a_drain_waits_for_calls_without_callers(tmp_path: Path) -> None:
+    """They are paid: their answer is stored before the process ends."""
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.silence(20.0))
+        leaving = asyncio.create_task(parties.ask(headers=key()))
+        await parties.primary.wait_for_attempts(1)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        assert await parties.steer.sidecar.drain(30.0)
+        (row,) = states(parties)
+        assert row == "completed"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_a_drain_that_takes_too_long_says_what_is_uncertain(
+    tmp_path: Path, stream: bool
+) -> None:
+    """Its caller is told to try again; the record is not left as if it ran."""
+    async with world(tmp_path) as parties:
+        pause = faults.at_event(3, WaitUntilClosed()) if stream else faults.silence()
+        parties.primary.always(pause)
+        calling = asyncio.create_task(parties.ask(stream=stream, headers=key()))
+        await parties.primary.wait_for_attempts(1)
+        await asyncio.sleep(1.0)
+        assert not await parties.steer.sidecar.drain(2.0)
+        reply = await calling
+        assert (reply.status, reply.cut) == ((200, True) if stream else (503, False))
+        assert b"steer_draining" in reply.body
+        assert b"[DONE]" not in reply.body
+        await parties.steer.gateway.close()
+        assert states(parties) == ["uncertain"]
+
+
+def states(parties: World) -> list[str | None]:
+    """What the ledger says of the keys."""
+    ledger: Any = parties.steer.sidecar.books.ledger
+    return [row.idem_state for row in ledger.calls.values() if row.idem_key]
+
+
+# --- What is written down -------------------------------------------------------------------------
+
+
+async def test_a_duplicate_that_leaves_is_written_down_as_such(tmp_path: Path) -> None:
+    """It was not served, and avoided nothing; the call goes on."""
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.silence(10.0))
+        first = asyncio.create_task(parties.ask(headers=key()))
+        await parties.primary.wait_for_attempts(1)
+        leaving = asyncio.create_task(parties.ask(headers=key()))
+        await asyncio.sleep(1.0)
+        leaving.cancel()
+        await asyncio.wait([first, leaving])
+        await asyncio.sleep(1.0)
+        joined = rows(parties, "joined")
+        assert [(row.outcome, row.status, row.avoided_nusd) for row in joined] == [
+            ("cancelled", None, None)
+        ]
+        assert [row.outcome for row in rows(parties, "owner")] == ["ok"]
+
+
+async def test_a_duplicate_of_a_stream_that_breaks_avoids_nothing(tmp_path: Path) -> None:
+    """It was broken off like the first."""
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.cut_after(events=5) | faults.at_event(2, Pause(1.0)))
+        first, joined = await asyncio.gather(
+            parties.ask(stream=True, headers=key()), parties.ask(stream=True, headers=key())
+        )
+        assert first.cut
+        assert joined.cut
+        await asyncio.sleep(1.0)
+        (row,) = rows(parties, "joined")
+        assert (row.outcome, row.error_class, row.avoided_nusd) == (
+            "broken",
+            "joined_call_failed",
+            None,
+        )
+
+
+def rows(parties: World, role: str) -> list[Any]:
+    """The rows of a role."""
+    ledger: Any = parties.steer.sidecar.books.ledger
+    return [row for row in ledger.calls.values() if row.idem_role == role]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_a_bug_leaves_nobody_waiting(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stream: bool,
+) -> None:
+    """All callers are told; the call was made, so its key is uncertain."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("the test says so")
+
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.silence(1.0))
+        monkeypatch.setattr(Journal, "closing", broken)
+        replies = await asyncio.gather(
+            *(parties.ask(stream=stream, headers=key()) for _ in range(3))
+        )
+        for reply in replies:
+            assert (reply.status, reply.cut) == ((200, True) if stream else (500, False))
+            assert b"steer_internal_error" in reply.body
+            assert b"[DONE]" not in reply.body
+        assert "ZeroDivisionError" in caplog.text
+        monkeypatch.undo()
+        again = await parties.ask(stream=stream, headers=key())
+        assert again.json["error"]["code"] == "steer_key_uncertain"
+        assert len(parties.primary.attempts) == 1
+        nothing_left(parties.steer.gateway)

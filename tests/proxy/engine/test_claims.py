@@ -1,0 +1,365 @@
+"""Taking a key, saying that it is sent, finishing its record; and what goes wrong in between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from steer_policies.idempotency import (
+    IdempotencyPolicy,
+    Move,
+    OnLedgerDown,
+    OnUncertain,
+    State,
+)
+from steer_proxy.engine import claims
+from steer_proxy.engine.claims import (
+    AGAIN_EVERY,
+    COMMIT_TIME,
+    ClaimLost,
+    Claims,
+    Finished,
+    Found,
+    Owned,
+)
+from steer_proxy.ledger.protocol import LedgerUnavailable
+from steer_proxy.ledger.values import CallRow, Claim, Finish, Ref
+from tests.support.books import Books, keeping
+
+FAIL = IdempotencyPolicy()
+OPEN = IdempotencyPolicy(on_ledger_down=OnLedgerDown.OPEN)
+RERUN = IdempotencyPolicy(on_uncertain=OnUncertain.RERUN)
+
+
+class Stage:
+    """Claims over a ledger that fails on demand."""
+
+    def __init__(self, books: Books) -> None:
+        self.books = books
+        self.ledger = books.ledger
+        self.claims = Claims(books.keeper)
+        self.lost: list[str] = []
+
+    def row(self, name: str, state: State = State.CLAIMED, scope: str = "scope") -> CallRow:
+        """A claim of a key."""
+        return CallRow(
+            id=name,
+            request_id=name,
+            idem_key="key",
+            idem_scope=scope,
+            idem_fp="print",
+            idem_role="owner",
+            idem_state=state.value,
+            idem_live=1,
+            idem_epoch=1,
+            started_us=1,
+        )
+
+    async def take(
+        self, name: str, policy: IdempotencyPolicy = FAIL, state: State = State.CLAIMED
+    ) -> Owned | Found:
+        """Take the key for a call."""
+        return await self.claims.take(self.row(name, state), policy, lambda: self.lost.append(name))
+
+    async def others(self, name: str, state: State, *, lapsed: bool) -> Claim:
+        """A claim of another process."""
+        await self.books.memory.renew("other", "there", 3600.0, ())
+        claim = Claim(self.row(name, state)._replace(owner_id="other"))
+        assert await self.books.memory.claim(claim) is None
+        if lapsed:
+            await self.books.memory.retire("other")
+        return claim
+
+    def state(self, name: str) -> str | None:
+        """What the ledger says of a call."""
+        row = self.books.memory.calls.get(name)
+        return None if row is None else row.idem_state
+
+    def end(self, ref: Ref, state: State = State.COMPLETED, **more: Any) -> Finish:
+        """The end of a record."""
+        return Finish(ref, state, CallRow(id=ref.id, request_id=ref.id, **more))
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """What the lease's renewals speak for."""
+        return tuple(self.books.keeper.held())
+
+
+@contextlib.asynccontextmanager
+async def stage() -> AsyncIterator[Stage]:
+    """A bookkeeper at work, with claims."""
+    async with keeping() as books:
+        made = Stage(books)
+        try:
+            yield made
+        finally:
+            await made.claims.close()
+
+
+async def test_a_free_key_is_taken_and_held() -> None:
+    """Until it is let go."""
+    async with stage() as at:
+        taken = await at.take("call-1")
+        assert taken == Owned(Ref("call-1", 1))
+        assert at.held == ("call-1",)
+        at.claims.let_go(Ref("call-1", 1))
+        assert not at.held
+
+
+@pytest.mark.parametrize("state", [State.CLAIMED, State.SENT])
+async def test_a_running_call_of_another_process_is_found(state: State) -> None:
+    """It is theirs, and nothing of ours is held."""
+    async with stage() as at:
+        await at.others("theirs", state, lapsed=False)
+        taken = await at.take("call-1")
+        assert isinstance(taken, Found)
+        assert (taken.record.id, taken.record.lapsed) == ("theirs", False)
+        assert at.held == ()
+
+
+@pytest.mark.parametrize(
+    ("state", "policy", "rerun"),
+    [
+        (State.CLAIMED, FAIL, False),
+        (State.CLAIMED, RERUN, False),
+        (State.SENT, FAIL, None),
+        (State.SENT, RERUN, True),
+    ],
+)
+async def test_what_another_process_left(
+    state: State, policy: IdempotencyPolicy, rerun: bool | None
+) -> None:
+    """Nothing was sent: it is taken over. Something may have been: as the route says."""
+    async with stage() as at:
+        await at.others("theirs", state, lapsed=True)
+        taken = await at.take("call-1", policy)
+        if rerun is None:
+            assert isinstance(taken, Found)
+            assert at.held == ()
+        else:
+            assert taken == Owned(Ref("call-1", 2), rerun=rerun)
+            assert at.held == ("call-1",)
+
+
+@pytest.mark.parametrize(
+    ("state", "policy", "expected"),
+    [
+        (State.CLAIMED, FAIL, Owned(Ref("call-2", 1))),
+        (State.SENT, RERUN, Owned(Ref("call-2", 2), rerun=True)),
+        (State.SENT, FAIL, State.UNCERTAIN),
+    ],
+)
+async def test_what_this_process_left_is_finished_first(
+    state: State, policy: IdempotencyPolicy, expected: Owned | State
+) -> None:
+    """A call that ended without its record: its lease never lapses, as it is ours."""
+    async with stage() as at:
+        await at.take("call-1", state=state)
+        at.claims.let_go(Ref("call-1", 1))
+        taken = await at.take("call-2", policy)
+        if isinstance(expected, Owned):
+            assert taken == expected
+        else:
+            assert isinstance(taken, Found)
+            assert taken.record.state is expected
+            assert at.state("call-1") == expected
+
+
+async def test_a_call_that_runs_here_is_left_alone() -> None:
+    """What is held is no remains."""
+    async with stage() as at:
+        await at.take("call-1", state=State.SENT)
+        taken = await at.take("call-2")
+        assert isinstance(taken, Found)
+        assert taken.record.state is State.SENT
+
+
+async def test_of_two_who_take_over_one_has_it() -> None:
+    """The other one finds the new claim."""
+    async with stage() as at:
+        await at.others("theirs", State.CLAIMED, lapsed=True)
+        first, second = await asyncio.gather(at.take("call-1"), at.take("call-2"))
+        owned = [each for each in (first, second) if isinstance(each, Owned)]
+        found = [each for each in (first, second) if isinstance(each, Found)]
+        assert [each.record.id for each in found] == [each.ref.id for each in owned]
+
+
+@pytest.mark.parametrize("method", ["renew", "claim"])
+async def test_without_a_ledger_the_policy_decides(method: str) -> None:
+    """Fail, or go on without a record; nothing stays held."""
+    async with stage() as at:
+        if method == "renew":
+            at.ledger.fail("renew")
+            await asyncio.sleep(16.0)
+        at.ledger.fail(method)
+        with pytest.raises(LedgerUnavailable):
+            await at.take("call-1")
+        assert await at.take("call-2", OPEN) == Owned(Ref("call-2", 1), recorded=False)
+        assert at.held == ()
+
+
+async def test_a_claim_that_may_stand_is_freed_again() -> None:
+    """Its caller was told that nothing was sent, and nothing was."""
+    async with stage() as at:
+        at.ledger.lose_reply("claim", times=1)
+        with pytest.raises(LedgerUnavailable):
+            await at.take("call-1", state=State.SENT)
+        assert at.state("call-1") == "sent"
+        await asyncio.sleep(AGAIN_EVERY + 0.1)
+        assert at.state("call-1") == "released"
+
+
+async def test_a_claim_that_may_stand_is_not_in_the_way() -> None:
+    """The next try need not wait for that."""
+    async with stage() as at:
+        at.ledger.lose_reply("claim", times=1)
+        with pytest.raises(LedgerUnavailable):
+            await at.take("call-1", state=State.SENT)
+        assert await at.take("call-2") == Owned(Ref("call-2", 1))
+
+
+async def test_a_cancelled_claim_is_freed_too() -> None:
+    """Whoever asked is gone, and never sent anything."""
+    async with stage() as at:
+        at.ledger.after("claim", lambda: asyncio.sleep(60.0))
+        asking = asyncio.create_task(at.take("call-1", state=State.SENT))
+        await asyncio.sleep(1.0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert (at.held, at.state("call-1")) == ((), "sent")
+        await asyncio.sleep(AGAIN_EVERY + 0.1)
+        assert at.state("call-1") == "released"
+
+
+async def test_a_key_that_changes_hands_for_ever_is_given_up() -> None:
+    """Every question has a bound."""
+    async with stage() as at:
+        turn = 0
+
+        async def steal() -> None:
+            nonlocal turn
+            turn += 1
+            await at.others(f"theirs-{turn}", State.CLAIMED, lapsed=True)
+
+        async def snatch() -> None:
+            record = await at.books.memory.find("scope")
+            assert record is not None
+            await at.books.memory.settle(record.id, Move.REOPEN)
+            await steal()
+
+        await steal()
+        at.ledger.before("take_over", snatch)
+        with pytest.raises(LedgerUnavailable, match="hands"):
+            await at.take("call-1")
+
+
+async def test_announcing() -> None:
+    """True once and for all; not when the key was taken over; not in vain without a record."""
+    async with stage() as at:
+        taken = await at.take("call-1")
+        assert isinstance(taken, Owned)
+        await at.claims.announce(taken)
+        await at.claims.announce(taken)
+        assert at.state("call-1") == "sent"
+        with pytest.raises(ClaimLost):
+            await at.claims.announce(Owned(Ref("call-1", 2)))
+        before = at.ledger.called["mark_sent"]
+        await at.claims.announce(Owned(Ref("call-3", 1), recorded=False))
+        assert at.ledger.called["mark_sent"] == before
+        at.ledger.fail("mark_sent")
+        with pytest.raises(LedgerUnavailable):
+            await at.claims.announce(taken)
+
+
+@pytest.mark.parametrize(
+    ("fault", "times", "result", "seconds"),
+    [
+        (None, 0, Finished.DONE, 0.0),
+        ("fail", 3, Finished.DONE, 0.3),
+        ("lose_reply", 2, Finished.DONE, 0.2),
+        ("fail", 1000, Finished.LATER, COMMIT_TIME),
+        ("hang", 1, Finished.LATER, COMMIT_TIME),
+    ],
+)
+async def test_finishing_takes_two_seconds_at_most(
+    fault: str | None, times: int, result: Finished, seconds: float
+) -> None:
+    """It is tried again meanwhile: a database that restarts refuses at once."""
+    async with stage() as at:
+        taken = await at.take("call-1", state=State.SENT)
+        assert isinstance(taken, Owned)
+        if fault is not None:
+            getattr(at.ledger, fault)("finish", times=times)
+        began = asyncio.get_running_loop().time()
+        assert await at.claims.finish(at.end(taken.ref)) is result
+        assert asyncio.get_running_loop().time() - began == pytest.approx(seconds, abs=0.05)
+
+
+async def test_finishing_later() -> None:
+    """As soon as the ledger is back."""
+    async with stage() as at:
+        taken = await at.take("call-1", state=State.SENT)
+        assert isinstance(taken, Owned)
+        at.ledger.fail("finish")
+        later = asyncio.create_task(at.claims.finish_later(at.end(taken.ref)))
+        await asyncio.sleep(6.0)
+        assert not later.done()
+        at.ledger.up()
+        assert await later is Finished.DONE
+        assert at.state("call-1") == "completed"
+
+
+async def test_finishing_later_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some time or other; the record says that nobody knows."""
+    monkeypatch.setattr(claims, "AGAIN_FOR", 10.0)
+    async with stage() as at:
+        taken = await at.take("call-1", state=State.SENT)
+        assert isinstance(taken, Owned)
+        at.ledger.fail("finish")
+        async with asyncio.timeout(30.0):
+            assert await at.claims.finish_later(at.end(taken.ref)) is Finished.LATER
+
+
+async def test_what_was_taken_over_cannot_be_finished() -> None:
+    """Neither now nor later."""
+    async with stage() as at:
+        await at.take("call-1", state=State.SENT)
+        assert await at.claims.finish(at.end(Ref("call-1", 2))) is Finished.LOST
+        assert await at.claims.finish_later(at.end(Ref("call-1", 2))) is Finished.LOST
+        assert at.state("call-1") == "sent"
+
+
+async def test_a_record_ends_without_what_the_ledger_does_not_take(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A number beyond 64 bits: the state matters more."""
+    async with stage() as at:
+        taken = await at.take("call-1", state=State.SENT)
+        assert isinstance(taken, Owned)
+        finish = at.end(taken.ref, tokens_in=2**70, ended_us=5)
+        assert await at.claims.finish(finish) is Finished.DONE
+        row = at.books.memory.calls["call-1"]
+        assert (row.idem_state, row.tokens_in, row.ended_us) == ("completed", None, 5)
+        assert "without its details" in caplog.text
+
+
+async def test_those_are_told_whose_keys_others_took() -> None:
+    """After the lease had lapsed; what is still ours goes on."""
+    async with stage() as at:
+        await at.take("call-1", RERUN, State.SENT)
+        at.ledger.fail("renew")
+        await asyncio.sleep(16.0)
+        found = await at.books.memory.find("scope")
+        assert found is not None
+        assert found.lapsed
+        theirs = Claim(at.row("theirs")._replace(owner_id="other"))
+        await at.books.memory.renew("other", "there", 3600.0, ())
+        assert await at.books.memory.take_over(theirs, found) is None
+        at.ledger.up()
+        await asyncio.sleep(6.0)
+        assert at.lost == ["call-1"]

@@ -1,0 +1,217 @@
+"""Streams on their way into a shared ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from steer_policies.idempotency import State
+from steer_proxy.http.body import MemoryBudget
+from steer_proxy.http.live import EVERY, MOST_WAITING, LiveStream, LiveStreams
+from steer_proxy.http.recording import PATIENCE, WINDOW, RecordedHead, Recording
+from steer_proxy.ledger.values import CallRow, ChunkRow, Claim, Ref
+from tests.support.books import Books, keeping
+
+HEAD = RecordedHead(200, "OK", ((b"X-Name", b"value"),), ())
+
+
+class Stage:
+    """Streams, the ledger they go to, and what another process sees there."""
+
+    def __init__(self, books: Books) -> None:
+        self.books = books
+        self.ledger = books.ledger
+        self.live = LiveStreams(books.keeper, lambda: 7)
+        self.memory = MemoryBudget(1_000_000)
+
+    async def stream(self, name: str, *, most: int = 100_000) -> tuple[Recording, LiveStream]:
+        """A call under way whose answer has begun."""
+        row = CallRow(
+            id=name,
+            request_id=name,
+            idem_scope=name,
+            idem_fp="print",
+            idem_state=State.SENT.value,
+            idem_live=1,
+            idem_epoch=1,
+            owner_id=self.books.keeper.owner,
+        )
+        assert await self.books.memory.claim(Claim(row)) is None
+        recording = Recording(most, self.memory)
+        recording.begin(HEAD)
+        stream = LiveStream(self.books.keeper, Ref(name, 1), 200, HEAD, recording.read())
+        self.live.add(stream)
+        return recording, stream
+
+    def opened(self, chunks: list[ChunkRow]) -> bytes:
+        """What chunks hold."""
+        return b"".join(self.books.keeper.sealer.open(chunk) for chunk in chunks)
+
+    async def seen(self, name: str) -> bytes | None:
+        """What another process sees of a call's answer; None before it has a head."""
+        following = await self.books.memory.follow(name, -1, 1000)
+        if following.headers is None:
+            return None
+        assert [each.seq for each in following.chunks] == list(range(len(following.chunks)))
+        return self.opened(list(following.chunks))
+
+
+@contextlib.asynccontextmanager
+async def stage() -> AsyncIterator[Stage]:
+    """A bookkeeper at work, and live streams."""
+    async with keeping() as books:
+        made = Stage(books)
+        try:
+            yield made
+        finally:
+            await made.live.close()
+
+
+async def put(recording: Recording, piece: bytes) -> None:
+    """Write, and let readers have it."""
+    await recording.write(piece)
+    recording.release()
+
+
+async def test_streams_are_written_together_now_and_then() -> None:
+    """One statement for all of them; bytes of one moment are one chunk."""
+    async with stage() as at:
+        one, _ = await at.stream("one")
+        two, _ = await at.stream("two")
+        for piece in (b"a", b"b", b"c"):
+            await put(one, piece)
+            await put(two, piece.upper())
+        assert await at.seen("one") is None
+        await asyncio.sleep(EVERY * 1.5)
+        assert (await at.seen("one"), await at.seen("two")) == (b"abc", b"ABC")
+        assert at.ledger.called["add_chunks"] == 1
+        assert len(await at.books.memory.chunks("one", -1, 9)) == 1
+        await put(one, b"d")
+        await asyncio.sleep(EVERY * 1.5)
+        assert await at.seen("one") == b"abcd"
+
+
+async def test_a_head_is_there_before_the_first_byte() -> None:
+    """Who follows can begin its own answer."""
+    async with stage() as at:
+        await at.stream("one")
+        await asyncio.sleep(EVERY * 1.5)
+        assert await at.seen("one") == b""
+        assert at.ledger.called["add_chunks"] == 0
+
+
+async def test_what_is_held_back_is_not_written_before_the_end() -> None:
+    """The rest comes with the record's end, and only then."""
+    async with stage() as at:
+        recording, stream = await at.stream("one")
+        await put(recording, b"seen ")
+        await recording.write(b"held")
+        await asyncio.sleep(EVERY * 1.5)
+        assert await at.seen("one") == b"seen "
+        rest = await at.live.finish(stream, 9)
+        assert (at.opened(rest), [each.seq for each in rest]) == (b"held", [1])
+        assert (stream.chunker.size, stream.chunker.count) == (9, 2)
+
+
+async def test_a_short_stream_is_written_with_its_end() -> None:
+    """Nothing was written before: all of it is the rest."""
+    async with stage() as at:
+        recording, stream = await at.stream("one")
+        await put(recording, b"short")
+        assert at.opened(await at.live.finish(stream, 9)) == b"short"
+        assert at.ledger.called["begin_answer"] == 0
+
+
+@pytest.mark.parametrize("method", ["begin_answer", "add_chunks"])
+@pytest.mark.parametrize("how", ["fail", "lose_reply"])
+async def test_what_cannot_be_written_waits(method: str, how: str) -> None:
+    """In order, none twice, none lost; and not without end."""
+    async with stage() as at:
+        recording, stream = await at.stream("one")
+        getattr(at.ledger, how)(method)
+        sent = b""
+        for turn in range(2 * MOST_WAITING):
+            piece = b"%d," % turn
+            sent += piece
+            await put(recording, piece)
+            await asyncio.sleep(EVERY)
+        assert len(stream.unwritten) <= MOST_WAITING
+        at.ledger.up()
+        await asyncio.sleep(3 * EVERY)
+        assert await at.seen("one") == sent
+        assert await at.live.finish(stream, 9) == []
+
+
+async def test_what_waits_goes_with_the_end() -> None:
+    """The ledger is back just in time for the record."""
+    async with stage() as at:
+        recording, stream = await at.stream("one")
+        at.ledger.fail("add_chunks")
+        for piece in (b"a", b"b"):
+            await put(recording, piece)
+            await asyncio.sleep(EVERY)
+        rest = await at.live.finish(stream, 9)
+        assert at.opened(rest) == b"ab"
+
+
+async def test_what_grows_too_large_is_taken_back() -> None:
+    """Nobody can have it later; the ledger does not fill with it meanwhile."""
+    async with stage() as at:
+        recording, stream = await at.stream("one", most=10)
+        await put(recording, b"12345")
+        await asyncio.sleep(EVERY * 1.5)
+        assert await at.seen("one") == b"12345"
+        await put(recording, b"6789ab")
+        await asyncio.sleep(EVERY * 1.5)
+        assert await at.seen("one") is None
+        assert await at.books.memory.chunks("one", -1, 9) == []
+        assert stream.reader not in recording.readers
+        before = at.ledger.called["add_chunks"]
+        await put(recording, b"more")
+        await asyncio.sleep(EVERY * 3)
+        assert at.ledger.called["add_chunks"] == before
+        assert at.memory.used == 0
+
+
+async def test_a_ledger_that_hangs_holds_up_no_answer_for_good() -> None:
+    """One too large to keep waits for its slowest reader: the ledger is one of them."""
+    async with stage() as at:
+        recording, _ = await at.stream("one", most=10)
+        at.ledger.hang("begin_answer")
+        began = asyncio.get_running_loop().time()
+        for _ in range(4):
+            await put(recording, b"x" * WINDOW)
+            await asyncio.sleep(EVERY)
+        assert asyncio.get_running_loop().time() - began < PATIENCE + 1
+        at.ledger.up()
+        await asyncio.sleep(EVERY * 3)
+        assert await at.seen("one") is None
+
+
+async def test_a_key_that_was_taken_over_is_written_nothing_of() -> None:
+    """Its chunks would be another call's."""
+    async with stage() as at:
+        recording, _ = await at.stream("one")
+        row = at.books.memory.calls["one"]
+        at.books.memory.calls["one"] = row._replace(idem_epoch=2)
+        await put(recording, b"zombie")
+        await asyncio.sleep(EVERY * 3)
+        assert await at.books.memory.chunks("one", -1, 9) == []
+
+
+async def test_nothing_runs_without_streams() -> None:
+    """It stops with the last one, and starts with the next."""
+    async with stage() as at:
+        for turn in range(2):
+            recording, stream = await at.stream(f"one-{turn}")
+            await asyncio.sleep(EVERY * 1.5)
+            at.live.drop(stream)
+            at.live.drop(stream)
+            await asyncio.sleep(EVERY * 1.5)
+            task = at.live._task
+            assert task is not None
+            assert task.done()
+            assert recording.readers == set()
