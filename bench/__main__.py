@@ -1,5 +1,5 @@
 """`python -m bench`: what a call through Steer costs, beside a bare aiohttp pass-through; and what
-the ledger costs, beside none."""
+the ledger costs, beside none; and what a run of the in-process API costs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from types import FrameType
 from typing import Any, Final
 
-from bench import ledger
+from bench import ledger, sdk
 from bench.measure import FULL, QUICK, measure
 from bench.report import figures, machine, show
 
@@ -23,7 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="about 1 minute instead of 5")
     parser.add_argument(
-        "--part", choices=("calls", "ledger", "all"), default="all", help="what is measured"
+        "--part", choices=("calls", "ledger", "sdk", "all"), default="all", help="what is measured"
     )
     parser.add_argument("--json", action="store_true", help="print figures and samples as JSON")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a target is missed")
@@ -38,7 +38,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _stop)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    parts = ("calls", "ledger") if options.part == "all" else (options.part,)
+    parts = tuple(_PARTS) if options.part == "all" else (options.part,)
     try:
         runs = {part: _PARTS[part](options.quick) for part in parts}
     except KeyboardInterrupt:
@@ -66,12 +66,18 @@ def main() -> int:
 _PARTS: Final[dict[str, Callable[[bool], Any]]] = {
     "calls": lambda quick: measure(QUICK if quick else FULL, _say),
     "ledger": lambda quick: ledger.measure(ledger.QUICK if quick else ledger.FULL, _say),
+    "sdk": lambda quick: sdk.measure(1_000 if quick else 10_000, _say),
 }
 _FIGURES: Final[dict[str, Callable[[Any], list[Any]]]] = {
     "calls": figures,
     "ledger": ledger.figures,
+    "sdk": sdk.figures,
 }
-_SHOWS: Final[dict[str, Callable[[Any], None]]] = {"calls": show, "ledger": ledger.show}
+_SHOWS: Final[dict[str, Callable[[Any], None]]] = {
+    "calls": show,
+    "ledger": ledger.show,
+    "sdk": sdk.show,
+}
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:

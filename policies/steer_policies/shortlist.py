@@ -58,11 +58,6 @@ class Demands:
     failed: frozenset[str] = frozenset()
     open: frozenset[str] = frozenset()
 
-    @property
-    def none(self) -> bool:
-        """Whether every tool is as good as any other."""
-        return self == _NOTHING_ASKED
-
 
 @dataclass(frozen=True, slots=True)
 class Overrun:
@@ -83,9 +78,6 @@ class Shortlist:
     names: tuple[str, ...]
     reasons: tuple[str, ...] = ()
     overrun: Overrun | None = None
-
-
-_NOTHING_ASKED: Final = Demands()
 
 
 def parse_preferences(value: object) -> Preferences:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Final
 
 RUN: Final = "steer.run"
@@ -56,6 +57,12 @@ class Span:
 _TRACER: Final = "steer_llm_sdk"
 
 
+@lru_cache(maxsize=1)
+def _made(provider: Any) -> Any:
+    """A provider's tracer; making one costs more than a span."""
+    return provider.get_tracer(_TRACER)
+
+
 def tracer() -> Any:
     """The tracer of a process that has set a tracer provider up; None in any other."""
     trace = sys.modules.get("opentelemetry.trace")
@@ -64,7 +71,7 @@ def tracer() -> Any:
     provider = trace.get_tracer_provider()
     if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
         return None
-    return provider.get_tracer(_TRACER)
+    return _made(provider)
 
 
 @contextmanager

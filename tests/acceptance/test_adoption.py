@@ -13,7 +13,10 @@ import pytest
 
 from steer_proxy.ledger.memory import MemoryLedger
 from tests.provider import faults
-from tests.support.world import MESSAGES, World, world
+from tests.support.world import MESSAGES as WORDS
+from tests.support.world import World, world
+
+MESSAGES: Any = WORDS
 
 PLAIN_AND_STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 

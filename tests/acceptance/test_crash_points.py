@@ -356,7 +356,7 @@ async def test_a_sleeper_whose_key_nobody_took(world: World, key: str, stream: b
         await asyncio.wait_for(reached.wait(), 10)
         here.mortal.send(signal.SIGSTOP)
         if here.heir is not here.mortal:
-            told = await here.ask(here.heir)
+            told = await here.insist(here.heir)
             assert (told.status, told.code) == (409, "steer_key_uncertain")
         else:
             await asyncio.sleep(1.5 * LEASE)

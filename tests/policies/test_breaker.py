@@ -23,7 +23,7 @@ from steer_policies.breaker import (
     acquire_both,
     settle_both,
 )
-from steer_policies.config import BreakerPolicy
+from steer_policies.config import BreakerPolicy, FailureCount
 from steer_policies.outcome import TRAITS, Failure, Vote
 
 OK, BAD, NONE = Vote.SUCCESS, Vote.FAILURE, Vote.NONE
@@ -113,6 +113,31 @@ def test_a_success_ends_a_row_of_failures() -> None:
     breaker = Breaker(BreakerPolicy(failure_threshold=2, min_calls=100))
     for vote in [BAD, OK] * 10:
         assert call(breaker, vote) is None
+
+
+def test_failures_in_the_window_may_be_apart() -> None:
+    """Where the window is counted, a success between failures changes nothing."""
+    policy = BreakerPolicy(
+        failure_threshold=3, failure_count=FailureCount.WINDOW, window=100.0, min_calls=1000
+    )
+    breaker = Breaker(policy)
+    for now, vote in enumerate([BAD, OK, OK, BAD, OK]):
+        assert call(breaker, vote, float(now)) is None
+    transition = call(breaker, BAD, 5.0)
+    assert transition is not None
+    assert transition.reason == "failures in the window: 3"
+    assert transition.to_state is State.OPEN
+
+
+def test_failures_before_the_window_are_forgotten() -> None:
+    """Even consecutive ones, where the window is counted."""
+    policy = BreakerPolicy(
+        failure_threshold=3, failure_count=FailureCount.WINDOW, window=10.0, min_calls=1000
+    )
+    breaker = Breaker(policy)
+    for now in (0.0, 20.0, 40.0, 60.0, 61.0):
+        assert call(breaker, BAD, now) is None
+    assert call(breaker, BAD, 62.0) is not None
 
 
 def test_no_vote_neither_counts_nor_ends_a_row() -> None:

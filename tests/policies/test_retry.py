@@ -81,6 +81,15 @@ def test_every_source_of_a_hint_is_a_source_of_a_wait() -> None:
     }
 
 
+@pytest.mark.parametrize("failure", HERE)
+def test_what_the_caller_does_not_want_retried(failure: Failure) -> None:
+    """It is not tried again here; elsewhere it may be."""
+    alone = decide(POLICY, failed(failure), replace(ALONE, unwanted=True))
+    assert isinstance(alone, GiveUp)
+    assert alone.why == f"retrying after {failure.value} is switched off"
+    assert isinstance(decide(POLICY, failed(failure), replace(TWO, unwanted=True)), Hop)
+
+
 # --- What is retried ------------------------------------------------------------------------------
 
 

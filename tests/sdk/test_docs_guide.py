@@ -4,15 +4,19 @@ shows."""
 from __future__ import annotations
 
 import ast
+import asyncio
 import contextlib
+import errno
 import inspect
 import io
+import os
 import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import pytest
@@ -164,6 +168,7 @@ def test_every_program_runs(block: Block, tmp_path: Path) -> None:
         text=True,
         timeout=30,
         check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == block.shown
@@ -337,3 +342,173 @@ async def test_what_events_hold_is_told() -> None:
         await orchestrator.run("b", options=options, event_manager=events)
     told["circuit_breaker_state"].discard("provider:tool")
     assert found == told
+
+
+# --- tables of behaviour
+
+
+class _Scripted(Tool):
+    """Raises, or waits, once; then answers."""
+
+    provider = "north"
+    resource_requirements = MappingProxyType({"cost_usd": 0.2})
+
+    def __init__(self, trouble: BaseException | float) -> None:
+        self.trouble: BaseException | float | None = trouble
+        self.calls = 0
+
+    @property
+    def name(self) -> str:
+        return "scripted"
+
+    async def execute(self, request: Any, options: Any = None, event_manager: Any = None) -> Any:
+        self.calls += 1
+        trouble, self.trouble = self.trouble, None
+        if isinstance(trouble, BaseException):
+            raise trouble
+        await asyncio.sleep(trouble or 0)
+        return "done"
+
+
+def refused(status: int, **more: Any) -> ProviderError:
+    return ProviderError("no", "north", status_code=status, **more)
+
+
+#: What the first column of "What is tried again" stands for.
+TROUBLES: Final[dict[str, list[BaseException | float]]] = {
+    "`ProviderError` with 429": [refused(429), refused(429, retry_after=3)],
+    "`ProviderError` with 500, 502, 503, 504, 529 and other 5xx": [
+        refused(status) for status in (500, 502, 503, 504, 529, 520, 599)
+    ],
+    "`ProviderError` with 408, 409, 425": [refused(status) for status in (408, 409, 425)],
+    "`TimeoutError`, `per_agent_timeout_ms`": [TimeoutError(), 10.0],
+    "`ConnectionError`, network errors among `OSError`": [
+        ConnectionError(),
+        ConnectionRefusedError(),
+        ConnectionResetError(),
+        OSError(errno.ENETUNREACH, "unreachable"),
+    ],
+    "`ProviderError` with 401, 403": [refused(401), refused(403)],
+    "`ProviderError` with 400, 404 and other 4xx": [refused(400), refused(404), refused(422)],
+    "`ValueError`, `TypeError`, whatever their message says": [
+        ValueError("429 timeout"),
+        TypeError("connection reset, try again"),
+    ],
+    "anything else": [RuntimeError("odd"), KeyError("odd")],
+    "`CancelledError`": [asyncio.CancelledError()],
+}
+
+
+def test_every_kind_of_failure_is_tried_out() -> None:
+    assert [row[0] for row in table("retries.md", "## What is tried again")] == list(TROUBLES)
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, id=row[0]) for row in table("retries.md", "## What is tried again")]
+)
+async def test_what_is_tried_again(row: list[str]) -> None:
+    """As the table says, with and without the switch; a fallback is asked where it says so."""
+    kind, told, switch = row
+    for off in (False, True) if switch else (False,):
+        flags = {names(switch)[0].partition("=")[0]: False} if off else {}
+        for trouble in TROUBLES[kind]:
+            alone, policy = _Scripted(trouble), RetryPolicy(**flags)
+            await falls_back(alone, policy)
+            assert (alone.calls > 1) is (told.startswith("yes") and not off), (trouble, off)
+            fell_back = await falls_back(_Scripted(trouble), policy, _Well())
+            assert fell_back is (off or "fallback" in told), (trouble, off)
+
+
+async def falls_back(tool: Tool, policy: RetryPolicy, *others: Tool) -> bool:
+    """Whether another tool gives the result in this one's place."""
+    registry = ToolRegistry()
+    for each in (tool, *others):
+        registry.register_tool(each)
+    action = RuleAction(tool_name=tool.name, fallback_tools=[each.name for each in others])
+    orchestrator = ReliableOrchestrator(
+        planner=RuleBasedPlanner([PlanningRule(name="always", action=action)]),
+        reliability_config=OrchestratorReliabilityConfig(retry_policy=policy),
+        registry=registry,
+    )
+    options = OrchestrationConfig(per_agent_timeout_ms=5_000)
+    try:
+        output = await orchestrator.run("x", options=options)
+    except (OrchestratorError, asyncio.CancelledError):
+        return False
+    return bool(output.metadata["fallback_used"])
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run with a key is made to end."""
+
+    trouble: BaseException | float
+    tool: str = "scripted"
+    timeout_ms: float | None = None
+    budget: Mapping[str, float] | None = None
+
+
+#: What the first column of the table of keys stands for, in its order.
+ENDINGS: Final = (
+    [Ending(0.0)],
+    [
+        Ending(0.0, tool="nobody"),
+        Ending(0.0, budget={"cost_usd": 0.1}),
+        Ending(ConnectionRefusedError()),
+        Ending(refused(429)),
+        Ending(refused(503)),
+        Ending(ValueError("no")),
+    ],
+    [
+        Ending(TimeoutError()),
+        Ending(ConnectionResetError()),
+        Ending(refused(502)),
+        Ending(refused(504)),
+        Ending(RuntimeError("odd")),
+    ],
+    [Ending(10.0, timeout_ms=5_000), Ending(asyncio.CancelledError())],
+)
+KEYS: Final = table("idempotency.md", "## Uncertain outcomes")
+
+
+@pytest.mark.parametrize(
+    ("row", "endings"),
+    [
+        pytest.param(row, endings, id=str(number))
+        for number, (row, endings) in enumerate(zip(KEYS, ENDINGS, strict=True))
+    ],
+)
+@pytest.mark.parametrize("on_failure", ["release", "uncertain"])
+async def test_what_becomes_of_keys(row: list[str], endings: list[Ending], on_failure: str) -> None:
+    """The table says whether the next run with the key executes, replays or is refused."""
+    told = row[1].partition(";")[0]
+    if on_failure in row[1]:
+        told = "uncertain"
+    for ending in endings:
+        assert await next_run(ending, on_failure) == told, ending
+
+
+async def next_run(ending: Ending, on_failure: str) -> str:
+    """Run twice with one key; what the first run has left to the second."""
+    tool = _Scripted(ending.trouble)
+    registry = ToolRegistry()
+    registry.register_tool(tool)
+    orchestrator = ReliableOrchestrator(
+        idempotency_manager=idempotency.IdempotencyManager(on_failure=on_failure),
+        registry=registry,
+    )
+
+    async def go(name: str, **limits: Any) -> bool:
+        options = OrchestrationConfig(idempotency_key="k", retry_on_failure=False, **limits)
+        try:
+            await orchestrator.run("x", name, options=options)
+        except idempotency.UncertainOutcomeError:
+            return False
+        return True
+
+    with contextlib.suppress(OrchestratorError, asyncio.CancelledError):
+        await go(ending.tool, timeout_ms=ending.timeout_ms, budget=ending.budget)
+    before = tool.calls
+    if not await go("scripted"):
+        return "uncertain"
+    return "free" if tool.calls > before else "holds it"

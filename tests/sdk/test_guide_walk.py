@@ -213,8 +213,7 @@ async def test_a_rule_of_several_conditions(shelf: Shelf) -> None:
 
 async def test_what_a_planner_is_told(shelf: Shelf) -> None:
     """It passes over what is broken or has just failed, and says why."""
-    shelf.put("costly")
-    shelf.put("spare")
+    tools = [shelf.put("costly"), shelf.put("spare")]
     planner = RuleBasedPlanner(
         [
             PlanningRule(
@@ -229,7 +228,6 @@ async def test_what_a_planner_is_told(shelf: Shelf) -> None:
         circuit_breaker_states={"costly": "open", "spare": "closed"},
         previous_failures=["costly"],
     )
-    tools = await described()
     decision = await planner.plan("Weigh this", tools, context)
     assert decision.selected_tool == "spare"
     assert decision.reasoning
@@ -238,19 +236,6 @@ async def test_what_a_planner_is_told(shelf: Shelf) -> None:
         options=OrchestrationConfig(quality_requirements={"min_confidence": 0.8}),
     )
     assert result.status == "succeeded"
-
-
-async def described() -> Any:
-    """The tools of the global registry, as an orchestrator gives them to its planner."""
-    seen: list[Any] = []
-
-    class Eavesdropper(RuleBasedPlanner):
-        async def plan(self, request: Any, available_tools: Any, context: Any) -> Any:
-            seen.append(available_tools)
-            return await super().plan(request, available_tools, context)
-
-    await ReliableOrchestrator(planner=Eavesdropper([])).run("What is there?")
-    return seen[0]
 
 
 # --- reliability

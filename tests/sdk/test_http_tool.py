@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from steer_llm_sdk.current import CURRENT, RunTerms
 from steer_llm_sdk.errors import InvalidValue, ProviderError, ToolExecutionError
 from steer_llm_sdk.orchestration import OrchestrationConfig, ReliableOrchestrator, ToolRegistry
 from steer_llm_sdk.orchestration.failures import verdict_on
@@ -71,19 +73,28 @@ async def test_a_chat_completion(tmp_path: Path) -> None:
     assert output.usage["prompt_tokens"] > 0
 
 
+@contextlib.contextmanager
+def run_of(terms: RunTerms) -> Iterator[None]:
+    """As within a run with these terms."""
+    token = CURRENT.set(terms)
+    try:
+        yield
+    finally:
+        CURRENT.reset(token)
+
+
 async def test_ids_and_bounds_go_along(tmp_path: Path) -> None:
     """The sidecar obeys the run's bounds; none of its own headers reaches the provider."""
-    options = {
-        **IDS,
-        "budget": {"tokens": 5000, "cost_usd": 0.5},
-        "quality_requirements": {"min_confidence": 0.9, "note": "grün"},
-        "timeout_ms": 20_000,
-    }
     async with world(tmp_path, fallback=False) as w:
         w.primary.always(faults.silence(100.0))
+        terms = RunTerms(
+            budget={"tokens": 5000, "cost_usd": 0.5},
+            quality_requirements={"min_confidence": 0.9, "note": "grün"},
+            deadline=w.now() + 20.0,
+        )
         began = w.now()
-        with pytest.raises(SidecarError) as caught:
-            await tool_of(w, "/chat/completions").execute(CHAT, options)
+        with run_of(terms), pytest.raises(SidecarError) as caught:
+            await tool_of(w, "/chat/completions").execute(CHAT, IDS)
         assert w.now() - began == pytest.approx(20.0, abs=0.1)
         sent = headers_of(w.primary.attempts[0])
     assert not [name for name in sent if name.startswith("x-steer")]
@@ -92,20 +103,27 @@ async def test_ids_and_bounds_go_along(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "code"),
+    ("terms", "code"),
     [
-        ({"budget": {"tokens": 1}}, "steer_budget_exceeded"),
-        ({"quality_requirements": {"min_confidence": 7}}, "steer_bad_header"),
+        (RunTerms(budget={"tokens": 1}), "steer_budget_exceeded"),
+        (RunTerms(quality_requirements={"min_confidence": 7}), "steer_bad_header"),
     ],
 )
-async def test_the_sidecar_reads_them(tmp_path: Path, options: dict[str, Any], code: str) -> None:
+async def test_the_sidecar_reads_them(tmp_path: Path, terms: RunTerms, code: str) -> None:
     """What cannot be kept is refused by the sidecar, and not tried again."""
     async with world(tmp_path) as w:
-        with pytest.raises(SidecarError) as caught:
-            await tool_of(w, "/chat/completions").execute(CHAT, {**IDS, **options})
+        with run_of(terms), pytest.raises(SidecarError) as caught:
+            await tool_of(w, "/chat/completions").execute(CHAT, IDS)
         assert not w.primary.attempts
     assert (caught.value.status_code, caught.value.code) == (400, code)
     assert verdict_on(caught.value, 0.0).failure is Failure.REJECTED
+
+
+async def test_a_run_without_time_left() -> None:
+    """What is sent is a time limit all the same, the shortest there is."""
+    with run_of(RunTerms(deadline=0.0)):
+        headers = HttpTool("relay", "http://127.0.0.1:1/x")._request_headers({}, streams=False)
+    assert headers["X-Steer-Timeout"] == "0.001"
 
 
 @pytest.mark.parametrize(
@@ -122,10 +140,6 @@ async def test_the_sidecar_reads_them(tmp_path: Path, options: dict[str, Any], c
         ({"budget": {"ms": 5}}, {"X-Steer-Budget": '{"ms":5}'}),
         ({"quality_requirements": {"a": "ü"}}, {"X-Steer-Quality": '{"a":"\\u00fc"}'}),
         ({"budget": {}, "quality_requirements": None}, {}),
-        ({"timeout_ms": 1500}, {"X-Steer-Timeout": "1.500"}),
-        ({"timeout_ms": 60_000}, {}),
-        ({"timeout_ms": "soon"}, {}),
-        ({"timeout_ms": -5}, {"X-Steer-Timeout": "0.001"}),
     ],
 )
 async def test_headers(options: dict[str, Any], expected: dict[str, str]) -> None:

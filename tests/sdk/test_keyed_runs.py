@@ -140,7 +140,8 @@ async def test_point_4_what_cannot_be_stored_is_an_error_at_once(
         runs = orchestrator(tool, manager=manager)
         with pytest.raises(NotStorableError, match=r"content\.receipt is a set") as caught:
             await runs.run("Pay order 7", "payment", options=KEYED)
-        assert caught.value.value["content"] == {"receipt": {1, 2}}
+        value: Any = caught.value.value
+        assert value["content"] == {"receipt": {1, 2}}
         with pytest.raises(ResultNotStoredError):
             await runs.run("Pay order 7", "payment", options=KEYED)
     assert tool.made == 1

@@ -80,7 +80,7 @@ class Analyst(Tool):
             self.troubles -= 1
             raise ProviderError("overloaded", self._provider, status_code=503)
         return {
-            "finding": f"{self._name}: room for one, if it opens before six",
+            "finding": "there is, if it opens before six",
             "asked": request["query"],
             "confidence": self._quality,
             "usage": {"prompt_tokens": 420, "completion_tokens": 80},
@@ -139,7 +139,10 @@ class Office:
             self.spared_usd += cost
         finding = output.content["finding"] if isinstance(output.content, dict) else output.content
         line("answer", f"{made['tool_name']}: {finding}")
-        line("", f"attempts {made['retry_attempts']}, confidence {made['confidence']}, {cost} USD")
+        line(
+            "",
+            f"attempts {made['retry_attempts']}, confidence {made['confidence']}, {cost:.3f} USD",
+        )
 
     def circuits(self) -> None:
         """Show the state of every circuit."""
@@ -172,7 +175,8 @@ async def tell(event: Event) -> None:
     match told["event_type"]:
         case Told.PLAN_SELECTED:
             line("plan", ", else ".join([told["tool_name"], *told["fallback_tools"]]))
-            line("because", told["reasoning"])
+            for reason in told["reasoning"].split("; "):
+                line("because", reason)
         case Told.RETRY_ATTEMPT:
             line("again", f"{told['source']} in {told['delay']:g} s, for it was {told['error']}")
         case Told.FALLBACK:
@@ -182,7 +186,7 @@ async def tell(event: Event) -> None:
         case Told.IDEMPOTENT_REPLAY:
             line("replay", f"of {told['original_request_id']}: nobody was asked")
         case Told.CONFLICT:
-            line("conflict", told["error"])
+            line("conflict", told["error"].partition(",")[0])
         case _:
             pass
 

@@ -13,8 +13,8 @@ from steer_llm_sdk.errors import (
     ToolExecutionError,
     UnknownTool,
 )
-from steer_llm_sdk.orchestration.config import OrchestrationConfig
 from steer_llm_sdk.orchestration.base import Orchestrator
+from steer_llm_sdk.orchestration.config import OrchestrationConfig
 from steer_llm_sdk.orchestration.orchestrator import ReliableOrchestrator
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.tools import Tool, ToolRegistry, get_global_registry

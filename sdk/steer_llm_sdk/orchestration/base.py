@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from steer_llm_sdk import telemetry
+from steer_llm_sdk.current import RunTerms
 from steer_llm_sdk.errors import ConflictError, InvalidValue, OrchestratorError
 from steer_llm_sdk.orchestration.budget import (
     NO_DEADLINE,
@@ -144,6 +145,9 @@ class Orchestrator:
             redactor=redactor,
             events=events,
             tracer=telemetry.tracer(),
+            terms=RunTerms(
+                options.idempotency_key, options.budget, options.quality_requirements, deadline.at
+            ),
         )
 
     async def _told(self, run: Run, tool_name: str | None) -> OrchestrationOutput:
@@ -213,17 +217,9 @@ class Orchestrator:
         self, run: Run, metadata: ToolMetadata, planned: Mapping[str, Any] | None
     ) -> Candidate:
         """A tool with its options: the caller's win over the plan's, those over the tool's own."""
-        terms = run.options
         options: dict[str, Any] = dict(metadata.default_options)
         if planned:
             options.update(planned)
-        # For tools that hand them on, as to a sidecar.
-        if terms.idempotency_key is not None:
-            options["idempotency_key"] = terms.idempotency_key
-        if terms.budget:
-            options["budget"] = dict(terms.budget)
-        if terms.quality_requirements:
-            options["quality_requirements"] = dict(terms.quality_requirements)
         if run.tool_options is not None:
             options.update(run.tool_options)
         options["request_id"] = run.request_id

@@ -9,10 +9,8 @@ from typing import Any, Final
 from steer_llm_sdk import checks
 from steer_llm_sdk.errors import InvalidValue
 from steer_policies.budget import Budget, parse_budget
+from steer_policies.idempotency_key import MAX_KEY
 from steer_policies.quality import Quality, parse_quality
-
-#: Longest idempotency key and ids, in characters.
-MAX_KEY: Final = 255
 
 
 class _Default(int):

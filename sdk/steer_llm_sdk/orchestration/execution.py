@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from steer_llm_sdk import telemetry
+from steer_llm_sdk.current import CURRENT, RunTerms
 from steer_llm_sdk.errors import CircuitOpen, ToolExecutionError
 from steer_llm_sdk.orchestration.failures import provider_of, verdict_on
 from steer_llm_sdk.orchestration.metadata import ToolMetadata
@@ -256,34 +256,38 @@ class Trial:
             self.tried.append(candidate)
         candidate.attempts += 1
         self.made += 1
+        request, options = copied(run.request), copied(candidate.options)
         limit = run.options.per_agent_timeout_ms
         if run.tracer is None and limit is None:
-            return await self._execute(candidate)
+            return await self._execute(candidate, request, options, run.terms)
         facts = {
             telemetry.TOOL: candidate.name,
             telemetry.PROVIDER: entry.provider,
             telemetry.NUMBER: candidate.attempts,
         }
+        terms, until = run.terms, None
+        if limit is not None:
+            until = run.clock.now() + limit / 1000.0
+            terms = replace(terms, deadline=min(terms.deadline, until))
         with self._span(telemetry.ATTEMPT, facts):
-            async with asyncio.timeout(None if limit is None else limit / 1000.0):
-                return await self._execute(candidate)
+            async with asyncio.timeout_at(until):
+                return await self._execute(candidate, request, options, terms)
 
-    async def _execute(self, candidate: Candidate) -> Any:
+    async def _execute(
+        self, candidate: Candidate, request: Any, options: Any, terms: RunTerms
+    ) -> Any:
         run = self.run
         events = run.events if run.options.streaming else None
-        options = copied(candidate.options)
-        left = run.attempt_left()
-        if left < math.inf:
-            # For tools that hand it on; what the caller set by this name is the tool's own.
-            options.setdefault("timeout_ms", left * 1000.0)
         run.under_way += 1
+        token = CURRENT.set(terms)
         try:
-            value: Any = candidate.tool.execute(copied(run.request), options, events)
+            value: Any = candidate.tool.execute(request, options, events)
             return await value if inspect.isawaitable(value) else value
         except asyncio.CancelledError:
             run.maybe_executed = True
             raise
         finally:
+            CURRENT.reset(token)
             run.under_way -= 1
 
     async def _learn(
@@ -310,24 +314,26 @@ class Trial:
         )
         if failure is not None and verdict.executed is not Executed.NO:
             self.maybe_executed = self.run.maybe_executed = True
-        breakers, permit = self.executor.breakers, entry.permit
         actual = named
         if failure is not None and candidate.metadata.provider:
             actual = None  # an error's word counts where the tool declares nothing
-        if actual is None or actual == entry.provider:
-            if breakers is not None and permit is not None:
-                breakers.settle(entry.provider, candidate.name, permit, verdict, seconds)
-        else:
+        moved = actual is not None and actual != entry.provider
+        if actual is not None and moved:
             self.executor.learn(candidate.metadata, actual)
-            if breakers is not None and permit is not None:
-                breakers.settle(entry.provider, candidate.name, permit, None)
-                breakers.forget(entry.provider, candidate.name)
-                breakers.credit(actual, candidate.name, verdict)
-        if breakers is not None and permit is not None:
-            await self._tell_changes(breakers)
+        breakers, permit = self.executor.breakers, entry.permit
+        if breakers is None or permit is None:
+            return
+        entry.permit = None
+        if actual is not None and moved:
+            breakers.settle(entry.provider, candidate.name, permit, None)
+            breakers.forget(entry.provider, candidate.name)
+            breakers.credit(actual, candidate.name, verdict)
+        else:
+            breakers.settle(entry.provider, candidate.name, permit, verdict, seconds)
+        await self._tell_changes(breakers)
 
     def _give_back(self, candidate: Candidate, entry: _Entry) -> None:
-        """Give a permit back that nothing was learned with; a second time changes nothing."""
+        """Give a permit back that nothing was learned with."""
         if self.executor.breakers is not None and entry.permit is not None:
             self.executor.breakers.settle(entry.provider, candidate.name, entry.permit, None)
 

@@ -43,13 +43,33 @@ _LOST: Final = frozenset(
 )
 
 
+#: What the network's errors are called by the HTTP libraries that give them classes of their own:
+#: aiohttp, httpx (which the provider SDKs use), requests, http.client.
+_NAMED: Final[Mapping[str, Failure]] = {
+    "ConnectError": Failure.CONNECT,
+    "ConnectTimeout": Failure.CONNECT,
+    "PoolTimeout": Failure.CONNECT,
+    "NewConnectionError": Failure.CONNECT,
+    "APITimeoutError": Failure.FIRST_BYTE_TIMEOUT,
+    "Timeout": Failure.FIRST_BYTE_TIMEOUT,
+    "TimeoutException": Failure.FIRST_BYTE_TIMEOUT,
+    "NetworkError": Failure.RESET,
+    "ServerDisconnectedError": Failure.RESET,
+    "RemoteProtocolError": Failure.PROTOCOL,
+    "ChunkedEncodingError": Failure.TRUNCATED,
+    "ClientPayloadError": Failure.TRUNCATED,
+    "IncompleteRead": Failure.TRUNCATED,
+}
+
+
 def verdict_on(error: BaseException, wall: float) -> Verdict:
     """What a tool's exception means; `wall` is Unix time in seconds, for delays told as dates.
 
     ValueError and TypeError say that the request is at fault. What nothing is known of counts as
     the provider's failure, and as one that may have had an effect.
     """
-    if isinstance(error, (ValueError, TypeError)):
+    # A certificate that does not verify is a ValueError, too: by Python's ssl, not by a tool.
+    if isinstance(error, (ValueError, TypeError)) and not isinstance(error, OSError):
         return failed(Failure.REJECTED, code=type(error).__name__)
     for each in _causes(error):
         verdict = _of(each, wall)
@@ -99,6 +119,9 @@ def _network(error: BaseException) -> Failure | None:
             return Failure.CONNECT
         if error.errno in _LOST:
             return Failure.RESET
+    for kind in type(error).__mro__:
+        if (failure := _NAMED.get(kind.__name__)) is not None:
+            return failure
     return None
 
 
@@ -117,12 +140,8 @@ def _hint(error: BaseException, wall: float) -> RetryHint | None:
     asked = _asked(error)
     if asked is not None:
         return asked
-    for holder in (getattr(error, "response", None), error):
-        headers: Any = getattr(holder, "headers", None)
-        if isinstance(headers, Mapping):
-            lower = {str(name).lower(): str(value) for name, value in headers.items()}
-            return read_retry_hint(DialectName.HTTP, lower, wall).hint
-    return None
+    headers = _headers(error)
+    return read_retry_hint(DialectName.HTTP, headers, wall).hint if headers else None
 
 
 def _again(error: BaseException) -> bool:
@@ -130,15 +149,16 @@ def _again(error: BaseException) -> bool:
     sidecar does that has made its own tries. The provider SDKs obey it, too."""
     if getattr(error, "should_retry", None) is False:
         return False
-    headers: Any = getattr(getattr(error, "response", None), "headers", None)
-    if not isinstance(headers, Mapping):
-        return True
-    said = next((value for name, value in headers.items() if _is_advice(name)), "")
-    return str(said).strip().lower() != "false"
+    return _headers(error).get("x-should-retry", "").strip().lower() != "false"
 
 
-def _is_advice(name: Any) -> bool:
-    return str(name).lower() == "x-should-retry"
+def _headers(error: BaseException) -> dict[str, str]:
+    """The header fields of the answer that an exception carries."""
+    for holder in (getattr(error, "response", None), error):
+        headers: Any = getattr(holder, "headers", None)
+        if isinstance(headers, Mapping):
+            return {str(name).lower(): str(value) for name, value in headers.items()}
+    return {}
 
 
 def _asked(error: BaseException) -> RetryHint | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from steer_llm_sdk import telemetry
@@ -67,6 +68,7 @@ class ReliableOrchestrator(Orchestrator):
         self._planner = planner or RuleBasedPlanner()
         self._manager = idempotency_manager
         self._once: Once | None = None
+        self._calm: tuple[object, int, Mapping[str, str]] = (None, 0, {})
 
     @property
     def planner(self) -> Planner:
@@ -221,12 +223,20 @@ class ReliableOrchestrator(Orchestrator):
             budget=options.budget,
             quality_requirements=options.quality_requirements,
             previous_failures=given.get("previous_failures") or (),
-            circuit_breaker_states=(
-                self.circuit_breaker_states() if options.enable_circuit_breaker else {}
-            ),
+            circuit_breaker_states=self._states() if options.enable_circuit_breaker else {},
             user_preferences=given.get("user_preferences") or {},
             metadata=given,
         )
+
+    def _states(self) -> Mapping[str, str]:
+        """The states of all circuits; while every one is closed, no run has to look."""
+        if not self._breakers.calm:
+            return self.circuit_breaker_states()
+        tools, revision, states = self._calm
+        if tools is not self.registry.metadata or revision != self._breakers.revision:
+            states = MappingProxyType(self.circuit_breaker_states())
+            self._calm = (self.registry.metadata, self._breakers.revision, states)
+        return states
 
 
 def _executed(run: Run, error: BaseException) -> Executed:

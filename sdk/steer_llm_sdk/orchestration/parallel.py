@@ -43,10 +43,17 @@ async def race(executor: ReliableExecutor, run: Run, candidates: Sequence[Candid
                     return _with_all(answer, runners)
     finally:
         for task in tasks:
+            task.add_done_callback(_seen)
             task.cancel()
         if tasks:
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.wait(tasks)
     raise _worst(failures)
+
+
+def _seen(task: asyncio.Task[Answer]) -> None:
+    """Whatever it ended with, nobody asks any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _with_all(answer: Answer, runners: Sequence[Candidate]) -> Answer:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from steer_llm_sdk.current import RunTerms
 from steer_llm_sdk.errors import InvalidValue
 from steer_llm_sdk.orchestration.config import OrchestrationConfig
 from steer_llm_sdk.orchestration.tools import Request
@@ -26,7 +27,8 @@ class Run:
     """What all parts of a run need to know of it.
 
     `request` is a copy that nobody changes. `began` and `deadline` are on the clock's time.
-    `events` is None when nobody listens; `tracer` when the process does not trace.
+    `events` is None when nobody listens; `tracer` when the process does not trace. `terms` is what
+    tools may hand on.
     """
 
     request: Request
@@ -40,6 +42,7 @@ class Run:
     redactor: Redactor
     events: EventManager | None
     tracer: Any
+    terms: RunTerms
     replayed: bool = False
     under_way: int = 0
     """Executions of tools that have not ended."""
@@ -59,12 +62,6 @@ class Run:
     def left(self) -> float:
         """Seconds until the deadline; infinite without one."""
         return self.deadline.left(self.clock.now())
-
-    def attempt_left(self) -> float:
-        """Seconds that an attempt beginning now may take; infinite without any limit."""
-        limit = self.options.per_agent_timeout_ms
-        left = self.left()
-        return left if limit is None else min(left, limit / 1000.0)
 
     def elapsed_ms(self) -> float:
         """Milliseconds since the run began."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
@@ -126,7 +127,10 @@ class Breakers:
         self._clock = clock
         self._states: dict[str, UpstreamState] = {}
         self._known: dict[tuple[str, str], str] = {}
-        self._changes: list[HealthEvent] = []
+        self._changes: list[tuple[str, HealthEvent]] = []
+        self._troubled: set[tuple[str, str | None]] = set()
+        #: Counts what `states` depends on beside the states themselves.
+        self.revision = 0
 
     def acquire(self, provider: str, tool: str) -> PermitPair | Rejected:
         """A permit to call a tool, or for how many seconds there is none."""
@@ -135,6 +139,7 @@ class Breakers:
             if len(self._known) >= MAX_REMEMBERED:
                 self._forget()
             self._known[key] = f"{provider}:{tool}"
+            self.revision += 1
         return self._made(provider, tool).acquire(tool, self._clock.now())
 
     def settle(
@@ -157,6 +162,7 @@ class Breakers:
     def forget(self, provider: str, tool: str) -> None:
         """Tell of a circuit no more: the tool turned out to be another provider's."""
         self._known.pop((provider, tool), None)
+        self.revision += 1
 
     def state(self, provider: str, tool: str) -> str:
         """closed, open or half_open: how a call would find it now."""
@@ -179,10 +185,10 @@ class Breakers:
         if not self._changes:
             return []
         told, self._changes = self._changes, []
-        return [self._change(event) for event in told]
+        return [self._change(place, event) for place, event in told]
 
-    def _change(self, event: HealthEvent) -> Change:
-        name = event.upstream if event.model is None else f"{event.upstream}:{event.model}"
+    def _change(self, place: str, event: HealthEvent) -> Change:
+        name = place if event.model is None else f"{event.upstream}:{event.model}"
         callback = self._config(event.upstream).callback(event.after)
         return Change(
             name, event.upstream, event.model, event.before, event.after, event.reason, callback
@@ -195,11 +201,23 @@ class Breakers:
             policy = UpstreamPolicy(
                 name=provider, dialect=DialectName.HTTP, breaker=self._config(provider).policy
             )
-            state = self._states[place] = UpstreamState(policy, self._clock, self._note)
+            state = self._states[place] = UpstreamState(
+                policy, self._clock, partial(self._note, place)
+            )
         return state
 
-    def _note(self, event: HealthEvent) -> None:
-        self._changes.append(event)
+    def _note(self, place: str, event: HealthEvent) -> None:
+        self._changes.append((place, event))
+        circuit = (place, event.model)
+        if event.after == _CLOSED:
+            self._troubled.discard(circuit)
+        else:
+            self._troubled.add(circuit)
+
+    @property
+    def calm(self) -> bool:
+        """Whether every circuit is closed."""
+        return not self._troubled
 
     def _config(self, provider: str) -> CircuitBreakerConfig:
         for configs in (self._configs, USUAL):
@@ -216,6 +234,7 @@ class Breakers:
             del self._known[key]
         used = {_place(*key) for key in self._known}
         self._states = {place: state for place, state in self._states.items() if place in used}
+        self._troubled = {circuit for circuit in self._troubled if circuit[0] in used}
 
 
 _CLOSED: Final = str(CircuitState.CLOSED)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
+from steer_llm_sdk.current import CURRENT, RunTerms
 from steer_llm_sdk.errors import InvalidValue
 from steer_llm_sdk.reliability.json_text import NotJSON, json_text
 from steer_policies.canonical import pack
@@ -21,13 +23,15 @@ def derived_key(tool: str, key: str) -> str:
 
 
 def steering(tool: str, options: Mapping[str, Any], timeout: float) -> dict[str, str]:
-    """The headers for what a run puts into a tool's options: `request_id`, `trace_id`,
-    `idempotency_key`, `budget`, `quality_requirements`, and `timeout_ms`, which lowers the tool's
-    own `timeout` (in seconds).
+    """The headers for a call: the ids are in a tool's options, the rest the current run's terms.
+
+    `timeout` is the tool's own, in seconds; the run's deadline lowers it. What the options hold by
+    the name of one of the terms wins.
 
     Raises:
         InvalidValue: for a budget or quality that is not JSON.
     """
+    terms = CURRENT.get() or RunTerms()
     headers: dict[str, str] = {}
     request_id, trace_id = _text(options, "request_id"), _text(options, "trace_id")
     if request_id is not None and (safe := safe_request_id(request_id)) is not None:
@@ -37,21 +41,19 @@ def steering(tool: str, options: Mapping[str, Any], timeout: float) -> dict[str,
             headers["traceparent"] = trace_id
         elif (safe := safe_request_id(trace_id)) is not None:
             headers["X-Trace-ID"] = safe
-    if (key := _text(options, "idempotency_key")) is not None:
+    if (key := _text(options, "idempotency_key") or terms.idempotency_key) is not None:
         headers["Idempotency-Key"] = derived_key(tool, key)
-    for header, name in (
-        ("X-Steer-Budget", "budget"),
-        ("X-Steer-Quality", "quality_requirements"),
+    for header, name, own in (
+        ("X-Steer-Budget", "budget", terms.budget),
+        ("X-Steer-Quality", "quality_requirements", terms.quality_requirements),
     ):
-        if value := options.get(name):
+        if value := options.get(name, own):
             plain = dict(value) if isinstance(value, Mapping) else value
             # JSON's own escapes stand for what is not ASCII.
             headers[header] = json.dumps(json.loads(_json(name, plain)), separators=(",", ":"))
-    left = options.get("timeout_ms")
-    if isinstance(left, (int, float)) and not isinstance(left, bool):
-        timeout = min(timeout, left / 1000.0)
+    left = terms.deadline - asyncio.get_running_loop().time()
     # As the sidecar reads it: digits, without an exponent.
-    headers["X-Steer-Timeout"] = f"{max(timeout, 0.001):.3f}"
+    headers["X-Steer-Timeout"] = f"{max(min(timeout, left), 0.001):.3f}"
     return headers
 
 

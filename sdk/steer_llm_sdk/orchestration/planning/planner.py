@@ -198,7 +198,7 @@ class _Choosing:
         return PlanDecision(
             selected_tool=names[0],
             tool_options=options,
-            fallback_tools=tuple(names[1:]),
+            fallback_tools=list(names[1:]),
             execution_strategy=strategy,
             estimated_cost=selected.cost_usd,
             estimated_duration_ms=selected.ms,

@@ -149,9 +149,12 @@ class RuleAction:
 
     tool_name: str
     tool_options: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
-    fallback_tools: Sequence[str] = ()
+    fallback_tools: Sequence[str] = field(default_factory=list)
     execution_strategy: ExecutionStrategy = ExecutionStrategy.SINGLE
     option_transformer: Callable[..., Mapping[str, Any]] | None = None
+    tools: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    """The tool and its fallbacks, in order, each once."""
+    _count: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checks.text("tool_name", self.tool_name)
@@ -162,6 +165,10 @@ class RuleAction:
         for name in self.fallback_tools:
             checks.text("fallback_tools", name)
         checks.function("option_transformer", self.option_transformer)
+        transformer = self.option_transformer
+        object.__setattr__(self, "_count", accepted(transformer, 3) if transformer else 0)
+        tools = tuple(dict.fromkeys((self.tool_name, *self.fallback_tools)))
+        object.__setattr__(self, "tools", tools)
         try:
             object.__setattr__(
                 self, "execution_strategy", ExecutionStrategy(self.execution_strategy)
@@ -169,11 +176,6 @@ class RuleAction:
         except ValueError:
             known = ", ".join(ExecutionStrategy)
             raise InvalidValue("execution_strategy", f"must be one of {known}") from None
-
-    @property
-    def tools(self) -> tuple[str, ...]:
-        """The tool and its fallbacks, in order, each once."""
-        return tuple(dict.fromkeys((self.tool_name, *self.fallback_tools)))
 
     def options(self, request: Any, context: PlanRequest) -> dict[str, Any]:
         """The options for a request.
@@ -184,8 +186,7 @@ class RuleAction:
         options = dict(self.tool_options)
         if self.option_transformer is None:
             return options
-        count = accepted(self.option_transformer, 3)
-        return dict(self.option_transformer(*(options, request, context)[:count]))
+        return dict(self.option_transformer(*(options, request, context)[: self._count]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,7 @@ class PlanningRule:
 
     name: str
     priority: int = 0
-    conditions: Sequence[RuleCondition] = ()
+    conditions: Sequence[RuleCondition] = field(default_factory=list)
     action: RuleAction | None = None
     description: str | None = None
 
@@ -212,7 +213,7 @@ class PlanningRule:
         for index, condition in enumerate(self.conditions):
             if not isinstance(condition, RuleCondition):
                 raise InvalidValue(f"conditions[{index}]", "must be a RuleCondition")
-        object.__setattr__(self, "conditions", tuple(self.conditions))
+        object.__setattr__(self, "conditions", list(self.conditions))
         if self.action is not None and not isinstance(self.action, RuleAction):
             raise InvalidValue("action", "must be a RuleAction")
 

@@ -52,7 +52,7 @@ class PlanRequest:
 
     budget: Mapping[str, float] | None = None
     quality_requirements: Mapping[str, Any] | None = None
-    previous_failures: Sequence[str] = ()
+    previous_failures: Sequence[str] = field(default_factory=list)
     circuit_breaker_states: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     user_preferences: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     metadata: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
@@ -106,11 +106,11 @@ class PlanRequest:
 
     def _open(self, entrants: Iterable[Entrant]) -> frozenset[str]:
         behind: set[str] = set()
+        if "open" not in self.circuit_breaker_states.values():
+            return frozenset()
         for name, state in self.circuit_breaker_states.items():
             if state == "open":
                 behind.update((name, name.partition(":")[2]))
-        if not behind:
-            return frozenset()
         return frozenset(each.name for each in entrants if each.name in behind)
 
     def attribute(self, name: str) -> object:
@@ -149,7 +149,7 @@ class PlanDecision:
 
     selected_tool: str
     tool_options: Mapping[str, Any] = field(default_factory=dict)
-    fallback_tools: Sequence[str] = ()
+    fallback_tools: Sequence[str] = field(default_factory=list)
     execution_strategy: ExecutionStrategy = ExecutionStrategy.SINGLE
     estimated_cost: float | None = None
     estimated_duration_ms: float | None = None

@@ -1,0 +1,248 @@
+"""What a tool's failure means, and when it is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from typing import Any
+
+import aiohttp
+import anthropic
+import httpx2
+import openai
+import pytest
+
+from steer_llm_sdk.orchestration import OrchestrationConfig, ToolExecutionError
+from steer_llm_sdk.orchestration.failures import verdict_on
+from steer_llm_sdk.orchestration.retrying import Count
+from steer_llm_sdk.reliability import ProviderError
+from steer_policies.outcome import Executed, Failure
+from tests.sdk.stubs import Scripted, reliable, unwell
+
+WALL = 1_800_000_000.0
+REQUEST = httpx2.Request("POST", "http://api.test/v1")
+
+
+def status_error(kind: Any, status: int, **headers: str) -> Exception:
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    response = httpx2.Response(status, headers=fields, request=REQUEST)
+    error: Exception = kind("said so", response=response, body=None)
+    return error
+
+
+def caused(error: Exception, cause: BaseException) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "failure", "executed"),
+    [
+        (ValueError("503"), Failure.REJECTED, Executed.NO),
+        (TypeError("timeout"), Failure.REJECTED, Executed.NO),
+        (UnicodeDecodeError("utf-8", b"", 0, 1, "x"), Failure.REJECTED, Executed.NO),
+        (caused(ValueError("x"), TimeoutError()), Failure.REJECTED, Executed.NO),
+        (TimeoutError(), Failure.FIRST_BYTE_TIMEOUT, Executed.MAYBE),
+        (ConnectionRefusedError(), Failure.CONNECT, Executed.NO),
+        (socket.gaierror(-2, "Name or service not known"), Failure.CONNECT, Executed.NO),
+        (ssl.SSLCertVerificationError(), Failure.CONNECT, Executed.NO),
+        (OSError(113, "No route to host"), Failure.CONNECT, Executed.NO),
+        (ConnectionError(), Failure.RESET, Executed.MAYBE),
+        (BrokenPipeError(), Failure.RESET, Executed.MAYBE),
+        (OSError(107, "not connected"), Failure.RESET, Executed.MAYBE),
+        (ssl.SSLError(), Failure.RESET, Executed.MAYBE),
+        (FileNotFoundError(2, "no file"), Failure.SERVER_ERROR, Executed.MAYBE),
+        (RuntimeError("what"), Failure.SERVER_ERROR, Executed.MAYBE),
+        (caused(RuntimeError("x"), ConnectionRefusedError()), Failure.CONNECT, Executed.NO),
+        (unwell(None), Failure.SERVER_ERROR, Executed.MAYBE),
+        (unwell(200), Failure.SERVER_ERROR, Executed.MAYBE),
+        (unwell(400), Failure.REJECTED, Executed.NO),
+        (unwell(401), Failure.CREDENTIAL, Executed.NO),
+        (unwell(402), Failure.QUOTA, Executed.NO),
+        (unwell(408), Failure.BUSY, Executed.MAYBE),
+        (unwell(429), Failure.THROTTLED, Executed.NO),
+        (unwell(500), Failure.SERVER_ERROR, Executed.NO),
+        (unwell(503), Failure.OVERLOADED, Executed.NO),
+        (unwell(504), Failure.SERVER_ERROR, Executed.MAYBE),
+        (unwell(529), Failure.OVERLOADED, Executed.NO),
+        (status_error(openai.RateLimitError, 429), Failure.THROTTLED, Executed.NO),
+        (status_error(openai.BadRequestError, 400), Failure.REJECTED, Executed.NO),
+        (status_error(anthropic.InternalServerError, 500), Failure.SERVER_ERROR, Executed.NO),
+        (
+            caused(openai.APITimeoutError(request=REQUEST), httpx2.ReadTimeout("x")),
+            Failure.FIRST_BYTE_TIMEOUT,
+            Executed.MAYBE,
+        ),
+        (
+            caused(openai.APIConnectionError(request=REQUEST), httpx2.ConnectError("x")),
+            Failure.CONNECT,
+            Executed.NO,
+        ),
+        (httpx2.ConnectTimeout("x"), Failure.CONNECT, Executed.NO),
+        (httpx2.ReadError("x"), Failure.RESET, Executed.MAYBE),
+        (aiohttp.ServerDisconnectedError(), Failure.RESET, Executed.MAYBE),
+        (aiohttp.ClientPayloadError(), Failure.TRUNCATED, Executed.MAYBE),
+        (aiohttp.ServerTimeoutError(), Failure.FIRST_BYTE_TIMEOUT, Executed.MAYBE),
+    ],
+    ids=repr,
+)
+def test_what_an_error_means(error: Exception, failure: Failure, executed: Executed) -> None:
+    """By its class, its status, or what it was raised from; never by its message."""
+    verdict = verdict_on(error, WALL)
+    assert (verdict.failure, verdict.executed) == (failure, executed)
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (unwell(429, retry_after=7.0), 7.0),
+        (unwell(None, retry_after=2.5), 2.5),
+        (unwell(429, retry_after=-1.0), None),
+        (unwell(429, retry_after=float("nan")), None),
+        (status_error(openai.RateLimitError, 429, retry_after="12"), 12.0),
+        (status_error(openai.RateLimitError, 429, retry_after_ms="250"), 0.25),
+        (status_error(openai.RateLimitError, 429), None),
+    ],
+)
+def test_the_delay_an_error_asks_for(error: Exception, seconds: float | None) -> None:
+    """Its own attribute, or the answer's header fields."""
+    hint = verdict_on(error, WALL).hint
+    assert (None if hint is None else hint.seconds) == seconds
+
+
+async def test_a_provider_that_says_not_to_retry() -> None:
+    """`x-should-retry: false` is obeyed, as the provider's own SDK obeys it."""
+    tool = Scripted("tool", status_error(openai.RateLimitError, 429, x_should_retry="false"))
+    with pytest.raises(ToolExecutionError):
+        await reliable(tool).run("go")
+    assert tool.calls == 1
+
+
+async def test_causes_are_followed_only_so_far() -> None:
+    """A chain that bites its own tail ends."""
+    error = RuntimeError("x")
+    error.__cause__ = error
+    assert verdict_on(error, WALL).failure is Failure.SERVER_ERROR
+
+
+async def test_delays_grow() -> None:
+    """By the factor, up to the most; spread by the jitter, which determinism leaves out."""
+    policy = {"max_attempts": 6, "initial_delay": 1.0, "max_delay": 5.0, "backoff_factor": 2.0}
+    tool = Scripted("tool", *[unwell()] * 4, "done")
+    await reliable(tool, retry=policy).run("go")
+    assert tool.waits == [1.0, 2.0, 4.0, 5.0]
+    spread = Scripted("tool", *[unwell()] * 2, "done")
+    await reliable(spread, retry={**policy, "jitter_factor": 0.5}).run("go")
+    assert all(
+        low <= wait <= high
+        for wait, (low, high) in zip(spread.waits, [(0.5, 1.5), (1.0, 3.0)], strict=True)
+    )
+    assert spread.waits != [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("switch", "error"),
+    [
+        ("retry_on_timeout", TimeoutError()),
+        ("retry_on_rate_limit", unwell(429)),
+        ("retry_on_rate_limit", unwell(429, retry_after=60.0)),
+        ("retry_on_server_error", unwell(503)),
+        ("retry_on_server_error", RuntimeError("x")),
+        ("retry_on_network_error", ConnectionResetError()),
+    ],
+)
+async def test_kinds_that_are_switched_off(switch: str, error: Exception) -> None:
+    """They are not tried again, and a fallback is asked at once."""
+    tool, spare = Scripted("tool", error), Scripted("spare")
+    await reliable(tool, spare, retry={switch: False}).run("go")
+    assert (tool.calls, spare.calls) == (1, 1)
+    assert spare.moments == tool.moments
+    other = Scripted("tool", error, "done")
+    await reliable(other).run("go")
+    assert other.calls == 2
+
+
+async def test_a_retry_after_that_is_not_respected() -> None:
+    """Our own pace is kept."""
+    tool = Scripted("tool", unwell(429, retry_after=40.0), "done")
+    await reliable(tool, retry={"respect_retry_after": False}).run("go")
+    assert tool.waits == [1.0]
+
+
+async def test_a_retry_after_never_comes_early() -> None:
+    """Nor much later: a share of it, a second at the most; determinism adds nothing."""
+    for asked in (0.2, 3.0, 250.0):
+        tool = Scripted("tool", unwell(429, retry_after=asked), "done")
+        await reliable(tool).run("go")
+        assert asked <= tool.waits[0] <= asked + min(0.1 * asked, 1.0)
+        tool = Scripted("tool", unwell(429, retry_after=asked), "done")
+        await reliable(tool).run("go", options=OrchestrationConfig(deterministic=True))
+        assert tool.waits == [asked]
+
+
+async def test_a_long_retry_after_with_a_fallback() -> None:
+    """It is asked at once; should it fail too, the first is asked again when it said."""
+    tool = Scripted("tool", unwell(429, retry_after=60.0), "late")
+    spare = Scripted("spare", "soon")
+    assert (await reliable(tool, spare).run("go")).content == "soon"
+    assert tool.moments == spare.moments
+    tool.script, tool.moments = [unwell(429, retry_after=60.0), "late"], []
+    spare.script = [unwell(401)]
+    result = await reliable(tool, spare).run("go")
+    assert (result.content, tool.waits) == ("late", [60.0])
+    assert result.metadata["fallback_used"] is False
+    assert result.metadata["retry_attempts"] == 3
+
+
+async def test_bounds_of_a_whole_run() -> None:
+    """Attempts in all, delays in all, and time since the first."""
+    tools = [Scripted(name, unwell()) for name in ("a", "b", "c")]
+    with pytest.raises(ToolExecutionError) as caught:
+        await reliable(*tools, max_total_attempts=5).run("go")
+    assert [tool.calls for tool in tools] == [3, 2, 0]
+    assert caught.value.attempts == 5
+    tool = Scripted("tool", unwell())
+    with pytest.raises(ToolExecutionError):
+        await reliable(tool, retry={"max_attempts": 9, "max_total_delay": 4.0}).run("go")
+    assert tool.waits == [1.0, 2.0]
+    tool = Scripted("tool", unwell())
+    with pytest.raises(ToolExecutionError):
+        await reliable(tool, retry={"max_attempts": 9}, max_total_retry_time=10.0).run("go")
+    assert tool.waits == [1.0, 2.0, 4.0]
+
+
+async def test_no_retry_begins_that_cannot_end() -> None:
+    """A backoff that does not fit the time left is not begun."""
+    tool = Scripted("tool", unwell())
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(ToolExecutionError):
+        await reliable(tool).run("go", options=OrchestrationConfig(timeout_ms=900))
+    assert (tool.calls, asyncio.get_running_loop().time()) == (1, began)
+
+
+async def test_metrics() -> None:
+    """Retries, and those that brought the result; a share of none is none."""
+    tool = Scripted("tool", unwell(), unwell(), "done", unwell(400))
+    orchestrator = reliable(tool)
+    metrics = orchestrator.reliable_executor.retry_manager.metrics
+    assert metrics.retry_successes / metrics.retry_attempts == 0.0
+    await orchestrator.run("go")
+    assert (metrics.retry_attempts, metrics.retry_successes) == (2, 1)
+    assert metrics.retry_successes / metrics.retry_attempts == 0.5
+    with pytest.raises(ToolExecutionError):
+        await orchestrator.run("go")
+    assert metrics.retry_attempts == 2
+    assert Count(3) / 2.0 == 1.5
+
+
+def test_a_providers_error() -> None:
+    """It keeps what it was made with."""
+    error = ProviderError("no", "acme", 429, 3.0)
+    assert (str(error), error.provider, error.status_code, error.retry_after) == (
+        "no",
+        "acme",
+        429,
+        3.0,
+    )
+    assert ProviderError("no", "acme").status_code is None
