@@ -16,6 +16,7 @@ from typing import Final
 
 from steer_policies.canonical import canonical_json, form_digest, pack
 from steer_policies.headers import (
+    NO_NAMES,
     Field,
     credential_fields,
     query_credentials,
@@ -59,13 +60,19 @@ class RequestIdentity:
 
 
 def principal(
-    fields: Sequence[Field], query: str, scope: str = "caller", *, upgrade: bool = False
+    fields: Sequence[Field],
+    query: str,
+    scope: str = "caller",
+    *,
+    upgrade: bool = False,
+    also: frozenset[str] = NO_NAMES,
 ) -> bytes:
     """Who asks, by a route's `scope`: the same bytes in every process. They hold the credential
     itself, so they are for hashing only, never for a log.
 
     `caller` covers every form in which a caller presents a credential: headers, cookies included,
-    the query and, with `upgrade`, the subprotocols of a WebSocket. Whose credential changes between
+    the query and, with `upgrade`, the subprotocols of a WebSocket; `also` are the lower-case names
+    of further headers in which upstreams take a credential. Whose credential changes between
     two tries of a call (a short-lived token) is somebody else by it. `header:NAME` is that header
     alone, its absence a principal of its own; `route` is everybody.
     """
@@ -75,7 +82,8 @@ def principal(
         name = _bytes(scope.removeprefix("header:").lower())
         values = [value.strip(b" \t") for each, value in fields if each.lower() == name]
         return pack((b"header", name, *values))
-    presented = [(name.lower(), value.strip(b" \t")) for name, value in credential_fields(fields)]
+    credentials = credential_fields(fields, also)
+    presented = [(name.lower(), value.strip(b" \t")) for name, value in credentials]
     presented.sort(key=lambda field: field[0])  # lines of one name keep their order
     offered = [
         protocol

@@ -91,6 +91,39 @@ _CREDENTIAL_SUFFIXES: Final = (
     "vault-token",
 )
 
+# What callers and their gateways call their keys in headers (`X-Token`, `X-User-Key`). In a query
+# these are too many: there they name a page, a sorting, an upload.
+_CREDENTIAL_ENDINGS: Final = (
+    "token",
+    "secret",
+    "password",
+    "passwd",
+    "-key",
+    "-jwt",
+    "-jwt-assertion",
+    "-credential",
+    "-credentials",
+)
+_CREDENTIAL_WORDS: Final = frozenset({"auth", "key", "jwt"})
+
+# Headers that end like one and name something else.
+_NO_CREDENTIAL: Final = (
+    "idempotency-key",
+    "websocket-key",
+    "cache-key",
+    "dedup-key",
+    "partition-key",
+    "routing-key",
+    "sort-key",
+    "client-token",  # how Amazon calls its idempotency keys
+    "continuation-token",
+    "continuationtoken",
+    "cursor-token",
+    "next-token",
+    "page-token",
+    "pagetoken",
+)
+
 # Beside the names of headers, which some providers take in a query, too.
 _CREDENTIAL_PARAMETERS: Final = frozenset(
     {
@@ -129,9 +162,18 @@ def is_credential(name: str) -> bool:
     """Whether a header, by its lower-case name, carries a caller's credential.
 
     An underscore is read as a hyphen, as servers in the tradition of CGI do (RFC 3875, section
-    4.1.18).
+    4.1.18). In doubt it does: two callers must not be taken for one.
     """
     name = name.replace("_", "-")
+    if _is_known_credential(name):
+        return True
+    if name.endswith(_NO_CREDENTIAL) or name.startswith("x-steer-"):
+        return False
+    return name in _CREDENTIAL_WORDS or name.endswith(_CREDENTIAL_ENDINGS)
+
+
+def _is_known_credential(name: str) -> bool:
+    """Whether a name, with hyphens, means a credential wherever it stands."""
     return name in CREDENTIAL_HEADERS or name.endswith(_CREDENTIAL_SUFFIXES)
 
 
@@ -140,10 +182,13 @@ def is_own(name: str) -> bool:
     return name.replace("_", "-").startswith("x-steer-")
 
 
-def credential_fields(fields: Sequence[Field]) -> list[Field]:
-    """The fields that carry a caller's credential, each of them if there are several."""
+def credential_fields(fields: Sequence[Field], also: frozenset[str] = NO_NAMES) -> list[Field]:
+    """The fields that carry a caller's credential, each of them if there are several.
+
+    `also` are further lower-case names of headers in which credentials are presented.
+    """
     names = b"\n".join([name for name, _ in fields])
-    return [fields[index] for index in _credentials_among(names)]
+    return [fields[index] for index in _credentials_among(names, also)]
 
 
 def request_fields(
@@ -222,9 +267,11 @@ def _passing_back(
 
 
 @lru_cache(maxsize=256)
-def _credentials_among(names: bytes) -> tuple[int, ...]:
+def _credentials_among(names: bytes, also: frozenset[str]) -> tuple[int, ...]:
     """Which fields of a request carry a credential."""
-    return tuple(index for index, name in enumerate(_lower(names)) if is_credential(name))
+    return tuple(
+        index for index, name in enumerate(_lower(names)) if name in also or is_credential(name)
+    )
 
 
 def _lower(names: bytes) -> list[str]:
@@ -302,7 +349,7 @@ def _is_credential_parameter(pair: str) -> bool:
     """By its name, however that is spelled; `$httpHeaders[authorization]` has an index."""
     name = unquote_plus(pair.partition("=")[0]).strip().lower().replace("_", "-")
     name = name.partition("[")[0]
-    return name in _CREDENTIAL_PARAMETERS or is_credential(name)
+    return name in _CREDENTIAL_PARAMETERS or _is_known_credential(name)
 
 
 def strip_subprotocol_credentials(protocols: Iterable[str]) -> list[str]:

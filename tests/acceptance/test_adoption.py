@@ -11,6 +11,9 @@ import anthropic
 import openai
 import pytest
 
+from steer_proxy.http import orphans
+from steer_proxy.http.call import Call
+from steer_proxy.http.identity import request_print
 from steer_proxy.ledger.memory import MemoryLedger
 from tests.provider import faults
 from tests.support.world import MESSAGES as WORDS
@@ -104,8 +107,20 @@ async def test_a_caller_that_hung_up_after_its_time_out_is_waited_for(tmp_path: 
         (sdk(None), {}),
         (sdk(1), {"temperature": 1}),
         ({**sdk(1), "Authorization": "Bearer another"}, {}),
+        ({**sdk(1), "X-Token": "another"}, {}),
+        ({**sdk(1), "X-Steer-Metadata": '{"team": "b"}'}, {}),
+        ({**sdk(1), "X-Steer-Budget": '{"cost_usd": 1}'}, {}),
     ],
-    ids=["same count", "two higher", "no count", "another request", "another caller"],
+    ids=[
+        "same count",
+        "two higher",
+        "no count",
+        "another request",
+        "another caller",
+        "another token",
+        "other metadata",
+        "a budget",
+    ],
 )
 async def test_only_the_very_next_try_adopts(
     tmp_path: Path, headers: dict[str, str], members: dict[str, Any]
@@ -116,6 +131,40 @@ async def test_only_the_very_next_try_adopts(
         assert (await parties.ask(headers=sdk(0))).status == 504
         assert (await parties.ask(headers=headers, **members)).status == 200
         assert len(parties.primary.attempts) == 2
+
+
+@pytest.mark.parametrize(("tenant", "attempts"), [("a", 1), ("b", 2)])
+async def test_the_routes_scope_is_looked_at_too(
+    tmp_path: Path, tenant: str, attempts: int
+) -> None:
+    """Two tenants behind one credential are two, where the route says so."""
+    async with world(tmp_path, route={"idempotency": {"scope": "header:X-Tenant"}}) as parties:
+        parties.primary.then(faults.silence(15))
+        await parties.ask(headers={**sdk(0), "X-Tenant": "a"})
+        reply = await parties.ask(headers={**sdk(1), "X-Tenant": tenant})
+        assert reply.status == 200
+        assert len(parties.primary.attempts) == attempts
+
+
+async def test_every_request_is_digested_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many tries are compared with it."""
+    digested: list[str] = []
+
+    async def counted(call: Call, secret: bytes) -> str:
+        digested.append(call.request_id)
+        return await request_print(call, secret)
+
+    monkeypatch.setattr(orphans, "request_print", counted)
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.silence(15))
+        first = (parties.ask(headers=sdk(0), user=name) for name in "abcd")
+        assert {reply.status for reply in await asyncio.gather(*first)} == {504}
+        others = (parties.ask(headers=sdk(1), user=name) for name in "wxyz")
+        assert {reply.status for reply in await asyncio.gather(*others)} == {504}
+    assert len(digested) == 8
+    assert len(set(digested)) == 8
 
 
 async def test_it_is_adopted_once_the_oldest_first(tmp_path: Path) -> None:

@@ -100,20 +100,25 @@ async def test_a_later_duplicate_gets_the_same_bytes(
 async def test_a_caller_that_drops_a_stream_gets_all_of_it_later(
     tmp_path: Path, dialect: str
 ) -> None:
-    """The call goes on without its caller; another try has the whole stream."""
+    """The call goes on without its caller, left at the end of any event or a byte to either side
+    of it; another try has the whole stream."""
     async with world(tmp_path, dialect) as parties:
         direct = (await parties.ask(stream=True, headers=key("direct"))).body
-        for cut in (0, 1, 400, len(direct) // 2, len(direct) - 100):
+        ends = [match.end() for match in re.finditer(rb"\r?\n\r?\n", direct)]
+        assert len(ends) > 5
+        cuts = {0, *(end + near for end in ends for near in (-1, 0, 1))} - {len(direct) + 1}
+        parties.primary.always(faults.at_event(4, Pause(1.0)))
+        for cut in sorted(cuts):
             before = len(parties.primary.attempts)
-            parties.primary.always(faults.at_event(4, Pause(1.0)))
-            await drop(parties, cut, key(f"cut-{cut}"))
+            seen = await drop(parties, cut, key(f"cut-{cut}"))
+            assert seen == direct[:cut]
             reply = await parties.ask(stream=True, headers=key(f"cut-{cut}"))
             assert reply.body == direct
             assert len(parties.primary.attempts) == before + 1
 
 
-async def drop(parties: World, size: int, headers: dict[str, str]) -> None:
-    """Ask for a stream and hang up after so many bytes of the answer."""
+async def drop(parties: World, size: int, headers: dict[str, str]) -> bytes:
+    """Ask for a stream and hang up after so many bytes of its body, which are given back."""
     path, body = parties.request(stream=True)
     auth = {"openai": "Authorization", "anthropic": "x-api-key", "gemini": "x-goog-api-key"}
     value = "Bearer caller-key" if parties.dialect == "openai" else "caller-key"
@@ -130,8 +135,15 @@ async def drop(parties: World, size: int, headers: dict[str, str]) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", parties.steer.sidecar.port)
     writer.write(f"POST /route{path} HTTP/1.1\r\n{head}\r\n".encode() + content)
     await parties.primary.wait_for_attempts(len(parties.primary.attempts) + 1)
-    await reader.readexactly(size)
+    seen = b""
+    if size:
+        await reader.readuntil(b"\r\n\r\n")
+    while len(seen) < size:
+        length = int(await reader.readline(), 16)
+        chunk = (await reader.readexactly(length + 2))[:-2]
+        seen += chunk
     writer.transport.abort()
+    return seen[:size]
 
 
 @PLAIN_AND_STREAMED
@@ -161,6 +173,67 @@ async def test_another_credential_is_another_record(tmp_path: Path) -> None:
         assert mine.status == theirs.status == 200
         assert theirs.headers["Idempotency-Status"] == "new"
         assert len(parties.primary.attempts) == 2
+
+
+@pytest.mark.parametrize("name", ["X-Token", "Token", "X-Corp-Token", "X-User-Key", "X-Corp-Id"])
+async def test_a_credential_in_a_header_of_its_own_name(tmp_path: Path, name: str) -> None:
+    """Two callers that differ in nothing else; `X-Corp-Id` is one because an upstream has its
+    credential there. The same caller gets its own answer."""
+    options = {"credential": {"env": "FALLBACK_KEY", "header": "X-Corp-Id", "prefix": ""}}
+    async with world(tmp_path, upstream=options) as parties:
+        for value, status in (("alice", "new"), ("bob", "new"), ("alice", "replayed")):
+            reply = await parties.ask(headers={**key(), name: value})
+            assert reply.headers["Idempotency-Status"] == status
+        assert len(parties.primary.attempts) == 2
+        for attempt in parties.primary.attempts:
+            assert "alice" not in str(attempt.headers)
+            assert "bob" not in str(attempt.headers)
+
+
+async def test_a_key_that_goes_on_is_its_callers_own(tmp_path: Path) -> None:
+    """One account at the provider, two callers with one key: two keys there, 64 digits each."""
+    options = {"credential": {"env": "FALLBACK_KEY"}, "idempotency_key": "forward"}
+    async with world(tmp_path, upstream=options) as parties:
+        parties.primary.then(faults.status(503), faults.healthy())
+        for caller in ("alice", "bob"):
+            headers = {**key(), "Authorization": f"Bearer {caller}"}
+            assert (await parties.ask(headers=headers)).status == 200
+        attempts = [*parties.primary.attempts, *parties.fallback.attempts]
+        sent = [dict(attempt.headers)["Idempotency-Key"] for attempt in attempts]
+        assert len(sent) == 3
+        assert len(set(sent)) == 2
+        assert all(re.fullmatch("[0-9a-f]{64}", each) for each in sent)
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b"Idempotency-Key: a\r\nIdempotency-Key: a", b"steer_bad_key"),
+        (b"Idempotency-Key: a\r\nidempotency-key: b", b"steer_bad_key"),
+        (b"Idempotency-Key: a\tb", b"steer_bad_key"),
+        (b"Idempotency-Key: caf\xe9", b"steer_bad_key"),
+        (b"Idempotency-Key: a\x01b", b"steer_bad_request"),
+        (b"Idempotency-Key: a\x7fb", b"steer_bad_request"),
+        (b"Idempotency-Key: a\x00b", b"steer_bad_request"),
+    ],
+    ids=["twice", "two", "tab", "latin-1", "0x01", "0x7f", "0x00"],
+)
+async def test_keys_as_they_come_on_the_wire(tmp_path: Path, line: bytes, code: bytes) -> None:
+    """Two lines, and what no field may hold (RFC 9110, section 5.5): 400, nothing goes on."""
+    async with world(tmp_path) as parties:
+        reader, writer = await asyncio.open_connection("127.0.0.1", parties.steer.sidecar.port)
+        path, body = parties.request()
+        content = json.dumps(body).encode()
+        writer.write(
+            b"POST /route%b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Connection: close\r\nContent-Length: %d\r\n%b\r\n\r\n%b"
+            % (path.encode(), len(content), line, content)
+        )
+        answer = await reader.read()
+        writer.transport.abort()
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert code in answer
+        assert parties.primary.attempts == []
 
 
 @pytest.mark.parametrize(

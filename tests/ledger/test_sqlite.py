@@ -68,6 +68,57 @@ async def test_the_file_is_made_ready(path: Path) -> None:
         assert not subject.ledger.shared
 
 
+async def test_one_writer_by_whatever_name(path: Path) -> None:
+    """A link to the file is the file: the lock is named after what it leads to."""
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    async with opened(link):
+        for name in (path, link):
+            other = SqliteLedger(name, Wall())
+            with pytest.raises(LedgerUnusable, match="another steer"):
+                await other.open()
+            await other.close()
+        assert not path.with_name("link.db-lock").exists()
+
+
+async def test_a_file_behind_a_link_is_for_its_owner_only(path: Path) -> None:
+    """It is made behind a link that leads nowhere yet."""
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    async with opened(link) as subject:
+        await alive(subject)
+        for name in ("steer.db", "steer.db-wal", "steer.db-shm"):
+            assert path.with_name(name).stat().st_mode & 0o077 == 0, name
+
+
+@pytest.mark.parametrize("suffix", ["-lock", "-turn"])
+async def test_a_lock_is_never_written_through_a_link(path: Path, suffix: str) -> None:
+    """Whoever may write the directory could have another file emptied."""
+    precious = path.with_name("precious")
+    precious.write_text("precious")
+    path.with_name(path.name + suffix).symlink_to(precious)
+    ledger = SqliteLedger(path, Wall())
+    with pytest.raises((LedgerUnusable, LedgerUnavailable), match=rf"steer\.db{suffix}"):
+        await ledger.open()
+    await ledger.close()
+    assert precious.read_text() == "precious"
+
+
+async def test_a_file_that_others_can_read_is_told(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not ours to change: somebody may have wanted it so."""
+    async with opened(path):
+        pass
+    assert caplog.messages == []
+    path.chmod(0o644)
+    async with opened(path):
+        pass
+    (message,) = caplog.messages
+    assert "may be read by other users (mode 644)" in message
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
 async def test_nothing_is_known_before_it_is_open(path: Path) -> None:
     """And nothing works after it was closed, which can be done twice."""
     ledger = SqliteLedger(path, Wall())

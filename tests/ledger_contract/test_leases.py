@@ -64,6 +64,23 @@ async def test_a_late_renewal_says_what_was_lost(subjects: Subjects) -> None:
         assert not (await found(subject, "kept")).lapsed
 
 
+async def test_who_is_unsure_is_told_again(subjects: Subjects) -> None:
+    """What was lost in a lapse that an earlier renewal has ended."""
+    async with subjects() as subject:
+        await alive(subject)
+        kept = await made(subject, claim(subject, "kept"))
+        taken = await made(subject, claim(subject, "taken"))
+        await subject.advance(LEASE + 1)
+        theirs = claim(subject, "taken", owner=OTHER)
+        assert await subject.ledger.take_over(theirs, await found(subject, "taken")) is None
+        held = [kept.row.id, taken.row.id]
+        told = frozenset({taken.row.id})
+        assert await subject.ledger.renew(ME, "pod-1", LEASE, held) == Lease(True, told)
+        assert await subject.ledger.renew(ME, "pod-1", LEASE, held) == Lease(lapsed=False)
+        assert await subject.ledger.renew(ME, "pod-1", LEASE, held, True) == Lease(False, told)
+        assert await subject.ledger.renew(ME, "pod-1", LEASE, [], True) == Lease(lapsed=False)
+
+
 async def test_a_lapsed_owner_may_still_go_on(subjects: Subjects) -> None:
     """As long as nobody has taken its place: a lapse is how others see it, no state."""
     async with subjects() as subject:

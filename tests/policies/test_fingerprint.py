@@ -63,6 +63,10 @@ def test_what_a_caller_presents() -> None:
         principal([], "key=2"),
         principal([], "key=1&key=2"),
         principal([BEARER], "key=1"),
+        principal([(b"X-Token", b"1")], ""),
+        principal([(b"X-Token", b"2")], ""),
+        principal([(b"X-Corp-Id", b"1")], "", also=frozenset({"x-corp-id"})),
+        principal([(b"X-Corp-Id", b"2")], "", also=frozenset({"x-corp-id"})),
     ]
     assert len(set(seen)) == len(seen)
 

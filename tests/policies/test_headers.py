@@ -124,7 +124,7 @@ CREDENTIALS: Pairs = [
 
 def test_credentials() -> None:
     """All forms go when Steer brings its own; else they pass, but for the one meant for a proxy."""
-    kept = [("Anthropic-Version", "1"), ("OpenAI-Beta", "x"), ("X-Key", "y")]
+    kept = [("Anthropic-Version", "1"), ("OpenAI-Beta", "x"), ("X-Cache-Key", "y")]
     assert sent([*CREDENTIALS, *kept], strip=True) == kept
     passed = [pair for pair in CREDENTIALS if pair[0] != "Proxy-Authorization"]
     assert sent([*CREDENTIALS, *kept]) == [*passed, *kept]
@@ -134,8 +134,52 @@ def test_credential_names() -> None:
     """The set, and the forms that gateways give theirs."""
     assert all(map(is_credential, CREDENTIAL_HEADERS))
     assert all(is_credential(name.replace("-", "_")) for name in CREDENTIAL_HEADERS)
-    assert not is_credential("idempotency-key")
-    assert not is_credential("sec-websocket-key")
+
+
+@pytest.mark.parametrize(
+    ("name", "credential"),
+    [
+        ("x-token", True),
+        ("token", True),
+        ("x-corp-token", True),
+        ("x_corp_token", True),
+        ("x-user-key", True),
+        ("key", True),
+        ("x-client-secret", True),
+        ("x-password", True),
+        ("cf-access-jwt-assertion", True),
+        ("helicone-auth", True),
+        ("auth", True),
+        ("idempotency-key", False),
+        ("x-idempotency-key", False),
+        ("idempotency_key", False),
+        ("sec-websocket-key", False),
+        ("x-ms-documentdb-partition-key", False),
+        ("x-page-token", False),
+        ("x-ms-continuation-token", False),
+        ("x-cache-key", False),
+        ("monkey", False),
+        ("x-max-tokens", False),
+        ("x-steer-upstream", False),
+        ("x-steer-token", False),
+        ("x-stainless-retry-count", False),
+        ("x-stainless-read-timeout", False),
+        ("x-request-id", False),
+        ("x-goog-api-client", False),
+        ("traceparent", False),
+        ("user-agent", False),
+    ],
+)
+def test_names_of_their_own(name: str, credential: bool) -> None:
+    """What ends like a key or a token is one; what SDKs change from try to try is none."""
+    assert is_credential(name) is credential
+
+
+def test_headers_that_are_named_as_credentials() -> None:
+    """In any case, in the order they stand."""
+    pairs = raw([("X-Corp-Id", "a"), ("Authorization", "b"), ("Accept", "c")])
+    assert credential_fields(pairs) == pairs[1:2]
+    assert credential_fields(pairs, frozenset({"x-corp-id"})) == pairs[:2]
 
 
 def test_what_the_sender_says_in_its_own_words() -> None:
@@ -238,6 +282,7 @@ def test_accept_encoding(asked: str | None, identity: bool, answer: str) -> None
         ("key=s;a=1&b;c", "a=1&b;c"),
         ("+key=s&key+=s&%20key%09=s&api%2Dkey=s&a", "a"),
         ("$httpHeaders[authorization]=s&%24httpHeaders%5Bx%5D=s&b[key]=1", "b[key]=1"),
+        ("page_token=1&pageToken=2&sort_key=3", "page_token=1&pageToken=2&sort_key=3"),
         ("Ocp-Apim-Subscription-Key=s&subscription_key=s&x_goog_api_key=s&c=1", "c=1"),
     ],
 )

@@ -158,8 +158,10 @@ class FaultyLedger:
         result: dict[str, str] = await self._do("check_keys", checks)
         return result
 
-    async def renew(self, owner: str, instance: str, lease: float, held: Sequence[str]) -> Lease:
-        result: Lease = await self._do("renew", owner, instance, lease, held)
+    async def renew(
+        self, owner: str, instance: str, lease: float, held: Sequence[str], unsure: bool = False
+    ) -> Lease:
+        result: Lease = await self._do("renew", owner, instance, lease, held, unsure)
         return result
 
     async def retire(self, owner: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -25,7 +26,7 @@ from steer_policies.idempotency import (
 )
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable
-from steer_proxy.ledger.values import CallRow, Claim, Finish, Record, Ref
+from steer_proxy.ledger.values import MICROSECONDS, CallRow, Claim, Finish, Record, Ref
 
 LOGGER: Final = logging.getLogger("steer.ledger")
 
@@ -46,6 +47,9 @@ AGAIN_FOR: Final = 600.0
 #: Claims that may stand although nobody was told: remembered at most, and how often each is freed,
 #: since a statement given up on may be carried out a little later.
 MOST_STRAYS: Final = 10_000
+
+#: Ends that are owed with their answers; more are owed without.
+MOST_OWED: Final = 64
 FREED: Final = 3
 
 
@@ -89,11 +93,14 @@ class Finished(Enum):
 class Claims:
     """The keys that this process has taken."""
 
-    def __init__(self, books: Bookkeeper) -> None:
+    def __init__(self, books: Bookkeeper, wall: Callable[[], float] = time.time) -> None:
+        """`wall` tells Unix time in seconds."""
         self._books = books
+        self._wall = wall
         self._held: dict[str, Callable[[], None]] = {}
         self._strays: dict[Ref, int] = {}
-        self._freeing: asyncio.Task[None] | None = None
+        self._owed: dict[Ref, Finish] = {}
+        self._tidying: asyncio.Task[None] | None = None
         books.held = self._ids
         books.on_lost = self._tell_lost
 
@@ -131,8 +138,10 @@ class Claims:
         except LedgerUnavailable:
             if policy.on_ledger_down is not OnLedgerDown.OPEN:
                 raise
-            asked.clear()  # the call will be made
-            return Owned(Ref(row.id, 1), recorded=False)
+            # The call will be made, and a claim may stand: who makes it looks again at its end.
+            ref = asked[-1] if asked else Ref(row.id, 1)
+            asked.clear()
+            return Owned(ref, recorded=False)
         else:
             return taken
         finally:
@@ -153,7 +162,7 @@ class Claims:
         for _ in range(MAX_TURNS):
             if found is None:
                 return Owned(Ref(row.id, 1))
-            found = await self._own_remains(found)
+            found = await self._own_remains(found, policy)
             if found.state is State.RELEASED:
                 found = await books.ledger.claim(claim)
                 continue
@@ -167,54 +176,89 @@ class Claims:
                 return Owned(mine, rerun=decision.rerun)
         raise LedgerUnavailable("the key changes hands too often")
 
-    async def _own_remains(self, found: Record) -> Record:
+    async def _own_remains(self, found: Record, policy: IdempotencyPolicy) -> Record:
         """What this process left unfinished, finished: nobody runs the call any more."""
         if found.owner_id != self._books.owner or found.id in self._held:
             return found
         if found.state not in (State.CLAIMED, State.SENT):
             return found
         ref = Ref(found.id, found.epoch)
-        unsent = found.state is State.CLAIMED or ref in self._strays
-        state = State.RELEASED if unsent else State.UNCERTAIN
-        row = CallRow(id=found.id, request_id=found.id)
-        await self._books.ledger.finish(Finish(ref, state, row))
+        finish = self._owed.get(ref)
+        if finish is None:
+            unsent = found.state is State.CLAIMED or ref in self._strays
+            now_us = int(self._wall() * MICROSECONDS)
+            row = CallRow(
+                id=found.id,
+                request_id=found.id,
+                ended_us=now_us,
+                expires_us=now_us + int(policy.retention * MICROSECONDS),
+            )
+            finish = Finish(ref, State.RELEASED if unsent else State.UNCERTAIN, row)
+        await self._books.ledger.finish(finish)
         return Record(
             found.id,
             found.epoch,
-            state,
+            finish.state,
             found.fingerprint,
             found.owner_id,
             lapsed=True,
             expired=found.expired,
-            stored=False,
+            stored=finish.row.resp_headers is not None,
+            cost_nusd=finish.row.cost_nusd,
         )
+
+    def owe(self, finish: Finish) -> None:
+        """A record could not be finished, and nobody runs its call any more: it is finished as soon
+        as that can be written, or when somebody asks for it."""
+        if len(self._owed) >= MOST_OWED:
+            finish = _bare(finish)
+        if len(self._owed) < MOST_STRAYS:
+            self._owed[finish.ref] = finish
+        self._tidy_up()
 
     def _stray(self, asked: Sequence[Ref]) -> None:
         """Claims whose reply never came may stand all the same. Nothing was sent: free them."""
         for ref in asked:
             if len(self._strays) < MOST_STRAYS:
                 self._strays[ref] = FREED
-        if self._strays and (self._freeing is None or self._freeing.done()):
-            self._freeing = asyncio.create_task(self._free_strays())
+        self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        if (self._strays or self._owed) and (self._tidying is None or self._tidying.done()):
+            self._tidying = asyncio.create_task(self._tidy())
+
+    async def _tidy(self) -> None:
+        while self._strays or self._owed:
+            await asyncio.sleep(AGAIN_EVERY)
+            try:
+                await self._free_strays()
+                await self._pay()
+            except LedgerUnavailable:
+                continue
+            except LedgerRefused:
+                # Only what is owed holds foreign values: without them it can be written.
+                self._owed = {ref: _bare(finish) for ref, finish in self._owed.items()}
 
     async def _free_strays(self) -> None:
-        while self._strays:
-            await asyncio.sleep(AGAIN_EVERY)
-            for ref in tuple(self._strays):
-                row = CallRow(id=ref.id, request_id=ref.id)
-                try:
-                    await self._books.ledger.finish(Finish(ref, State.RELEASED, row))
-                except LedgerUnavailable:
-                    break
-                self._strays[ref] -= 1
-                if not self._strays[ref]:
-                    del self._strays[ref]
+        for ref in tuple(self._strays):
+            row = CallRow(id=ref.id, request_id=ref.id)
+            await self._books.ledger.finish(Finish(ref, State.RELEASED, row))
+            self._strays[ref] -= 1
+            if not self._strays[ref]:
+                del self._strays[ref]
+
+    async def _pay(self) -> None:
+        for ref, finish in tuple(self._owed.items()):
+            if finish.state is not State.RELEASED:
+                await self._books.ledger.mark_sent(ref)  # it was, whatever could be written
+            await self._books.ledger.finish(finish)
+            self._owed.pop(ref, None)
 
     async def close(self) -> None:
-        """Stop freeing what nobody has been told of."""
-        if self._freeing is not None:
-            self._freeing.cancel()
-            await asyncio.wait([self._freeing])
+        """Stop tidying up; what is left lapses with the lease."""
+        if self._tidying is not None:
+            self._tidying.cancel()
+            await asyncio.wait([self._tidying])
 
     async def announce(self, owned: Owned) -> None:
         """Have it on disk that the call is about to be sent.

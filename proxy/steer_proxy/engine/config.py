@@ -241,7 +241,8 @@ class Route:
 class Config:
     """Everything the proxy needs to know; `revision` is a short digest of what was configured.
 
-    Secrets do not enter the digest, only their references.
+    Secrets do not enter the digest, only their references. `credential_headers` are the lower-case
+    names of the headers in which any upstream takes a credential: they may hold a caller's.
     """
 
     routes: tuple[Route, ...]
@@ -253,3 +254,12 @@ class Config:
     ledger: LedgerTerms = field(default_factory=LedgerTerms)
     drain_timeout: float = 25.0
     revision: str = ""
+    credential_headers: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        names = frozenset(
+            upstream.credential.header.lower()
+            for upstream in self.upstreams.values()
+            if upstream.credential is not None
+        )
+        object.__setattr__(self, "credential_headers", names)

@@ -41,14 +41,8 @@ class Addresses:
 
     def __init__(self, config: Config, wire: Wire) -> None:
         self.config = config
-        # Whatever header any upstream takes a credential in may hold a caller's.
-        credentials = frozenset(
-            upstream.credential.header.lower()
-            for upstream in config.upstreams.values()
-            if upstream.credential is not None
-        )
         self._addresses = {
-            name: _address(upstream, wire, credentials)
+            name: _address(upstream, wire, config.credential_headers)
             for name, upstream in config.upstreams.items()
         }
 

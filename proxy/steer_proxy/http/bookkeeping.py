@@ -62,11 +62,8 @@ class CallLog:
         """The row of a call before anything has come of it."""
         elapsed = self._clock.now() - call.accepted_at
         started_us = int((self._clock.wall() - elapsed) * MICROSECONDS)
-        return CallRow(
-            *self._asked(call, self._marks.caller(call)),
-            started_us=started_us,
-            sdk_retry=retry_count(call.headers),
-            bytes_in=call.body.size,
+        return CallRow(*self._asked(call, self._marks.caller(call)))._replace(
+            started_us=started_us, sdk_retry=retry_count(call.headers), bytes_in=call.size
         )
 
     def rows(
@@ -104,7 +101,8 @@ class CallLog:
         outcome, error_class = _ending(verdict, problem, answer, last, status)
         model, usage, first_token = None, _NOT_COUNTED, None
         if served is not None:
-            model, usage = served.trace.model, served.trace.usage or _NOT_COUNTED
+            model = _name(served.trace.model)
+            usage = served.trace.usage or _NOT_COUNTED
             first_token = _first_token(served)
         if candidate is not None:
             upstream: str | None = candidate.upstream
@@ -113,7 +111,7 @@ class CallLog:
         mark = self._marks.caller(call)
         asked = self._asked(call, mark)
         tariff = self._tariff(call, records, model)
-        sale = Sale(call.route.name, call.facts.operation, call.body.size, model)
+        sale = Sale(call.route.name, call.facts.operation, call.size, model)
         attempts = [
             self._attempt(call, each, (asked[0], started_us, mark), tariff, sale)
             for each in records
@@ -138,7 +136,7 @@ class CallLog:
                 len(records),
                 _ambiguous(records),
                 retry_count(call.headers),
-                call.body.size,
+                call.size,
                 bytes_out,
                 usage.input,
                 usage.cached,
@@ -209,7 +207,7 @@ class CallLog:
             call.method,
             _path(call),
             int(facts.stream),
-            facts.model,
+            _name(facts.model),
         )
 
     def _tariff(
@@ -254,7 +252,7 @@ class CallLog:
                 id_,
                 record.number,
                 record.upstream,
-                record.model,
+                _name(record.model),
                 self._marks.used(call, record.upstream, mark),
                 trace.request_id,
                 started_us + int((started - call.accepted_at) * MICROSECONDS),

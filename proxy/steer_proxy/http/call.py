@@ -30,11 +30,12 @@ class Call:
     `upgrade` that the caller asks to switch to WebSocket. `via_line` is how this process names
     itself to the next hop. `usage_options` are merged into a request after its candidate's own,
     for a count of tokens that the caller did not ask for: when there are any, what they bring
-    is taken out of the answer again. `id` names the call's row in the ledger, `key` is its
-    idempotency key; `before_send` is awaited before every attempt, and ends the call when it
-    raises, `until` is the loop time at which an attempt under way is ended that may outlast its
-    caller's patience. `served_from` is the
-    call whose exchange it has taken over. `says` are further header lines for its answer.
+    is taken out of the answer again. `size` is that of the body, in bytes, which may be gone.
+    `id` names the call's row in the ledger, `key` is its idempotency key, `scope` whose key that
+    is; `before_send` is awaited before every attempt, and ends the call when it raises. `until` is
+    the loop time at which an attempt under way is ended that may outlast its caller's patience.
+    `served_from` is the call whose exchange it has taken over. `says` are further header lines for
+    its answer.
     """
 
     config: Config
@@ -60,8 +61,10 @@ class Call:
     token_is_key: bool = False
     upgrade: bool = False
     usage_options: Mapping[str, Any] = field(default_factory=dict)
+    size: int = 0
     id: str = ""
     key: str | None = None
+    scope: str | None = None
     before_send: Callable[[], Awaitable[None]] | None = None
     until: float | None = None
     served_from: str | None = None

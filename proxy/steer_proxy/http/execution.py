@@ -7,9 +7,8 @@ and on disk what it brought before its caller has all of it.
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import replace
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from aiohttp.web_request import BaseRequest
 
@@ -17,18 +16,20 @@ from steer_policies.config import UpstreamPolicy
 from steer_policies.idempotency import OnLedgerDown, Save, State, Status, TakeOver
 from steer_policies.outcome import TRAITS, Elsewhere, Executed, Verdict
 from steer_policies.plan import Plan
-from steer_proxy.engine.attempt import Problem
+from steer_proxy.engine.attempt import AttemptRecord
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.engine.claims import ClaimLost, Claims, Finished, Found, Owned
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.conclusion import Settled, Spent
 from steer_proxy.engine.exchange import Exchange
+from steer_proxy.http import keyed_problems as problems
 from steer_proxy.http.addresses import Addresses
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.call import Call
 from steer_proxy.http.delivery import Delivery
 from steer_proxy.http.delivery import Services as DeliveryServices
 from steer_proxy.http.journal import Journal
+from steer_proxy.http.keyed_problems import KeyedProblem
 from steer_proxy.http.live import LiveStream, LiveStreams
 from steer_proxy.http.outlet import ToRecording
 from steer_proxy.http.problems import Refusal
@@ -39,32 +40,7 @@ from steer_proxy.http.shadow import shadow
 from steer_proxy.http.stored import Chunker, head_text
 from steer_proxy.http.terms import deadline_of
 from steer_proxy.ledger.protocol import LedgerUnavailable
-from steer_proxy.ledger.values import CallRow, Finish, Ref
-
-LOGGER: Final = logging.getLogger("steer.call")
-
-_TAKEN_OVER: Final = Problem(
-    409,
-    "steer_key_taken_over",
-    "This process did not renew its lease in time, and another one has taken this call's key over: "
-    "try again with the same key for its answer.",
-    retry_after=1.0,
-    sdk_retry=True,
-)
-_DRAINING: Final = Problem(
-    503,
-    "steer_draining",
-    "Steer is shutting down and could not finish this call.",
-    retry_after=1.0,
-    sdk_retry=True,
-)
-_NO_LEDGER: Final = Problem(
-    503,
-    "steer_ledger_unavailable",
-    "The ledger became unavailable before the call was sent. Nothing was sent.",
-    retry_after=1.0,
-    sdk_retry=True,
-)
+from steer_proxy.ledger.values import MICROSECONDS, CallRow, Finish, Ref
 
 
 class Ended(NamedTuple):
@@ -97,7 +73,7 @@ class Executions:
         self.books = books
         self.journal = journal
         self._clock = clock
-        self.claims = Claims(books)
+        self.claims = Claims(books, clock.wall)
         self.live = LiveStreams(books, self.now_us)
 
     async def close(self) -> None:
@@ -107,7 +83,7 @@ class Executions:
 
     def now_us(self) -> int:
         """Unix time in microseconds."""
-        return int(self._clock.wall() * 1_000_000)
+        return int(self._clock.wall() * MICROSECONDS)
 
     async def run(self, run: Run, request: BaseRequest, addresses: Addresses) -> None:
         """Take the key and make the call, or follow who makes it."""
@@ -193,10 +169,12 @@ class Execution:
 
     def _claim_row(self) -> CallRow:
         run, books = self._run, self._books
-        now_us = self._now_us()
         at_once = self._exchange.clear
-        return books.redacted(self._journal.opening(run.call))._replace(
-            idem_key=run.call.key,
+        opening = self._journal.opening(run.call)._replace(
+            idem_key=run.call.key, upstream=self._made.candidates[0].upstream
+        )
+        now_us = max(self._now_us(), opening.started_us)
+        return books.redacted(opening)._replace(
             idem_scope=run.identity.scope,
             idem_fp=run.identity.fingerprint,
             idem_role="owner",
@@ -205,22 +183,32 @@ class Execution:
             idem_epoch=1,
             owner_id=books.owner,
             sent_us=now_us if at_once else None,
-            expires_us=now_us + int(run.policy.retention * 1_000_000),
+            expires_us=self._expires_us(),
         )
+
+    def _expires_us(self) -> int:
+        return self._now_us() + int(self._run.policy.retention * MICROSECONDS)
 
     async def _before_send(self) -> None:
         """Before every attempt: that it is sent is on disk, and the key is still ours."""
         run, owned = self._run, self._owned
         if run.lost:
             raise ClaimLost
-        if not run.sent and owned is not None:
-            try:
+        if owned is None or not owned.recorded:
+            return
+        try:
+            if not self._books.leased:
+                # Asleep, perhaps, for longer than the lease: what was lost meanwhile is told first.
+                await self._books.ensure_lease()
+                if run.lost:
+                    raise ClaimLost
+            if not run.sent:
                 await self._claims.announce(owned)
-            except LedgerUnavailable:
-                if run.policy.on_ledger_down is not OnLedgerDown.OPEN:
-                    raise
-                self._owned, run.status = replace(owned, recorded=False), Status.NOT_STORED
-            run.sent = True
+        except LedgerUnavailable:
+            if run.policy.on_ledger_down is not OnLedgerDown.OPEN:
+                raise
+            self._owned, run.status = replace(owned, recorded=False), Status.NOT_STORED
+        run.sent = True
 
     async def make(self, owned: Owned) -> None:
         """Make the call, and finish its record whatever happens."""
@@ -235,11 +223,14 @@ class Execution:
         except ClaimLost:
             self._lost()
         except LedgerUnavailable:
-            await self._abort(owned, State.RELEASED, _NO_LEDGER)
+            state = State.UNCERTAIN if self._doubtful() else State.RELEASED
+            await self._abort(
+                owned, state, problems.no_ledger("it went away before the call was sent")
+            )
         except asyncio.CancelledError:
             if not run.lost:
                 state = State.UNCERTAIN if run.sent else State.RELEASED
-                await self._abort(owned, state, _DRAINING)
+                await self._abort(owned, state, problems.DRAINING)
                 raise
             # Ours, from `Run.lose`: turned into the answer that tells of it.
             self._lost()
@@ -249,10 +240,15 @@ class Execution:
             if self._stream is not None:
                 self._live.drop(self._stream)
 
+    def _doubtful(self) -> bool:
+        return any(may_have_run(record, self._run.call) for record in self._spent.records)
+
     def _lost(self) -> None:
         """Somebody else has the key: the row is theirs to judge, what was spent is told."""
-        self._run.say(_TAKEN_OVER)
-        _, attempts = self._journal.broken_off(self._run.call, self._made, self._spent, _TAKEN_OVER)
+        self._run.say(problems.TAKEN_OVER)
+        _, attempts = self._journal.broken_off(
+            self._run.call, self._made, self._spent, problems.TAKEN_OVER.problem
+        )
         self._books.log_attempts(attempts)
 
     async def _execute(self) -> Ended:
@@ -300,7 +296,7 @@ class Execution:
         else:
             result = await self._claims.finish(finish)
         if result is Finished.LOST:
-            self._run.say(_TAKEN_OVER)
+            self._run.say(problems.TAKEN_OVER)
             return
         if run.status in (Status.NEW, Status.RERUN):
             if ended.state is State.UNCERTAIN:
@@ -313,25 +309,29 @@ class Execution:
             recording.begin(response.head)
         recording.end(broken=response.abandoned)
         if result is Finished.LATER:
-            await self._claims.finish_later(finish)
+            result = await self._claims.finish_later(finish)
+        if result is Finished.LATER:
+            self._claims.owe(finish)
 
     async def _caught_up(self, owned: Owned) -> Owned:
         """What was sent although that could not be written: it may be written now."""
-        if self._owned is owned or self._owned is None:
-            return owned
+        now = self._owned or owned
+        if now.recorded:
+            return now
+        there = replace(now, recorded=True)
         try:
-            await self._claims.announce(owned)
-        except (ClaimLost, LedgerUnavailable):
-            return self._owned
-        return owned
+            await self._claims.announce(there)
+        except ClaimLost:
+            return now
+        except LedgerUnavailable:
+            self._claims.owe(Finish(now.ref, State.UNCERTAIN, self.row))
+            return now
+        return there
 
     async def _finish(self, owned: Owned, ended: Ended, row: CallRow) -> Finish:
         """The record's end, with the answer where it is to be kept."""
         run, recording, sealer = self._run, self._run.recording, self._books.sealer
-        row = row._replace(
-            id=owned.ref.id,
-            expires_us=self._now_us() + int(run.policy.retention * 1_000_000),
-        )
+        row = self._books.redacted(row)._replace(id=owned.ref.id, expires_us=self._expires_us())
         keep = (
             ended.state is State.COMPLETED
             and recording.kept
@@ -354,14 +354,20 @@ class Execution:
         )
         return Finish(owned.ref, ended.state, row, tuple(chunks))
 
-    async def _abort(self, owned: Owned, state: State, problem: Problem) -> None:
+    async def _abort(self, owned: Owned, state: State, problem: KeyedProblem) -> None:
         """End a call in a hurry; its record keeps the answer if that has come."""
         self._run.say(problem)
-        row, attempts = self._journal.broken_off(self._run.call, self._made, self._spent, problem)
+        row, attempts = self._journal.broken_off(
+            self._run.call, self._made, self._spent, problem.problem
+        )
         self._books.log_attempts(attempts)
-        if owned.recorded:
-            row = row._replace(expires_us=self.row.expires_us)
-            await self._claims.finish(self._ending or Finish(owned.ref, state, row))
+        owned = await self._caught_up(owned)
+        if not owned.recorded:
+            return
+        row = self._books.redacted(row)._replace(expires_us=self._expires_us())
+        finish = self._ending or Finish(owned.ref, state, row)
+        if await self._claims.finish(finish) is Finished.LATER:
+            self._claims.owe(finish)
 
 
 def state_after(
@@ -371,11 +377,7 @@ def state_after(
     if settled.hold is not None:
         # It was committed, so it was executed: what is missing of its answer is lost.
         return State.COMPLETED if verdict is not None and verdict.ok else State.UNCERTAIN
-    doubtful = any(
-        record.verdict.executed is not Executed.NO and not _deduplicates(call, record.upstream)
-        for record in settled.attempts
-    )
-    if doubtful:
+    if any(may_have_run(record, call) for record in settled.attempts):
         return State.UNCERTAIN
     failure = settled.attempts[-1].verdict.failure if settled.attempts else None
     if save is Save.FINAL and settled.answer is not None and failure is not None:
@@ -385,7 +387,13 @@ def state_after(
     return State.RELEASED
 
 
-def _deduplicates(call: Call, upstream: str) -> bool:
-    """Whether an upstream was given the key, and so makes no call twice by itself."""
-    policy: UpstreamPolicy = call.config.upstreams[upstream].policy
-    return policy.forwards_idempotency_key
+def may_have_run(record: AttemptRecord, call: Call) -> bool:
+    """Whether another try of the call could be another execution of it.
+
+    Not where its upstream was given the key and makes no call twice, and no try can go elsewhere.
+    """
+    if record.verdict.executed is Executed.NO:
+        return False
+    policy: UpstreamPolicy = call.config.upstreams[record.upstream].policy
+    alone = all(spec.upstream == record.upstream for spec in call.route.policy.targets)
+    return not (policy.forwards_idempotency_key and alone)

@@ -10,7 +10,7 @@ from aiohttp.web_request import BaseRequest
 from steer_policies.idempotency import Status
 from steer_proxy.http.call import Call
 from steer_proxy.http.caller import CallerResponse
-from steer_proxy.http.lines import line
+from steer_proxy.http.keyed_problems import status_line
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.recording import Reader, Recording, TooSlow
 from steer_proxy.http.replies import personal_lines
@@ -23,11 +23,6 @@ class Watched(Protocol):
 
     def overdue_later(self) -> None:
         """See to it that calls are looked at which last longer than they may."""
-
-
-def status_line(status: Status) -> bytes:
-    """The header line that says how a keyed call was served."""
-    return line("Idempotency-Status", status)
 
 
 async def give(

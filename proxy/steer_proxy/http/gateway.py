@@ -33,6 +33,7 @@ from steer_proxy.http.guard import Guard
 from steer_proxy.http.intake import Intake
 from steer_proxy.http.journal import Journal
 from steer_proxy.http.keyed import KeyedCalls
+from steer_proxy.http.keyed_problems import DRAINING
 from steer_proxy.http.orphans import may_be_adopted
 from steer_proxy.http.outbound import Outbound
 from steer_proxy.http.outlet import TO_CALLER
@@ -49,13 +50,6 @@ LOGGER: Final = logging.getLogger("steer.call")
 #: How often calls are looked at which may last too long, in seconds.
 SWEEP: Final = 15.0
 
-_DRAINING: Final = Problem(
-    503,
-    "steer_draining",
-    "Steer is shutting down and could not finish this call.",
-    retry_after=1.0,
-    sdk_retry=True,
-)
 _NO_LEDGER: Final = Problem(
     503,
     "steer_ledger_unavailable",
@@ -184,7 +178,7 @@ class Gateway:
         matched = intake.route(request)
         progress.speaks, progress.route = matched.dialect, matched.route.name
         if self._over:
-            raise Refusal(_DRAINING, close=True)
+            raise Refusal(DRAINING.problem, close=True)
         call = await intake.accept(request, matched, token_is_key=token_is_key)
         progress.call = call
         try:
@@ -299,11 +293,11 @@ class Gateway:
         """The drain's time is up: end this call with its dialect's error."""
         response, call = progress.response, progress.call
         if response is None or not response.prepared:
-            return problem_response(progress.speaks, _DRAINING, close=True)
+            return problem_response(progress.speaks, DRAINING.problem, close=True)
         # A tunnel has said goodbye by itself.
         if progress.tunnel is None and call is not None and not response.ended:
             event = call.dialect.error_event(
-                call.facts, response.media_type, _DRAINING.code, _DRAINING.message
+                call.facts, response.media_type, DRAINING.problem.code, DRAINING.problem.message
             )
             if event:
                 await response.write(event)

@@ -22,10 +22,16 @@ class Identity(NamedTuple):
 async def identify(call: Call, secret: bytes, *, key: str, scope: str = "caller") -> Identity:
     """The identity of a call with this key, of the original request, before anything is planned."""
     path = call.route.name + call.path
-    presented = principal(call.fields, call.query, scope, upgrade=call.upgrade)
+    presented = principal_of(call, scope)
     return Identity(
         scope_of(secret, presented, call.method, path, key), await request_print(call, secret)
     )
+
+
+def principal_of(call: Call, scope: str = "caller") -> bytes:
+    """Who makes a call, by a route's `scope`; for hashing and comparing only."""
+    also = call.config.credential_headers
+    return principal(call.fields, call.query, scope, upgrade=call.upgrade, also=also)
 
 
 async def request_print(call: Call, secret: bytes) -> str:

@@ -14,6 +14,7 @@ from steer_policies.deadline import sdk_silence_limit
 from steer_policies.dialects import dialect
 from steer_policies.dialects.base import Dialect, RequestFacts
 from steer_policies.headers import (
+    NO_NAMES,
     Field,
     credential_fields,
     is_loop,
@@ -178,6 +179,7 @@ class Intake:
                 token_is_key=token_is_key,
                 upgrade=upgrade,
                 usage_options=_usage_options(matched, facts, parsed),
+                size=body.size,
                 id=new_id(self._clock.wall()),
                 key=key,
             )
@@ -192,7 +194,8 @@ class Intake:
         home = matched.route.home
         if not self._config.upstreams[home].passthrough:
             return {}
-        return {home: credential_number(fields, matched.query, upgrade=upgrade)}
+        also = self._config.credential_headers
+        return {home: credential_number(fields, matched.query, upgrade=upgrade, also=also)}
 
     def _identify(self, headers: CIMultiDictProxy[str]) -> tuple[str, TraceContext]:
         presented = headers.get("X-Request-ID")
@@ -241,14 +244,20 @@ def _usage_options(matched: Matched, facts: RequestFacts, body: Any) -> Mapping[
     return matched.dialect.usage_options(facts, body)
 
 
-def credential_number(fields: Sequence[Field], query: str, *, upgrade: bool = False) -> int:
+def credential_number(
+    fields: Sequence[Field],
+    query: str,
+    *,
+    upgrade: bool = False,
+    also: frozenset[str] = NO_NAMES,
+) -> int:
     """A number that stands for the credential a caller presented, in this process only.
 
     It covers every form that is taken off a request which goes out in another name. Python salts
     the hashes of text and bytes anew in each process, so it neither reveals the credential nor
-    means anything elsewhere.
+    means anything elsewhere. `also` as in `steer_policies.fingerprint.principal`.
     """
-    presented = [(name.lower(), value) for name, value in credential_fields(fields)]
+    presented = [(name.lower(), value) for name, value in credential_fields(fields, also)]
     offered = [
         protocol
         for name, value in (fields if upgrade else ())

@@ -25,9 +25,9 @@ from steer_policies.idempotency import (
     Status,
     Uncertain,
 )
-from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.engine.claims import Found, Owned
+from steer_proxy.http import keyed_problems as problems
 from steer_proxy.http.addresses import Addresses
 from steer_proxy.http.body import EMPTY, MemoryBudget
 from steer_proxy.http.call import Call
@@ -36,7 +36,6 @@ from steer_proxy.http.execution import Executions
 from steer_proxy.http.following import Watched, give
 from steer_proxy.http.identity import Identity, identify
 from steer_proxy.http.journal import Journal
-from steer_proxy.http.problems import Refusal, refuse_keyed
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.recording import Recording, TooLate
 from steer_proxy.http.replay import replay
@@ -48,17 +47,6 @@ LOGGER: Final = logging.getLogger("steer.call")
 
 #: The memory of all recordings together, in bytes; an answer that finds none left is not stored.
 MEMORY: Final = 256 * 1024 * 1024
-
-#: When a duplicate should come again, in seconds: the SDKs wait that long if they are told.
-COME_AGAIN: Final = 2.0
-
-_MISMATCH: Final = Problem(
-    422,
-    "steer_key_mismatch",
-    "This idempotency key was used for another request: method, path, body or a header that "
-    "matters differs. Use a new key for a new request.",
-    sdk_retry=False,
-)
 
 
 class KeyedCalls:
@@ -102,19 +90,18 @@ class KeyedCalls:
         Raises:
             Refusal: 409 and 422 for duplicates that cannot be served, 503 without a ledger.
         """
-        policy = call.route.policy.idempotency
         secret = self._books.ledger.secret
         if secret is None:
-            secret = await self._first_secret(policy.on_ledger_down)
+            secret = await self._first_secret(call)
         identity = await self._identify(call, secret)
         run = self._running.get(identity.scope)
         first = run is None
         if run is None:
             if len(self._running) >= most:
-                raise Refusal(_overloaded())
+                raise problems.OVERLOADED.refusal(call)
             run = self._start(request, call, identity, addresses)
         elif run.joiners >= MAX_JOINERS:
-            raise _in_progress()
+            raise problems.IN_PROGRESS.refusal(call)
         call.body.close()  # the run has its own
         run.joiners += 1
         try:
@@ -132,20 +119,21 @@ class KeyedCalls:
         async with self._memory.one_large:
             return await identify(call, secret, key=key, scope=scope)
 
-    async def _first_secret(self, on_ledger_down: OnLedgerDown) -> bytes:
+    async def _first_secret(self, call: Call) -> bytes:
         """The ledger's secret when it was never reached before."""
         books = self._books
         try:
             await books.ensure_lease()
         except LedgerUnavailable as error:
-            if on_ledger_down is OnLedgerDown.FAIL:
-                raise Refusal(_no_ledger(str(error))) from None
+            if call.route.policy.idempotency.on_ledger_down is OnLedgerDown.FAIL:
+                raise problems.no_ledger(str(error)).refusal(call) from None
         return books.ledger.secret or books.owner.encode()
 
     def _start(
         self, request: BaseRequest, call: Call, identity: Identity, addresses: Addresses
     ) -> Run:
         # The run keeps the body: its callers may be gone long before it is done.
+        call.scope = identity.scope
         own = dataclasses.replace(call)
         call.body = EMPTY
         policy = call.route.policy.idempotency
@@ -169,7 +157,7 @@ class KeyedCalls:
         finally:
             del self._running[run.identity.scope]
             run.resolve(Unavailable("the call was broken off"))
-            run.say(_BROKEN_OFF)
+            run.say(problems.BROKEN_OFF)
             run.over = True
             run.left()
             run.call.body.close()
@@ -180,7 +168,7 @@ class KeyedCalls:
             async with asyncio.timeout_at(deadline_of(call, call.route.policy.timeouts.total)):
                 return await asyncio.shield(run.resolution)
         except TimeoutError:
-            raise _in_progress() from None
+            raise problems.IN_PROGRESS.refusal(call) from None
 
     async def _serve(
         self,
@@ -193,10 +181,10 @@ class KeyedCalls:
         first: bool,  # noqa: FBT001 - the last of a row of facts
     ) -> CallerResponse:
         if isinstance(resolution, Unavailable):
-            raise Refusal(_no_ledger(resolution.why))
+            raise problems.no_ledger(resolution.why).refusal(call)
         if isinstance(resolution, Owned):
             if identity.fingerprint != run.identity.fingerprint:
-                raise Refusal(_MISMATCH)
+                raise problems.MISMATCH.refusal(call)
             if first:
                 return await self._join(request, progress, call, run, first=True)
             return await self._joined(request, progress, call, identity, run, run.call.id)
@@ -211,13 +199,13 @@ class KeyedCalls:
             case Join():
                 return await self._joined(request, progress, call, identity, run, record.id)
             case Mismatch():
-                raise Refusal(_MISMATCH)
+                raise problems.MISMATCH.refusal(call)
             case NotStored():
-                raise not_stored(call)
+                raise problems.NOT_STORED.refusal(call)
             case Uncertain():
-                raise uncertain(call)
+                raise problems.UNCERTAIN.refusal(call)
             case _:
-                raise _in_progress()
+                raise problems.IN_PROGRESS.refusal(call)
 
     async def _replay(
         self, request: BaseRequest, progress: CallProgress, call: Call, found: Found
@@ -225,7 +213,7 @@ class KeyedCalls:
         try:
             return await replay(request, progress, call, found.record, self._books, self._watched)
         except LedgerUnavailable as error:
-            raise Refusal(_no_ledger(str(error))) from None
+            raise problems.no_ledger(str(error)).refusal(call) from None
 
     async def _joined(
         self,
@@ -257,80 +245,17 @@ class KeyedCalls:
         try:
             reader = run.recording.read()
         except TooLate:
-            raise not_stored(call) from None
+            raise problems.NOT_STORED.refusal(call) from None
         try:
             try:
                 async with asyncio.timeout_at(deadline):
                     await reader.head()
             except TimeoutError:
-                raise (Refusal(_STILL_RUNNING) if first else _in_progress()) from None
+                late = problems.STILL_RUNNING if first else problems.IN_PROGRESS
+                raise late.refusal(call) from None
             status = run.status
             if not first and status in (Status.NEW, Status.RERUN):
                 status = Status.JOINED
             return await give(request, progress, call, run.recording, reader, status, self._watched)
         finally:
             reader.close()
-
-
-_BROKEN_OFF: Final = Problem(
-    500, "steer_internal_error", "Steer could not finish this call.", sdk_retry=True
-)
-_STILL_RUNNING: Final = Problem(
-    504,
-    "steer_deadline",
-    "The call's time is up, and it goes on: another try with the same key joins it.",
-    sdk_retry=True,
-)
-
-
-def _in_progress() -> Refusal:
-    return Refusal(
-        Problem(
-            409,
-            "steer_key_in_progress",
-            "The call with this idempotency key is still running: try again with the same key.",
-            retry_after=COME_AGAIN,
-            sdk_retry=True,
-        )
-    )
-
-
-def _overloaded() -> Problem:
-    return Problem(
-        503,
-        "steer_overloaded",
-        "As many keyed calls are running as may.",
-        retry_after=1.0,
-        sdk_retry=True,
-    )
-
-
-def _no_ledger(why: str) -> Problem:
-    return Problem(
-        503,
-        "steer_ledger_unavailable",
-        f"Steer cannot protect this call from being made twice now: its ledger is unavailable "
-        f"({why}). Nothing was sent.",
-        retry_after=1.0,
-        sdk_retry=True,
-    )
-
-
-def not_stored(call: Call) -> Refusal:
-    """The call was made; its answer is not kept."""
-    call.says = (*call.says, b"Idempotency-Status: not-stored\r\n")
-    return refuse_keyed(
-        "steer_result_not_stored",
-        "Its answer is not stored: it was too large, the route keeps none, or it was given up by "
-        "hand.",
-    )
-
-
-def uncertain(call: Call) -> Refusal:
-    """The call may have been made."""
-    call.says = (*call.says, b"Idempotency-Status: uncertain\r\n")
-    return refuse_keyed(
-        "steer_key_uncertain",
-        "It may have been executed, and its answer is lost, so it is not made again. "
-        "`steer ledger resolve` settles it.",
-    )

@@ -9,6 +9,7 @@ from steer_policies.canonical import pack
 from steer_policies.fingerprint import caller_mark, principal
 from steer_proxy.engine.secret import SecretUnavailable
 from steer_proxy.http.call import Call
+from steer_proxy.http.identity import principal_of
 from steer_proxy.http.outbound import presents_caller
 
 #: Marks remembered; credentials are foreign input.
@@ -33,7 +34,7 @@ class Marks:
         number = call.credentials.get(call.route.home)
         if number is not None and number in self._known:
             return self._known[number]
-        who = principal(call.fields, call.query, upgrade=call.upgrade)
+        who = principal_of(call)
         return self._mark(secret, hash(who) if number is None else number, who)
 
     def used(self, call: Call, upstream: str, caller: str | None) -> str | None:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from steer_policies.deadline import Limit, earliest_deadline, retry_count, sdk_read_timeout
-from steer_policies.fingerprint import principal
 from steer_policies.plan import Plan
+from steer_policies.steering import Steering
 from steer_proxy.engine.conclusion import Settled, Spent
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.body import EMPTY
 from steer_proxy.http.call import Call
-from steer_proxy.http.identity import request_print
+from steer_proxy.http.identity import principal_of, request_print
 
 #: The largest request that is kept for another try, in bytes, and how many are kept at most.
 MOST: Final = 256 * 1024
@@ -35,13 +35,14 @@ Exchanged = asyncio.Task[Settled[HttpAnswer]]
 @dataclass(slots=True, eq=False)
 class Orphan:
     """An exchange that nobody may be waiting for. `told` is the status its caller was given, None
-    when it hung up."""
+    when it hung up; `digest` that of its request, once it was needed."""
 
     call: Call
     made: Plan
     task: Exchanged
     spent: Spent
     told: int | None = None
+    digest: str | None = None
     timer: asyncio.TimerHandle | None = None
 
     def adopted_by(self, call: Call) -> Call:
@@ -108,22 +109,25 @@ class Orphans:
         count = retry_count(call.headers)
         if not self._waiting or not count:
             return None
-        who = principal(call.fields, call.query)
+        asked = _asked(call)
         candidates = [
             orphan
             for orphan in self._waiting
             if retry_count(orphan.call.headers) == count - 1
-            and principal(orphan.call.fields, orphan.call.query) == who
             and orphan.call.route.name == call.route.name
             and orphan.call.path == call.path
             and orphan.call.body.size == call.body.size
+            and _asked(orphan.call) == asked
         ]
         if not candidates:
             return None
-        print_ = await request_print(call, self._secret)
+        digest = await request_print(call, self._secret)
         for orphan in candidates:
-            theirs = await request_print(orphan.call, self._secret)
-            if theirs == print_ and orphan in self._waiting:
+            if orphan not in self._waiting:  # another try has it, or its time is up
+                continue
+            if orphan.digest is None:
+                orphan.digest = await request_print(orphan.call, self._secret)
+            if orphan.digest == digest and orphan in self._waiting:
                 self._forget(orphan)
                 self._log(orphan, adopted=True)
                 return orphan
@@ -153,6 +157,12 @@ class Orphans:
             self._give_up(orphan)
         while self._ending:
             await asyncio.wait(self._ending)
+
+
+def _asked(call: Call) -> tuple[bytes, bytes, Steering]:
+    """Who asks, by the credential and by the route's scope, and what was asked of Steer."""
+    scope = call.route.policy.idempotency.scope
+    return principal_of(call), principal_of(call, scope), call.steering
 
 
 async def give_up(task: Exchanged) -> None:

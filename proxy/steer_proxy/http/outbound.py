@@ -32,6 +32,7 @@ _BODY_METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
 _HANDSHAKE: Final = frozenset(
     {b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions"}
 )
+_KEY: Final = frozenset({"idempotency-key"})
 _PROTOCOL: Final = b"sec-websocket-protocol"
 
 
@@ -126,6 +127,11 @@ class Outbound:
             plain = call.facts.stream or call.key is not None
             own.append(_coding_line(call.headers.get("Accept-Encoding"), plain))
             replaced = address.replaced_for_llm
+        if strip and upstream.policy.forwards_idempotency_key:
+            # Callers that Steer keeps apart are one to the provider: so must their keys be kept.
+            replaced |= _KEY
+            if call.scope is not None:
+                own.append(line("Idempotency-Key", call.scope))
         credential = upstream.credential
         if credential is not None:
             own.append(line(credential.header, credential.value()))

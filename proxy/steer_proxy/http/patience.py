@@ -64,17 +64,18 @@ class Patience:
         orphan = await self._orphans.adopt(call)
         if orphan is None:
             made, spent = await self._services.prepare(call), Spent()
-            kept = keep_body(call)
+            kept, digest = keep_body(call), None
             kept.until = call.accepted_at + made.timeouts.total
             deadline = deadline_of(call, made.timeouts.total)
             exchange = self._services.exchange(kept, made, addresses, deadline, spent)
             task = asyncio.create_task(exchange.run())
         else:
             made, spent, task = orphan.made, orphan.spent, orphan.task
-            kept = orphan.adopted_by(call)
+            kept, digest = orphan.adopted_by(call), orphan.digest
             deadline = deadline_of(call, made.timeouts.total)
         try:
-            settled = await self._wait(progress, call, Orphan(kept, made, task, spent), deadline)
+            waited_for = Orphan(kept, made, task, spent, digest=digest)
+            settled = await self._wait(progress, call, waited_for, deadline)
             _bear_silence(kept, settled, call.silence)
             delivery = Delivery(self._services, request, progress, kept, made, addresses, TO_CALLER)
             return await delivery.deliver(settled)

@@ -71,17 +71,3 @@ def problem_response(
     if close:
         response.close_connection()
     return response
-
-
-def refuse_keyed(code: str, message: str, retry_after: float | None = None) -> Refusal:
-    """A 409 for a duplicate: `retry_after` in seconds where another try can help."""
-    again = retry_after is not None
-    return Refusal(
-        Problem(
-            409,
-            code,
-            f"The call with this idempotency key was made before. {message}",
-            retry_after=retry_after,
-            sdk_retry=again,
-        )
-    )

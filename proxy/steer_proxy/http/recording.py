@@ -188,7 +188,11 @@ class Recording:
         """Wait for the next change."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._news.append(waiter)
-        await waiter
+        try:
+            await waiter
+        finally:
+            if waiter.cancelled() and waiter in self._news:  # whoever waited has left
+                self._news.remove(waiter)
 
     def available(self, number: int, offset: int) -> bytes | None:
         """A piece, as far as it is released; None when there is none yet."""

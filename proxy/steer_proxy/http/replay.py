@@ -15,9 +15,9 @@ from steer_policies.idempotency import Status
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.http.call import Call
 from steer_proxy.http.caller import CallerResponse
-from steer_proxy.http.following import Watched, status_line
+from steer_proxy.http.following import Watched
+from steer_proxy.http.keyed_problems import NOT_STORED, UNREADABLE, status_line
 from steer_proxy.http.lines import line
-from steer_proxy.http.problems import refuse_keyed
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.recording import RecordedHead
 from steer_proxy.http.replies import personal_lines
@@ -55,18 +55,14 @@ async def replay(
     """
     stored = await books.ledger.answer(record.id)
     if stored is None:
-        call.says = (*call.says, status_line(Status.NOT_STORED))
-        raise refuse_keyed("steer_result_not_stored", "Its answer is no longer stored.")
+        raise NOT_STORED.refusal(call)
     async with contextlib.aclosing(_pages(books, stored)) as pages:
         try:
             head = read_head(stored.status, books.sealer.open_head(stored.id, stored.headers))
             first = await anext(pages, b"")
         except (Unreadable, Damaged, ValueError) as error:
             LOGGER.error("the stored answer %s cannot be read: %s", record.id, error)  # noqa: TRY400
-            raise refuse_keyed(
-                "steer_replay_unavailable",
-                "Its answer is stored, but cannot be read: look into Steer's log and its key ring.",
-            ) from None
+            raise UNREADABLE.refusal(call) from None
         response = _response(call, head, first)
         progress.response = response
         if watched.draining:

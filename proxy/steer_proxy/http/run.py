@@ -7,9 +7,7 @@ go, and read what it brings. Only who took its key over, or the process's end, s
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass, field
-from typing import Final
 
 from steer_policies.dialects.base import Dialect
 from steer_policies.idempotency import IdempotencyPolicy, Status
@@ -17,11 +15,10 @@ from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.claims import Found, Owned
 from steer_proxy.http.call import Call
 from steer_proxy.http.identity import Identity
+from steer_proxy.http.keyed_problems import KeyedProblem
 from steer_proxy.http.outlet import ToRecording
 from steer_proxy.http.recorded import RecordedResponse
 from steer_proxy.http.recording import Recording
-
-LOGGER: Final = logging.getLogger("steer.call")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +71,15 @@ class Run:
         if not self.resolution.done():
             self.resolution.set_result(resolution)
 
-    def say(self, problem: Problem) -> None:
+    def say(self, problem: Problem | KeyedProblem) -> None:
         """End the answer with a problem of our own: as an answer, or in the stream it breaks."""
         recording = self.recording
         if recording.ended:
             return
         recording.withdraw()
+        if isinstance(problem, KeyedProblem):
+            self.status = problem.status or self.status
+            problem = problem.problem
         if recording.head is None:
             outlet = ToRecording(recording, _never)
             response = outlet.problem(self.call.dialect, problem, ())

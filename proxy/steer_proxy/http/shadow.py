@@ -7,9 +7,10 @@ import contextlib
 from typing import Final
 
 from steer_policies.idempotency import State, TakeOver
-from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.engine.claims import Found
+from steer_proxy.http import keyed_problems as problems
+from steer_proxy.http.keyed_problems import KeyedProblem
 from steer_proxy.http.replay import PAGE, Damaged, opened
 from steer_proxy.http.run import Run
 from steer_proxy.http.stored import read_head
@@ -22,48 +23,6 @@ EVERY: Final = 0.25
 
 #: How long the ledger may be away meanwhile, in seconds.
 PATIENCE: Final = 30.0
-
-_FAILED: Final = Problem(
-    502,
-    "steer_joined_call_failed",
-    "The call with this key, made by another Steer, has failed and may be made again.",
-    retry_after=1.0,
-    sdk_retry=True,
-)
-_UNWANTED: Final = Problem(
-    409,
-    "steer_key_in_progress",
-    "The call with this idempotency key is still running: try again with the same key.",
-    retry_after=1.0,
-    sdk_retry=True,
-)
-_LOST: Final = Problem(
-    409,
-    "steer_key_uncertain",
-    "The call with this key was made by another Steer. It may have been executed, and its answer "
-    "is lost, so it is not made again. `steer ledger resolve` settles it.",
-    sdk_retry=False,
-)
-_NOT_KEPT: Final = Problem(
-    409,
-    "steer_result_not_stored",
-    "The call with this key was made by another Steer, and its answer was not stored.",
-    sdk_retry=False,
-)
-_UNREADABLE: Final = Problem(
-    409,
-    "steer_replay_unavailable",
-    "The call with this key was made by another Steer, and its answer cannot be read here: do all "
-    "of them have the same encryption keys?",
-    sdk_retry=False,
-)
-_AWAY: Final = Problem(
-    503,
-    "steer_ledger_unavailable",
-    "The ledger became unavailable while another Steer's call was waited for.",
-    retry_after=1.0,
-    sdk_retry=True,
-)
 
 
 async def shadow(run: Run, record: Record, books: Bookkeeper) -> None:
@@ -84,7 +43,7 @@ class _Shadow:
         self._seen = 0
         self._looked_again = False
 
-    async def follow(self, news: asyncio.Event) -> Problem | None:
+    async def follow(self, news: asyncio.Event) -> KeyedProblem | None:
         """Copy what comes; None when it came to its proper end."""
         now = asyncio.get_running_loop().time
         heard = now()
@@ -105,13 +64,13 @@ class _Shadow:
                     continue
             except LedgerUnavailable:
                 if now() - heard > PATIENCE:
-                    return _AWAY
+                    return problems.no_ledger("it went away while a call was followed")
             except (Unreadable, Damaged, ValueError):
-                return _UNREADABLE
+                return problems.UNREADABLE
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EVERY):
                     await news.wait()
-        return _UNWANTED
+        return problems.IN_PROGRESS
 
     async def _take(self, following: Following) -> None:
         recording, sealer = self._run.recording, self._books.sealer
@@ -124,21 +83,21 @@ class _Shadow:
             self._seen += len(rows)
             recording.release()
 
-    def _end(self, following: Following) -> Problem | bool:
+    def _end(self, following: Following) -> KeyedProblem | bool:
         """True when the call is completed, False while it runs, else what went wrong."""
         record = following.record
         self._run.cost_nusd = None if record is None else record.cost_nusd
         if record is None or record.state is State.RELEASED:
-            return _FAILED
+            return problems.FAILED_ELSEWHERE
         if record.state is State.COMPLETED:
-            return True if record.stored else _NOT_KEPT
+            return True if record.stored else problems.NOT_STORED
         if record.state is not State.UNCERTAIN and not record.lapsed:
             # Its head is taken back when it has become too large.
             gone = self._run.recording.head is not None and following.headers is None
-            return _NOT_KEPT if gone else False
+            return problems.NOT_STORED if gone else False
         # Nobody makes it any more. Where it may be made again, the caller's next try does that.
         again = Found(record).decision(record.fingerprint, self._run.policy)
-        return _FAILED if isinstance(again, TakeOver) else _LOST
+        return problems.FAILED_ELSEWHERE if isinstance(again, TakeOver) else problems.UNCERTAIN
 
     async def _complete(self, following: Following) -> bool:
         """Whether all of a completed answer was copied."""

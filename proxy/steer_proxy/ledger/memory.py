@@ -111,20 +111,22 @@ class MemoryLedger:
 
     # --- Owners ---------------------------------------------------------------------------------
 
-    async def renew(self, owner: str, instance: str, lease: float, held: Sequence[str]) -> Lease:
+    async def renew(
+        self, owner: str, instance: str, lease: float, held: Sequence[str], unsure: bool = False
+    ) -> Lease:
         """See the protocol."""
         now = self._now()
         known = self._owners.get(owner)
         lapsed = known.lease_until_us <= now if known else bool(held)
         self._owners[owner] = _Owner(instance, now + int(lease * MICROSECONDS))
-        if not lapsed:
+        if not (lapsed or unsure):
             return Lease(lapsed=False)
         kept = {
             id_
             for id_ in held
             if (row := self._live_row(id_)) is not None and row.owner_id == owner
         }
-        return Lease(lapsed=True, lost=frozenset(held) - kept)
+        return Lease(lapsed, lost=frozenset(held) - kept)
 
     async def retire(self, owner: str) -> None:
         """See the protocol."""

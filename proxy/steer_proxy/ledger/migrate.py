@@ -146,9 +146,9 @@ def _move(url: str, wanted: _Wanted) -> None:
 
 def _create(file: Sqlite) -> None:
     """Make the file, for its owner only: it will hold prompts' answers. SQLite gives the files
-    beside it the same mode."""
+    beside it the same mode. Behind a link too, which would otherwise count as the file."""
     try:
-        os.close(os.open(file.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.close(os.open(os.path.realpath(file.path), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
         pass
     except OSError as error:

@@ -96,8 +96,10 @@ class PostgresLedger:
 
     # --- Owners ---------------------------------------------------------------------------------
 
-    async def renew(self, owner: str, instance: str, lease: float, held: Sequence[str]) -> Lease:
-        """See the protocol. A second statement only after a lapse.
+    async def renew(
+        self, owner: str, instance: str, lease: float, held: Sequence[str], unsure: bool = False
+    ) -> Lease:
+        """See the protocol. A second statement only after a lapse, or when unsure.
 
         Whoever takes a record over locks the owner's row first, so the loss is there to be read.
         """
@@ -110,10 +112,11 @@ class PostgresLedger:
         )
         self._check_writer(row["min_writer"])
         before = row["before_us"]
-        if not (held if before is None else before <= row["now_us"]):
+        lapsed = bool(held) if before is None else before <= row["now_us"]
+        if not (lapsed or unsure):
             return Lease(lapsed=False)
         kept = await self._fetch(sql.HELD, owner=owner, held=list(held)) if held else []
-        return Lease(lapsed=True, lost=frozenset(held) - {row["id"] for row in kept})
+        return Lease(lapsed, lost=frozenset(held) - {row["id"] for row in kept})
 
     async def retire(self, owner: str) -> None:
         """See the protocol."""

@@ -84,10 +84,14 @@ class Ledger(Protocol):
 
     # --- Owners ---------------------------------------------------------------------------------
 
-    async def renew(self, owner: str, instance: str, lease: float, held: Sequence[str]) -> Lease:
+    async def renew(
+        self, owner: str, instance: str, lease: float, held: Sequence[str], unsure: bool = False
+    ) -> Lease:
         """Register a process, or extend its lease to `lease` seconds from now, in one statement.
 
         `held` are the ids of the records it believes to own: after a lapse, those it lost are told.
+        So they are when it is `unsure`: the reply to an earlier renewal, which may have told them,
+        was lost.
         """
 
     async def retire(self, owner: str) -> None:

@@ -109,7 +109,9 @@ class SqliteLedger:
 
     # --- Owners ---------------------------------------------------------------------------------
 
-    async def renew(self, owner: str, instance: str, lease: float, held: Sequence[str]) -> Lease:
+    async def renew(
+        self, owner: str, instance: str, lease: float, held: Sequence[str], unsure: bool = False
+    ) -> Lease:
         """See the protocol."""
         now = self._now()
         values = {
@@ -118,7 +120,7 @@ class SqliteLedger:
             "version": steer_proxy.__version__,
             "until": now + int(lease * MICROSECONDS),
         }
-        return await self._write(sqlite_work.renew, values, tuple(held), now)
+        return await self._write(sqlite_work.renew, values, tuple(held), unsure, now)
 
     async def retire(self, owner: str) -> None:
         """See the protocol."""

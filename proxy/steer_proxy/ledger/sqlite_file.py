@@ -6,8 +6,10 @@ in one thread.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,9 +25,12 @@ from steer_proxy.ledger.sqlite_locks import (
     WriterLock,
     beside,
     identity,
+    real,
 )
 from steer_proxy.ledger.statements import RETIRE_ALL, positional
 from steer_proxy.ledger.values import MICROSECONDS
+
+LOGGER: Final = logging.getLogger("steer.ledger")
 
 #: How long to wait for a lock that another program has on the file: less than a statement may take.
 BUSY_TIMEOUT: Final = 1.5
@@ -80,15 +85,16 @@ class SqliteFile:
         *,
         guest: bool = False,
     ) -> None:
-        self.path: Final = path
-        self.turn: Final = Turn(path, busy_timeout)
+        # Once: a link that is moved while we run leads to another ledger.
+        self.path: Final = real(path)
+        self.turn: Final = Turn(self.path, busy_timeout)
         self._guest = guest
         self.secret: bytes | None = None
         self.generation = 0
         """Grows whenever the connection is a new one: readers then need a new one too."""
         self._wall = wall
         self._busy_timeout = busy_timeout
-        self._lock = WriterLock(path)
+        self._lock = WriterLock(self.path)
         self._connection: sqlite3.Connection | None = None
         self._file: Identity | None = None
         self._wal: Identity | None = None
@@ -204,6 +210,8 @@ class SqliteFile:
             check_same_thread=False,  # one thread at a time, but not always the same
         )
         try:
+            if there is not None and fresh:
+                _warn_of_readers(self.path)
             migrate.check(migrate.sqlite_state(connection))
             self._set_up(connection)
             self._take(connection, created=there is None, fresh=fresh)
@@ -261,6 +269,18 @@ class SqliteFile:
             with suppress(OSError):
                 wal.unlink()
                 beside(self.path, "-shm").unlink()
+
+
+def _warn_of_readers(path: Path) -> None:
+    """Tell of a file that others may read: who made it so may have wanted it so."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & (stat.S_IRGRP | stat.S_IROTH):
+        LOGGER.warning(
+            "SQLite file %s may be read by other users (mode %o), and so may the answers in it: "
+            "if nobody needs that, chmod 600 it",
+            path,
+            mode,
+        )
 
 
 def _writable(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Locks between processes that use one SQLite file: advisory ones, on files beside it.
 
-Not on the file itself: closing any descriptor of it would drop SQLite's own locks. The kernel lets
+Named after the file itself, whatever link leads to it, and never opened through a link. Not on the
+file: closing any descriptor of it would drop SQLite's own locks. The kernel lets
 go of them however a process ends; the files stay: removing one would race with who comes next.
 """
 
@@ -32,7 +33,7 @@ class Turn:
 
     def __init__(self, path: Path, patience: float) -> None:
         self._name = path
-        self._path = beside(path, "-turn")
+        self._path = beside(real(path), "-turn")
         self._patience = patience
         self._descriptor: int | None = None
 
@@ -69,7 +70,11 @@ class Turn:
     def _open(self) -> None:
         # Where this cannot be opened, neither can the file itself, and that is told better.
         with suppress(OSError):
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._descriptor = _opened(self._path)
+        if self._descriptor is None and self._path.is_symlink():
+            raise LedgerUnavailable(
+                f"SQLite file {self._name}: {self._path} is a symbolic link: remove it"
+            )
 
     def _there(self) -> bool:
         assert self._descriptor is not None  # noqa: S101 - for the type checker
@@ -83,11 +88,16 @@ class Turn:
             os.close(descriptor)
 
 
+def _opened(path: Path) -> int:
+    """A lock's file, made when it is not there; never what a link points to."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
 class WriterLock:
     """The right to write a file."""
 
     def __init__(self, path: Path) -> None:
-        self._path = beside(path, "-lock")
+        self._path = beside(real(path), "-lock")
         self._name = path
         self._descriptor: int | None = None
 
@@ -101,7 +111,7 @@ class WriterLock:
             return False
         self.release()
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = _opened(self._path)
         except OSError as error:
             raise LedgerUnusable(
                 f"SQLite file {self._name}: {self._path} cannot be made: {error.strerror}; make "
@@ -154,6 +164,11 @@ def identity(path: Path) -> Identity | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def real(path: Path) -> Path:
+    """The file's own name, whatever links lead to it: SQLite names its journal by it too."""
+    return Path(os.path.realpath(path))
 
 
 def beside(path: Path, suffix: str) -> Path:

@@ -82,17 +82,21 @@ def check_keys(connection: sqlite3.Connection, checks: Mapping[str, str]) -> dic
 
 
 def renew(
-    connection: sqlite3.Connection, values: dict[str, Any], held: Sequence[str], now: int
+    connection: sqlite3.Connection,
+    values: dict[str, Any],
+    held: Sequence[str],
+    unsure: bool,
+    now: int,
 ) -> Lease:
-    """Extend a lease; after a lapse, say what was lost."""
+    """Extend a lease; after a lapse, or when unsure, say what was lost."""
     owner = values["owner"]
     there = _LEASE(connection, owner=owner).fetchone()
     lapsed = bool(held) if there is None else there[0] <= now
     _RENEW(connection, now=now, **values)
-    if not lapsed:
+    if not (lapsed or unsure):
         return Lease(lapsed=False)
     lost = [id_ for id_ in held if _STILL_OWNED(connection, id=id_, owner=owner).fetchone() is None]
-    return Lease(lapsed=True, lost=frozenset(lost))
+    return Lease(lapsed, lost=frozenset(lost))
 
 
 def retire(connection: sqlite3.Connection, owner: str, now: int) -> None:

@@ -266,7 +266,7 @@ class Following:
 @dataclass(frozen=True, slots=True)
 class Lease:
     """What a renewal found: whether the lease had lapsed meanwhile, and which of the records this
-    owner had are no longer its own (asked only after a lapse)."""
+    owner had are no longer its own (asked only after a lapse, or when unsure)."""
 
     lapsed: bool
     lost: frozenset[str] = frozenset()

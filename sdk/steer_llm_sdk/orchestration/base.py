@@ -10,6 +10,7 @@ from typing import Any, Final
 from steer_llm_sdk import telemetry
 from steer_llm_sdk.current import RunTerms
 from steer_llm_sdk.errors import ConflictError, InvalidValue, OrchestratorError
+from steer_llm_sdk.orchestration.attempt import Candidate
 from steer_llm_sdk.orchestration.budget import (
     NO_DEADLINE,
     check_after,
@@ -18,7 +19,7 @@ from steer_llm_sdk.orchestration.budget import (
     deadline_of,
 )
 from steer_llm_sdk.orchestration.config import DEFAULT, OrchestrationConfig
-from steer_llm_sdk.orchestration.execution import Candidate, ReliableExecutor
+from steer_llm_sdk.orchestration.execution import ReliableExecutor
 from steer_llm_sdk.orchestration.metadata import ToolMetadata
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.parallel import race

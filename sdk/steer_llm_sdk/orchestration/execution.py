@@ -7,62 +7,34 @@ attempt, and given back however that ends.
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from steer_llm_sdk import telemetry
-from steer_llm_sdk.current import CURRENT, RunTerms
 from steer_llm_sdk.errors import CircuitOpen, ToolExecutionError
+from steer_llm_sdk.orchestration.attempt import (
+    Answer,
+    Candidate,
+    accepts,
+    attempt,
+    named_by,
+    spanned,
+)
+from steer_llm_sdk.orchestration.circuits import Circuits, Entry
 from steer_llm_sdk.orchestration.failures import provider_of, verdict_on
 from steer_llm_sdk.orchestration.metadata import ToolMetadata
-from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.retrying import RetryManager
-from steer_llm_sdk.orchestration.run import Run, copied
-from steer_llm_sdk.orchestration.tools import Tool
-from steer_llm_sdk.reliability.breakers import DEFAULT, Breakers
+from steer_llm_sdk.orchestration.run import Run
+from steer_llm_sdk.reliability.breakers import Breakers
 from steer_llm_sdk.streaming.events import Told
-from steer_policies.breaker import PermitPair, Rejected
+from steer_policies.breaker import Rejected
 from steer_policies.config import Ambiguous
 from steer_policies.outcome import SUCCESS, TRAITS, Elsewhere, Executed, Failure, Verdict
 from steer_policies.retry import Decision, GiveUp, Hop, RetryIn, Standing, decide
-from steer_proxy.engine.registry import MAX_REMEMBERED
 
 LOGGER: Final = logging.getLogger("steer.sdk")
-
-
-@dataclass(slots=True)
-class Candidate:
-    """A tool that may take the run: its options, and how it stands."""
-
-    tool: Tool
-    metadata: ToolMetadata
-    options: dict[str, Any]
-    attempts: int = 0
-    available_at: float = 0.0
-    elapsed: float = 0.0
-    verdict: Verdict | None = None
-
-    @property
-    def name(self) -> str:
-        """The tool's name."""
-        return self.metadata.name
-
-
-@dataclass(slots=True)
-class Answer:
-    """What a tool gave, and what it took."""
-
-    value: Any
-    candidate: Candidate
-    provider: str | None
-    attempts: int
-    tried: Sequence[Candidate]
-    fallback_used: bool
 
 
 class ReliableExecutor:
@@ -70,8 +42,7 @@ class ReliableExecutor:
 
     def __init__(self, retry_manager: RetryManager, breakers: Breakers | None) -> None:
         self.retry_manager: Final = retry_manager
-        self.breakers: Final = breakers
-        self._learned: dict[str, tuple[ToolMetadata, str]] = {}
+        self.circuits: Final = Circuits(breakers)
 
     async def execute(self, run: Run, candidates: Sequence[Candidate]) -> Answer:
         """Try the candidates in order until one gives a result.
@@ -83,24 +54,7 @@ class ReliableExecutor:
 
     def provider(self, metadata: ToolMetadata) -> str:
         """Whose circuit a tool stands under: as it last said, or as it declares."""
-        learned = self._learned.get(metadata.name)
-        if learned is not None and learned[0] is metadata:  # the same tool, not its successor
-            return learned[1]
-        return metadata.provider or DEFAULT
-
-    def learn(self, metadata: ToolMetadata, provider: str) -> None:
-        """Remember whose tool it is."""
-        if len(self._learned) >= MAX_REMEMBERED:
-            self._learned.clear()
-        self._learned[metadata.name] = (metadata, provider)
-
-
-@dataclass(slots=True)
-class _Entry:
-    """An attempt that may be made: under whose name, and with what permit."""
-
-    provider: str
-    permit: PermitPair | None
+        return self.circuits.provider(metadata)
 
 
 @dataclass(slots=True)
@@ -166,7 +120,9 @@ class Trial:
     async def _fall_back(self, before: Candidate, candidate: Candidate) -> Answer | None:
         """Try another tool in the place of one that could not do it."""
         run = self.run
-        reason = "circuit open" if before.verdict is None else str(before.verdict.failure)
+        reason = before.refused or "failed"
+        if before.verdict is not None:
+            reason = str(before.verdict.failure)
         await run.tell(
             Told.FALLBACK,
             self.executor.provider(candidate.metadata),
@@ -177,7 +133,7 @@ class Trial:
             reason=reason,
         )
         facts = {telemetry.TOOL: candidate.name, telemetry.FALLBACK_FROM: before.name}
-        with self._span(telemetry.FALLBACK, facts):
+        with spanned(run, telemetry.FALLBACK, facts):
             return await self._follow(candidate)
 
     async def _follow(self, candidate: Candidate) -> Answer | None:
@@ -186,15 +142,18 @@ class Trial:
             return None
         while (entry := await self._enter(candidate)) is not None:
             started = self.run.clock.now()
+            if not candidate.attempts:
+                self.tried.append(candidate)
+            self.made += 1
             try:
-                value = await self._attempt(candidate, entry)
+                value = await attempt(self.run, candidate, entry.provider)
             except Exception as error:  # noqa: BLE001 - whatever a tool raises is its failure
                 verdict = verdict_on(error, self.run.clock.wall())
                 await self._learn(candidate, entry, verdict, started, provider_of(error))
                 if not await self._once_more(candidate, error, verdict):
                     return None
             else:
-                named = _named_by(value)
+                named = named_by(value)
                 await self._learn(candidate, entry, SUCCESS, started, named)
                 if candidate.attempts > 1:
                     self.executor.retry_manager.metrics.succeeded()
@@ -208,97 +167,39 @@ class Trial:
                     fallback_used=candidate is not self.candidates[0],
                 )
             finally:
-                self._give_back(candidate, entry)
+                self.executor.circuits.give_back(candidate.metadata, entry)
         return None
 
     async def _accepted(self, candidate: Candidate) -> bool:
         """Whether the tool itself says that it can take the request."""
-        validate = getattr(candidate.tool, "validate_request", None)
-        if validate is None:
-            return True
         try:
-            valid = validate(copied(self.run.request))
-            if inspect.isawaitable(valid):
-                valid = await valid
+            accepted = await accepts(self.run, candidate)
         except Exception as error:  # noqa: BLE001 - raising is another way to say no
             self.last = error
-            valid = False
-        if valid is False:
-            self._note(candidate, "refuses the request")
-            return False
-        return True
+            accepted = False
+        if not accepted:
+            self._refused(candidate, "refuses the request")
+        return accepted
 
-    async def _enter(self, candidate: Candidate) -> _Entry | None:
+    async def _enter(self, candidate: Candidate) -> Entry | None:
         """What an attempt needs to have; None when the tool's circuit is open."""
-        breakers = self.executor.breakers
-        provider = self.executor.provider(candidate.metadata)
-        if breakers is None or not self.run.options.enable_circuit_breaker:
-            return _Entry(provider, None)
-        permit = breakers.acquire(provider, candidate.name)
-        if isinstance(permit, Rejected):
-            self._note(candidate, "its circuit is open")
-            at = self.run.clock.now() + permit.retry_in
+        entry = await self.executor.circuits.enter(self.run, candidate.metadata)
+        if isinstance(entry, Rejected):
+            self._refused(candidate, "its circuit is open")
+            at = self.run.clock.now() + entry.retry_in
             self.retry_at = at if self.retry_at is None else min(at, self.retry_at)
             return None
-        entry = _Entry(provider, permit)
-        if permit.probe:
-            try:
-                await self._tell_changes(breakers)
-            except BaseException:
-                self._give_back(candidate, entry)
-                raise
         return entry
-
-    async def _attempt(self, candidate: Candidate, entry: _Entry) -> Any:
-        """One attempt at a tool."""
-        run = self.run
-        if not candidate.attempts:
-            self.tried.append(candidate)
-        candidate.attempts += 1
-        self.made += 1
-        request, options = copied(run.request), copied(candidate.options)
-        limit = run.options.per_agent_timeout_ms
-        if run.tracer is None and limit is None:
-            return await self._execute(candidate, request, options, run.terms)
-        facts = {
-            telemetry.TOOL: candidate.name,
-            telemetry.PROVIDER: entry.provider,
-            telemetry.NUMBER: candidate.attempts,
-        }
-        terms, until = run.terms, None
-        if limit is not None:
-            until = run.clock.now() + limit / 1000.0
-            terms = replace(terms, deadline=min(terms.deadline, until))
-        with self._span(telemetry.ATTEMPT, facts):
-            async with asyncio.timeout_at(until):
-                return await self._execute(candidate, request, options, terms)
-
-    async def _execute(
-        self, candidate: Candidate, request: Any, options: Any, terms: RunTerms
-    ) -> Any:
-        run = self.run
-        events = run.events if run.options.streaming else None
-        run.under_way += 1
-        token = CURRENT.set(terms)
-        try:
-            value: Any = candidate.tool.execute(request, options, events)
-            return await value if inspect.isawaitable(value) else value
-        except asyncio.CancelledError:
-            run.maybe_executed = True
-            raise
-        finally:
-            CURRENT.reset(token)
-            run.under_way -= 1
 
     async def _learn(
         self,
         candidate: Candidate,
-        entry: _Entry,
+        entry: Entry,
         verdict: Verdict,
         started: float,
         named: str | None,
     ) -> None:
-        """Remember what an attempt taught, under the name of the provider it was made at."""
+        """Remember what an attempt taught, and teach it the tool's circuit."""
         seconds = self.run.clock.now() - started
         candidate.verdict = verdict
         candidate.elapsed += seconds
@@ -314,64 +215,16 @@ class Trial:
         )
         if failure is not None and verdict.executed is not Executed.NO:
             self.maybe_executed = self.run.maybe_executed = True
-        actual = named
-        if failure is not None and candidate.metadata.provider:
-            actual = None  # an error's word counts where the tool declares nothing
-        moved = actual is not None and actual != entry.provider
-        if actual is not None and moved:
-            self.executor.learn(candidate.metadata, actual)
-        breakers, permit = self.executor.breakers, entry.permit
-        if breakers is None or permit is None:
-            return
-        entry.permit = None
-        if actual is not None and moved:
-            breakers.settle(entry.provider, candidate.name, permit, None)
-            breakers.forget(entry.provider, candidate.name)
-            breakers.credit(actual, candidate.name, verdict)
-        else:
-            breakers.settle(entry.provider, candidate.name, permit, verdict, seconds)
-        await self._tell_changes(breakers)
-
-    def _give_back(self, candidate: Candidate, entry: _Entry) -> None:
-        """Give a permit back that nothing was learned with."""
-        if self.executor.breakers is not None and entry.permit is not None:
-            self.executor.breakers.settle(entry.provider, candidate.name, entry.permit, None)
-
-    async def _tell_changes(self, breakers: Breakers) -> None:
-        """Tell of circuits that changed their state."""
-        for change in breakers.changes():
-            LOGGER.info(
-                "circuit %s: %s -> %s (%s)",
-                change.name,
-                change.before,
-                change.after,
-                change.reason,
-            )
-            try:
-                done = change.call_back()
-                if inspect.isawaitable(done):
-                    await done
-            except Exception as error:  # noqa: BLE001 - a user's function that only watches
-                LOGGER.warning(
-                    "on_%s of circuit %s failed: %s",
-                    change.after,
-                    change.name,
-                    self.run.redactor.text(repr(error)),
-                )
-            await self.run.tell(
-                Told.CIRCUIT_BREAKER_STATE,
-                change.provider,
-                circuit=change.name,
-                source=change.tool or change.provider,
-                before=change.before,
-                state=change.after,
-                reason=change.reason,
-            )
+        await self.executor.circuits.learn(
+            self.run, candidate.metadata, entry, verdict, seconds, named
+        )
 
     async def _once_more(self, candidate: Candidate, error: Exception, verdict: Verdict) -> bool:
         """Whether the same tool is tried again; waits before it says yes."""
         self.last = error
         failure = verdict.failure or Failure.SERVER_ERROR
+        if not self.executor.retry_manager.config.retry_policy.respect_retry_after:
+            verdict = replace(verdict, hint=None)
         decision = self._decide(candidate, verdict, failure)
         LOGGER.info(
             "attempt %d at %s failed for request %s (%s): %s",
@@ -397,8 +250,6 @@ class Trial:
 
     def _decide(self, candidate: Candidate, verdict: Verdict, failure: Failure) -> Decision:
         manager = self.executor.retry_manager
-        if verdict.hint is not None and not manager.config.retry_policy.respect_retry_after:
-            verdict = Verdict(failure, verdict.executed, None, verdict.code, verdict.again)
         standing = Standing(
             attempts_here=candidate.attempts,
             attempts_total=self.made,
@@ -428,14 +279,9 @@ class Trial:
 
     def _others(self) -> bool:
         """Whether another tool could be tried now."""
-        breakers = self.executor.breakers
-        if not self._may_fall_back():
-            return False
-        if breakers is None or not self.run.options.enable_circuit_breaker:
-            return bool(self.pending)
-        return any(
-            breakers.open_for(self.executor.provider(each.metadata), each.name) <= 0
-            for each in self.pending
+        circuits = self.executor.circuits
+        return self._may_fall_back() and any(
+            circuits.ready(self.run, each.metadata) for each in self.pending
         )
 
     def _may_fall_back(self) -> bool:
@@ -467,8 +313,9 @@ class Trial:
         # What watching took is not waited for again; but never earlier than was decided.
         await self.run.clock.sleep(max(0.0, until - self.run.clock.now()))
 
-    def _note(self, candidate: Candidate, why: str) -> None:
+    def _refused(self, candidate: Candidate, why: str) -> None:
         """Remember why a tool was not tried."""
+        candidate.refused = why
         self.details.append({"tool": candidate.name, "attempt": 0, "refused": why})
 
     def _failure(self) -> ToolExecutionError:
@@ -498,19 +345,6 @@ class Trial:
         )
         error.__cause__ = self.last
         return error
-
-    def _span(self, name: str, facts: dict[str, Any]) -> Any:
-        if self.run.tracer is None:
-            return nullcontext()
-        return telemetry.span(self.run.tracer, name, facts)
-
-
-def _named_by(value: Any) -> str | None:
-    """The provider that a result names."""
-    if isinstance(value, OrchestrationOutput):
-        value = value.metadata
-    provider = value.get("provider") if isinstance(value, dict) else None
-    return provider if isinstance(provider, str) and provider else None
 
 
 def _words(error: BaseException | None) -> str:

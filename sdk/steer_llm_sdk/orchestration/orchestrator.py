@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from steer_llm_sdk import telemetry
 from steer_llm_sdk.errors import InvalidValue, OrchestratorError, PlanningError
+from steer_llm_sdk.orchestration.attempt import Candidate
 from steer_llm_sdk.orchestration.base import Orchestrator
 from steer_llm_sdk.orchestration.config import OrchestrationConfig
-from steer_llm_sdk.orchestration.execution import Candidate, ReliableExecutor
+from steer_llm_sdk.orchestration.execution import ReliableExecutor
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning.planner import Planner, RuleBasedPlanner
 from steer_llm_sdk.orchestration.planning.values import PlanDecision, PlanRequest

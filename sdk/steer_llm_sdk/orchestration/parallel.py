@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from steer_llm_sdk.errors import ToolExecutionError
-from steer_llm_sdk.orchestration.execution import Answer, Candidate, ReliableExecutor
+from steer_llm_sdk.orchestration.attempt import Answer, Candidate
+from steer_llm_sdk.orchestration.execution import ReliableExecutor
 from steer_llm_sdk.orchestration.run import Run
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from steer_llm_sdk.orchestration.attempt import Answer, Candidate
 from steer_llm_sdk.orchestration.budget import is_amount
-from steer_llm_sdk.orchestration.execution import Answer, Candidate
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.planning.values import PlanDecision
 from steer_llm_sdk.orchestration.run import Run

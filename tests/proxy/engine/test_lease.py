@@ -153,15 +153,50 @@ async def test_records_that_were_lost() -> None:
         assert await books.memory.take_over(theirs, found) is None
         renew = books.memory.renew
 
-        async def renewed(owner: str, instance: str, lease: float, held: Sequence[str]) -> Lease:
+        async def renewed(
+            owner: str, instance: str, lease: float, held: Sequence[str], unsure: bool = False
+        ) -> Lease:
             asked.append(held)
-            return await renew(owner, instance, lease, held)
+            return await renew(owner, instance, lease, held, unsure)
 
         books.memory.renew = renewed  # type: ignore[method-assign]
         books.ledger.up()
         await asyncio.sleep(AGAIN + 0.1)
         assert lost == [frozenset({"taken"})]
         assert asked == [("kept", "taken")]
+
+
+async def test_a_loss_whose_reply_was_lost() -> None:
+    """The ledger finds a lapse once; what was lost is asked for until it was told."""
+    async with keeping() as books:
+        lost: list[frozenset[str]] = []
+        books.keeper.held = lambda: ["taken"]
+        books.keeper.on_lost = lost.append
+        assert await books.ledger.claim(held_by(books, books.keeper.owner, "taken")) is None
+        books.ledger.fail("renew")
+        await asyncio.sleep(RENEW + LEASE + AGAIN)
+        found = await books.ledger.find("scope")
+        assert found is not None
+        theirs = held_by(books, "somebody else", "theirs")
+        assert await books.memory.take_over(theirs, found) is None
+        books.ledger.up()
+        books.ledger.lose_reply("renew", times=2)
+        await asyncio.sleep(3 * AGAIN + 0.1)
+        assert lost == [frozenset({"taken"})]
+        await asyncio.sleep(2 * RENEW)
+        assert lost == [frozenset({"taken"})]
+
+
+async def test_a_failed_renewal_loses_no_claim_that_is_being_written() -> None:
+    """As long as the lease is valid nothing was lost: nothing is asked."""
+    async with keeping() as books:
+        lost: list[frozenset[str]] = []
+        books.keeper.held = lambda: ["not written yet"]
+        books.keeper.on_lost = lost.append
+        books.ledger.lose_reply("renew", times=1)
+        await asyncio.sleep(RENEW + 2 * AGAIN)
+        assert books.leased()
+        assert lost == []
 
 
 async def test_the_first_claim_after_an_outage() -> None:

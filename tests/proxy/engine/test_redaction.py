@@ -94,6 +94,35 @@ def test_what_it_may_return(
     assert row.request_id == "c1"  # never NULL
 
 
+def test_a_row_that_is_finished() -> None:
+    """What became known is seen, too; the stored answer and all else stays. Twice is as once."""
+    row = CALL._replace(
+        model_answered="ft:alice-2",
+        status=200,
+        outcome="ok",
+        cost_nusd=7,
+        expires_us=9,
+        keyring_id="k1",
+        resp_headers="sealed alice",
+        resp_bytes=5,
+        resp_chunks=1,
+        resp_sha256="0",
+    )
+    none = redaction(lambda _: {})
+    done = none.call(row)
+    assert done == row._replace(
+        request_id="c1",
+        labels=None,
+        path=None,
+        model_requested=None,
+        model_answered=None,
+        idem_key=None,
+    )
+    assert none.call(done) == done
+    again = redaction(no_alice)
+    assert again.call(again.call(row)) == again.call(row)
+
+
 def _fails(_: dict[str, str]) -> dict[str, str]:
     raise KeyError("alice")
 

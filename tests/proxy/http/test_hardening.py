@@ -138,12 +138,22 @@ async def test_a_boundary_that_forbids_the_options_model(tmp_path: Path) -> None
 def number(*pairs: tuple[str, str], query: str = "", upgrade: bool = False) -> int:
     """The number of a caller who sends these fields."""
     fields = [(name.encode(), value.encode()) for name, value in pairs]
-    return credential_number(fields, query, upgrade=upgrade)
+    also = frozenset({"x-corp-id"})
+    return credential_number(fields, query, upgrade=upgrade, also=also)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["Authorization", "X-Api-Key", "x_api_key", "X-Portkey-Api-Key", "Cookie", "OpenAI-Project"],
+    [
+        "Authorization",
+        "X-Api-Key",
+        "x_api_key",
+        "X-Portkey-Api-Key",
+        "Cookie",
+        "OpenAI-Project",
+        "X-Token",
+        "X-Corp-Id",
+    ],
 )
 def test_callers_are_told_apart_by_every_form_of_credential(name: str) -> None:
     """By all that stripping takes for one, each of its lines."""

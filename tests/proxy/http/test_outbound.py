@@ -131,7 +131,43 @@ async def test_another_candidates_head(config: Config) -> None:
     assert values(request, "api-key") == ["Key own-secret"]
     assert values(request, "user-agent") == ["steered"]
     assert values(request, "x-tenant") == ["mine"]
-    assert values(request, "idempotency-key") == ["k"]
+
+
+@pytest.mark.parametrize(
+    ("upstream", "scope", "given"),
+    [
+        ("other", "5" * 64, ["5" * 64]),
+        ("other", None, []),
+        ("mine", "5" * 64, ["k"]),
+        ("home", "5" * 64, []),
+        ("nobody", "5" * 64, ["5" * 64]),
+    ],
+)
+async def test_whose_key_goes_on(
+    tmp_path: Path, upstream: str, scope: str | None, given: list[str]
+) -> None:
+    """To Steer's own account one that no other caller has; to the caller's own the caller's."""
+    forward = {"dialect": "openai", "idempotency_key": "forward"}
+    config = configure(
+        {
+            "upstreams": {
+                "home": {"dialect": "openai", "base_url": "http://home.example"},
+                "mine": {"base_url": "http://mine.example", **forward},
+                "other": {
+                    "base_url": "http://other.example",
+                    "credential": {"env": "KEY"},
+                    **forward,
+                },
+                "nobody": {"base_url": "http://nobody.example", "credential": "none", **forward},
+            },
+            "routes": [{"name": upstream, "path": "/chat", "candidates": [upstream]}],
+        },
+        tmp_path,
+        {"KEY": "own-secret"},
+    )
+    fields = (BEARER, ("idempotency-Key", "k"))
+    call = make_call(config, upstream, "/x", fields=fields, body=CHAT, key="k", scope=scope)
+    assert values(await sent(call, upstream), "idempotency-key") == given
 
 
 @pytest.mark.parametrize(

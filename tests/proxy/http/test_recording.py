@@ -97,6 +97,19 @@ async def test_the_head_is_waited_for() -> None:
     assert await asyncio.gather(*waiting) == [HEAD] * 3
 
 
+async def test_who_leaves_waits_for_nothing() -> None:
+    """A call that takes long, and readers that come and go: nothing is kept of those."""
+    recording, _ = made()
+    staying = asyncio.create_task(recording.read().head())
+    for _ in range(10):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(recording.read().head(), 1)
+    assert len(recording._news) == 1
+    recording.begin(HEAD)
+    assert await staying == HEAD
+    assert recording._news == []
+
+
 @pytest.mark.parametrize("why", ["size", "memory"])
 async def test_what_is_too_large_can_be_read_by_who_is_there(why: str) -> None:
     """Nobody else can join; the memory is given back as they read."""
