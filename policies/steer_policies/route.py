@@ -70,7 +70,8 @@ class RoutePolicy:
 
     Raises:
         ValueError: when there is no candidate, a name is unknown, or a dialect differs, naming the
-            place: `candidates[1].upstream`, `rules[0].fallbacks[0].upstream`.
+            place: `candidates[1].upstream`, `rules[0].fallbacks[0].upstream`; when keys'
+            records could expire while their calls run.
     """
 
     name: str
@@ -208,11 +209,13 @@ class RoutePolicy:
     def _check(self) -> None:
         if not self.candidates:
             raise ValueError("candidates: a route needs at least one")
+        self._outlives(self.timeouts)
         seen: set[str] = set()
         for index, rule in enumerate(self.rules):
             if rule.name in seen:
                 raise ValueError(f"rules[{index}].name: {rule.name!r} is taken by another rule")
             seen.add(rule.name)
+            self._outlives(rule.timeouts)
             for place, upstream in rule.asks_about:
                 self._known(upstream, f"rules[{index}].when{place}.attribute")
         for place, spec in places(self.candidates, self.rules):
@@ -224,6 +227,15 @@ class RoutePolicy:
                 )
             if not isinstance(spec.options.get("model", ""), str):
                 raise ValueError(f"{place}.options.model: must be text")  # noqa: TRY004 - foreign input
+
+    def _outlives(self, timeouts: CallTimeouts | None) -> None:
+        """A record that expires during its call would let a second one be made unseen."""
+        longest = 0.0 if timeouts is None else timeouts.total + timeouts.max_stream
+        if self.idempotency.retention < longest:
+            raise ValueError(
+                f"idempotency.retention: must be at least {longest:g} s, as long as a call may "
+                "take (timeouts.total + timeouts.max_stream)"
+            )
 
     def _known(self, upstream: str, place: str) -> UpstreamPolicy:
         policy = self.upstreams.get(upstream)

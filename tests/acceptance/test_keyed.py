@@ -442,3 +442,43 @@ async def test_a_kept_answer_is_not_compressed(tmp_path: Path) -> None:
         again = await parties.ask(headers=key(Accept_Encoding="identity"))
         assert "Content-Encoding" not in first.headers
         assert again.body == first.body
+
+
+@pytest.mark.parametrize(
+    ("fallback", "state"), [(True, "uncertain"), (False, "released")], ids=["others", "alone"]
+)
+async def test_a_forwarded_key_frees_only_where_no_try_goes_elsewhere(
+    tmp_path: Path, fallback: bool, state: str
+) -> None:
+    """The provider makes no call twice, but another provider knows nothing of it."""
+    upstream = {"idempotency_key": "forward"}
+    route = {"retry": {"max_attempts": 1}}
+    async with world(tmp_path, fallback=fallback, route=route, upstream=upstream) as parties:
+        parties.primary.always(faults.reset_before_answer())
+        reply = await parties.ask(headers=key())
+        assert reply.status in (502, 504)
+        assert record(parties).idem_state == state
+        assert parties.fallback.attempts == []
+
+
+async def test_every_row_tells_the_size_of_its_request(tmp_path: Path) -> None:
+    """Of a replay, too, and of a refused duplicate, whose body nobody needs any more."""
+    async with world(tmp_path) as parties:
+        await parties.ask(headers=key())
+        await parties.ask(headers=key())
+        await parties.ask(headers=key(), temperature=1)
+        await parties.steer.sidecar.books.stop()
+        rows = ledger(parties).calls.values()
+        assert [row.status for row in rows] == [200, 200, 422]
+        assert all(row.bytes_in for row in rows)
+
+
+async def test_a_record_names_its_upstream_from_the_start(tmp_path: Path) -> None:
+    """If this process dies, that is what is known of the call."""
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.silence(1))
+        asking = asyncio.create_task(parties.ask(headers=key()))
+        await parties.primary.wait_for_attempts(1)
+        assert record(parties).upstream == "primary"
+        assert record(parties).idem_state == "sent"
+        await asking

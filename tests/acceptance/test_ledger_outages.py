@@ -391,3 +391,38 @@ async def test_a_directory_that_vanishes(tmp_path: Path, monkeypatch: pytest.Mon
         hidden.rename(folder)
         reply = await parties.ask(headers=key())
         assert (reply.status, reply.headers["Idempotency-Status"]) == (200, "new")
+
+
+# --- What could not be finished -------------------------------------------------------------------
+
+
+async def test_what_could_not_be_finished_is_finished_later(tmp_path: Path) -> None:
+    """The ledger goes away between claim and sending: its record is freed once it is back."""
+    async with faulty(tmp_path, route=ONE_TRY) as (parties, ledger):
+        parties.primary.then(faults.rate_limit(retry_after="3"))
+        await parties.ask()  # its gate is shut: the next call has to wait, and so only claims
+        asking = asyncio.create_task(parties.ask(headers=key()))
+        await asyncio.sleep(1.0)
+        assert states(ledger) == ["claimed"]
+        ledger.fail("mark_sent")
+        ledger.fail("finish")
+        unavailable(await asking)
+        assert states(ledger) == ["claimed"]
+        ledger.up()
+        await asyncio.sleep(5.0)
+        assert states(ledger) == ["released"]
+
+
+async def test_a_call_made_without_its_claim_is_owned_up_to(tmp_path: Path) -> None:
+    """`open`: the claim's reply is lost and the call is made; its record says so at the end."""
+    async with faulty(tmp_path, route=OPEN) as (parties, ledger):
+        await recovered(parties)
+        ledger.lose_reply("claim")
+        parties.primary.always(faults.silence(1.0))
+        asking = asyncio.create_task(parties.ask(headers=key()))
+        await parties.primary.wait_for_attempts(2)
+        ledger.up()
+        assert (await asking).status == 200
+        row = [row for row in memory(ledger).calls.values() if row.idem_key == "order-1"][0]
+        assert row.idem_state == "completed"
+        assert (await parties.ask(headers=key())).headers["Idempotency-Status"] == "replayed"

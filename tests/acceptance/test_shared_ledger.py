@@ -275,6 +275,7 @@ async def test_who_follows_a_call_learns_that_its_sidecar_is_gone(tmp_path: Path
         both.here.ledger.down()
         reply = await joined
         told(reply, 409, "steer_key_uncertain", again=False)
+        assert reply.headers["Idempotency-Status"] == "uncertain"
         assert 10.0 < reply.seconds < LAPSE + 1.0
         await forgotten(first)
 

@@ -59,6 +59,7 @@ def make_call(
         "trace": TRACE,
         "via_line": b"Via: 1.1 steer-test\r\n",
         "accepted_at": 0.0,
+        "size": len(body),
         **more,
     }
     return Call(**values)
