@@ -315,7 +315,8 @@ SELECT
     r.resp_bytes AS stored_bytes,
     r.cost_nusd / 1000000000.0 AS cost_usd,
     (SELECT COUNT(*) {duplicates}) AS duplicates,
-    (SELECT COALESCE(SUM(d.avoided_nusd), 0) {duplicates}) / 1000000000.0 AS avoided_usd
+    (SELECT CASE WHEN COUNT(*) = 0 THEN 0 ELSE SUM(d.avoided_nusd) END {duplicates})
+        / 1000000000.0 AS avoided_usd
 FROM requests AS r
 LEFT JOIN owners AS o ON o.id = r.owner_id
 WHERE r.idem_live = 1

@@ -482,3 +482,15 @@ async def test_a_record_names_its_upstream_from_the_start(tmp_path: Path) -> Non
         assert record(parties).upstream == "primary"
         assert record(parties).idem_state == "sent"
         await asking
+
+
+async def test_a_caller_cannot_fill_steer_with_calls_it_hangs_up_on(tmp_path: Path) -> None:
+    """A quarter of all runs may be one caller's that nobody waits for; others are still served."""
+    async with world(tmp_path, limits={"max_connections": 8}) as parties:
+        parties.primary.always(faults.silence(5.0))
+        for number in range(2):
+            await drop(parties, 0, key(f"left-{number}"))
+        await asyncio.sleep(0.1)
+        told(await parties.ask(headers=key("one-more")), 503, "steer_overloaded")
+        theirs = await parties.ask(headers={**key(), "Authorization": "Bearer another"})
+        assert theirs.status == 200

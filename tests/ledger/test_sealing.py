@@ -59,6 +59,16 @@ def test_nothing_is_legible() -> None:
     assert one.body != two.body
 
 
+def test_what_names_a_key_is_encrypted() -> None:
+    """Who may write the database cannot put words in place of what was sealed."""
+    row = PLAIN.seal("id", 0, 0, 0, TEXT)._replace(key_id="one")
+    with pytest.raises(Unreadable, match="not encrypted"):
+        SEALED.open(row)
+    with pytest.raises(Unreadable, match="not encrypted"):
+        SEALED.open_head("id", "{}", "one")
+    assert SEALED.open_head("id", "{}") == "{}"
+
+
 def test_rotation() -> None:
     """The first key seals, all open; what was stored without keys opens, too."""
     ring = Sealer([("two", TWO), ("one", ONE)])

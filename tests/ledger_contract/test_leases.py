@@ -77,8 +77,12 @@ async def test_who_is_unsure_is_told_again(subjects: Subjects) -> None:
         told = frozenset({taken.row.id})
         assert await subject.ledger.renew(ME, "pod-1", LEASE, held) == Lease(True, told)
         assert await subject.ledger.renew(ME, "pod-1", LEASE, held) == Lease(lapsed=False)
-        assert await subject.ledger.renew(ME, "pod-1", LEASE, held, True) == Lease(False, told)
-        assert await subject.ledger.renew(ME, "pod-1", LEASE, [], True) == Lease(lapsed=False)
+        assert await subject.ledger.renew(ME, "pod-1", LEASE, held, unsure=True) == Lease(
+            False, told
+        )
+        assert await subject.ledger.renew(ME, "pod-1", LEASE, [], unsure=True) == Lease(
+            lapsed=False
+        )
 
 
 async def test_a_lapsed_owner_may_still_go_on(subjects: Subjects) -> None:

@@ -191,6 +191,23 @@ async def test_the_oldest_answers_make_room(subjects: Subjects) -> None:
         assert await purge(subject, max_bytes=3_500) == Purged()
 
 
+async def test_parts_of_answers_go_first(subjects: Subjects) -> None:
+    """What is there of an uncertain call's answer is never replayed; its key stays uncertain."""
+    async with subjects() as subject:
+        await alive(subject)
+        whole = await made(subject, claim(subject, "whole", sent=True))
+        end = ending(subject, whole, State.COMPLETED, bytes(1_000))
+        assert await subject.ledger.finish(end)
+        for name in ("part", "another"):
+            part = await made(subject, claim(subject, name, sent=True))
+            await subject.ledger.add_chunks(chunks(part, bytes(1_000)))
+            assert await subject.ledger.finish(ending(subject, part, State.UNCERTAIN))
+        assert (await purge(subject, max_bytes=1_500)).chunks == 2
+        assert (await found(subject, "whole")).stored
+        assert (await found(subject, "part")).state is State.UNCERTAIN
+        assert [row["request"] for row in await subject.rows("response_chunks")] == [whole.row.id]
+
+
 async def test_owners_that_ended_long_ago_are_forgotten(subjects: Subjects) -> None:
     """Living ones, and those that ended lately, are not."""
     async with subjects() as subject:

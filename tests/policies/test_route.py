@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from steer_policies.budget import BudgetPolicy
 from steer_policies.conditions import parse_when
-from steer_policies.config import CandidateSpec, DialectName, UpstreamPolicy
+from steer_policies.config import CallTimeouts, CandidateSpec, DialectName, UpstreamPolicy
+from steer_policies.idempotency import IdempotencyPolicy
 from steer_policies.route import Order, RoutePolicy, merged, places
 from steer_policies.rules import Rule
 
+AS_LONG = r", as long as a call may take \(timeouts.total \+ timeouts.max_stream\)"
 OPENAI, ANTHROPIC = DialectName.OPENAI, DialectName.ANTHROPIC
 UPSTREAMS = {
     "a": UpstreamPolicy(name="a", dialect=OPENAI),
@@ -65,6 +67,14 @@ ASKS_C = parse_when({"all": [{"attribute": "upstream.c.breaker", "operator": "ex
         (
             {"rules": (Rule(name="r", when=ASKS_C),)},
             "rules[0].when.all[0].attribute: unknown upstream 'c'",
+        ),
+        (
+            {"idempotency": IdempotencyPolicy(retention=4199.0)},
+            rf"idempotency.retention: must be at least 4200 s{AS_LONG}",
+        ),
+        (
+            {"rules": (Rule(name="r", timeouts=CallTimeouts(total=86_400.0, max_stream=1.0)),)},
+            rf"idempotency.retention: must be at least 86401 s{AS_LONG}",
         ),
     ],
 )

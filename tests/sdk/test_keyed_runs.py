@@ -210,7 +210,8 @@ async def test_point_5_nor_can_one_that_is_cut_off(manager: IdempotencyManager) 
                 "Pay", "payment", options=KEYED, event_manager=EventManager(on_complete=hanging)
             )
         )
-        await telling.wait()
+        async with asyncio.timeout(60.0):
+            await telling.wait()
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await run

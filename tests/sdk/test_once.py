@@ -40,11 +40,16 @@ class Worker:
         self.seconds = seconds
         self.made = 0
         self.cut = 0
-        self.begun = asyncio.Event()
+        self._begun = asyncio.Event()
+
+    async def begun(self) -> None:
+        """Wait until it is being made."""
+        async with asyncio.timeout(60.0):
+            await self._begun.wait()
 
     async def __call__(self) -> dict[str, Any]:
         self.made += 1
-        self.begun.set()
+        self._begun.set()
         result = self.results[min(self.made, len(self.results)) - 1]
         try:
             await asyncio.sleep(self.seconds)
@@ -473,7 +478,6 @@ async def test_who_comes_while_a_run_is_being_given_up_starts_anew() -> None:
     first = asyncio.create_task(once.run(asking(), work))
     await asyncio.sleep(0.005)
     first.cancel()
-    await asyncio.sleep(0)
     second = asyncio.create_task(once.run(asking(), work))
     with pytest.raises(asyncio.CancelledError):
         await first

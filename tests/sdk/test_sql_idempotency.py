@@ -144,7 +144,7 @@ async def test_a_cancelled_run_is_uncertain(url: str, tmp_path: Path) -> None:
     work = Worker(seconds=100.0)
     async with IdempotencyManager(database_url=url) as manager:
         run = asyncio.create_task(once_of(manager).run(asking(), work))
-        await work.begun.wait()
+        await work.begun()
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await run
@@ -167,7 +167,7 @@ async def test_closing_ends_what_runs(url: str, tmp_path: Path) -> None:
     async with IdempotencyManager(database_url=url) as manager:
         work = Worker(seconds=100.0)
         run = asyncio.create_task(once_of(manager).run(asking(), work))
-        await work.begun.wait()
+        await work.begun()
     with pytest.raises(UncertainOutcomeError):
         await run
     assert rows(tmp_path, "idem_state") == [("uncertain",)]
@@ -324,7 +324,7 @@ def test_a_run_cut_off_by_its_loops_end_is_uncertain(url: str, tmp_path: Path) -
 
     async def use() -> None:
         task = asyncio.create_task(once_of(manager).run(asking(), work))
-        await work.begun.wait()
+        await work.begun()
         assert not task.done()
 
     asyncio.run(use())

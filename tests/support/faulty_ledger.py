@@ -113,7 +113,7 @@ class FaultyLedger:
                 return fault
         return None
 
-    async def _do(self, method: str, *arguments: Any) -> Any:
+    async def _do(self, method: str, *arguments: Any, **more: Any) -> Any:
         self.called[method] += 1
         await _run(self._before.get(method))
         fault = self._fault(method)
@@ -122,7 +122,7 @@ class FaultyLedger:
             raise LedgerUnavailable("the test says so")
         if fault is _Fault.HANG:
             await self._released.wait()
-        result = await getattr(self.inner, method)(*arguments)
+        result = await getattr(self.inner, method)(*arguments, **more)
         await _run(self._after.get(method))
         if fault is _Fault.LOSE_REPLY:
             self._worked = False
@@ -159,9 +159,15 @@ class FaultyLedger:
         return result
 
     async def renew(
-        self, owner: str, instance: str, lease: float, held: Sequence[str], unsure: bool = False
+        self,
+        owner: str,
+        instance: str,
+        lease: float,
+        held: Sequence[str],
+        *,
+        unsure: bool = False,
     ) -> Lease:
-        result: Lease = await self._do("renew", owner, instance, lease, held, unsure)
+        result: Lease = await self._do("renew", owner, instance, lease, held, unsure=unsure)
         return result
 
     async def retire(self, owner: str) -> None:

@@ -164,6 +164,7 @@ async def world(
     fallback_options: Mapping[str, Any] | None = None,
     database: Mapping[str, Any] | None = None,
     ledger: Ledger | None = None,
+    limits: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[World]:
     """Two providers and a route `/route` over them; `route` and `upstream` refine both. The ledger
     is in memory, unless `database` says where, or `ledger` is it."""
@@ -199,6 +200,8 @@ async def world(
         }
         if database is not None:
             settings["database"] = dict(database)
+        if limits is not None:
+            settings["limits"] = dict(limits)
         config = configure(settings, tmp_path, {"FALLBACK_KEY": "fallback-key"})
         steer = await stack.enter_async_context(running(config, ledger=ledger))
         # Nothing is kept: what the caller's side pools is not in question.

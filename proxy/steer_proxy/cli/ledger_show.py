@@ -147,7 +147,7 @@ def _head(sealer: Sealer, call: Row) -> Any:
     if call["resp_headers"] is None:
         return None
     try:
-        return json.loads(sealer.open_head(call["id"], call["resp_headers"]))
+        return json.loads(sealer.open_head(call["id"], call["resp_headers"], call["keyring_id"]))
     except Unreadable as error:
         return {"unreadable": str(error)}
     except ValueError:

@@ -96,12 +96,12 @@ class LeaseKeeper:
     async def _renew(self) -> LedgerUnavailable | None:
         # The lease counts from when the ledger wrote it, which is no earlier than now.
         asked = self._clock.now()
-        # A lapse is found once, and that reply may have been lost: until one comes, ask again. While
-        # the lease is known to be valid there was no lapse, and claims may not be written yet.
+        # A lapse is found once, and that reply may have been lost: until one comes, ask again.
+        # While the lease is known to be valid nothing was lost, and claims may not be written yet.
         unsure = not self.valid
         try:
             found = await self._ledger.renew(
-                self._owner, self._instance, LEASE, tuple(self._held()), unsure
+                self._owner, self._instance, LEASE, tuple(self._held()), unsure=unsure
             )
             await self._admit()
         except LedgerUnavailable as error:

@@ -34,7 +34,7 @@ from steer_proxy.http.call import Call
 from steer_proxy.http.caller import CallerResponse
 from steer_proxy.http.execution import Executions
 from steer_proxy.http.following import Watched, give
-from steer_proxy.http.identity import Identity, identify
+from steer_proxy.http.identity import Identity, identify, principal_of
 from steer_proxy.http.journal import Journal
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.recording import Recording, TooLate
@@ -97,7 +97,7 @@ class KeyedCalls:
         run = self._running.get(identity.scope)
         first = run is None
         if run is None:
-            if len(self._running) >= most:
+            if len(self._running) >= most or self._left_behind(call, max(1, most // 4)):
                 raise problems.OVERLOADED.refusal(call)
             run = self._start(request, call, identity, addresses)
         elif run.joiners >= MAX_JOINERS:
@@ -110,6 +110,14 @@ class KeyedCalls:
         finally:
             run.joiners -= 1
             run.left()
+
+    def _left_behind(self, call: Call, most: int) -> bool:
+        """Whether a caller has hung up on as many running calls as it may."""
+        if len(self._running) < most:
+            return False
+        who = principal_of(call)
+        left = (run for run in self._running.values() if run.joiners == 0)
+        return sum(principal_of(run.call) == who for run in left) >= most
 
     async def _identify(self, call: Call, secret: bytes) -> Identity:
         """Whose key it is, and of which request; large bodies are read one after the other."""

@@ -112,7 +112,13 @@ class MemoryLedger:
     # --- Owners ---------------------------------------------------------------------------------
 
     async def renew(
-        self, owner: str, instance: str, lease: float, held: Sequence[str], unsure: bool = False
+        self,
+        owner: str,
+        instance: str,
+        lease: float,
+        held: Sequence[str],
+        *,
+        unsure: bool = False,
     ) -> Lease:
         """See the protocol."""
         now = self._now()
@@ -343,11 +349,16 @@ class MemoryLedger:
             for id_, chunks in self._chunks.items()
         }
         excess, removed = sum(sizes.values()) - purge.max_bytes, 0
-        for id_ in sorted(sizes):
+        # Parts of answers whose calls ended uncertain go first: they are never replayed.
+        kinds = {State.UNCERTAIN: 0, State.COMPLETED: 1}
+        for _, id_ in sorted(
+            (kinds.get(State(self.calls[id_].idem_state or State.RELEASED), 2), id_)
+            for id_ in sizes
+        ):
             row = self.calls[id_]
             if excess <= 0:
                 break
-            if row.idem_state == State.COMPLETED:
+            if row.idem_state in kinds:
                 self._change(row, **_NO_ANSWER)
                 removed += len(self._chunks.pop(id_))
                 excess -= sizes[id_]

@@ -97,7 +97,13 @@ class PostgresLedger:
     # --- Owners ---------------------------------------------------------------------------------
 
     async def renew(
-        self, owner: str, instance: str, lease: float, held: Sequence[str], unsure: bool = False
+        self,
+        owner: str,
+        instance: str,
+        lease: float,
+        held: Sequence[str],
+        *,
+        unsure: bool = False,
     ) -> Lease:
         """See the protocol. A second statement only after a lapse, or when unsure.
 

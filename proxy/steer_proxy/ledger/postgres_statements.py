@@ -315,20 +315,23 @@ SELECT coalesce(sum(octet_length(body)) * 100 / :percent::float8, 0)::bigint
 FROM response_chunks TABLESAMPLE SYSTEM (:percent::float8)
 """)
 
-#: Drop the oldest answers that make up so many bytes; their keys stay used. Ids sort by time.
+#: Drop the oldest answers that make up so many bytes; their keys stay used. Ids sort by time. Parts
+#: of answers whose calls ended uncertain go first: they are never replayed.
 EVICT: Final = numbered(f"""
 WITH oldest AS (
-    SELECT r.id FROM (SELECT DISTINCT request FROM response_chunks) AS c
+    SELECT r.id, r.idem_state <> 'uncertain' AS whole
+    FROM (SELECT DISTINCT request FROM response_chunks) AS c
     JOIN requests AS r ON r.id = c.request
-    WHERE r.idem_state = 'completed'
-    ORDER BY c.request LIMIT :limit FOR UPDATE OF r SKIP LOCKED
+    WHERE r.idem_state IN ('completed', 'uncertain')
+    ORDER BY r.idem_state <> 'uncertain', c.request LIMIT :limit FOR UPDATE OF r SKIP LOCKED
 ),
 sizes AS (
-    SELECT request, sum(octet_length(body)) AS bytes FROM response_chunks
-    WHERE request IN (SELECT id FROM oldest) GROUP BY request
+    SELECT c.request, o.whole, sum(octet_length(c.body)) AS bytes
+    FROM response_chunks AS c JOIN oldest AS o ON o.id = c.request
+    GROUP BY c.request, o.whole
 ),
 reckoned AS (
-    SELECT request, sum(bytes) OVER (ORDER BY request) - bytes AS before FROM sizes
+    SELECT request, sum(bytes) OVER (ORDER BY whole, request) - bytes AS before FROM sizes
 ),
 evicted AS (
     UPDATE requests SET {_NO_ANSWER}

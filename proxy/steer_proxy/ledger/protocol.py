@@ -85,7 +85,13 @@ class Ledger(Protocol):
     # --- Owners ---------------------------------------------------------------------------------
 
     async def renew(
-        self, owner: str, instance: str, lease: float, held: Sequence[str], unsure: bool = False
+        self,
+        owner: str,
+        instance: str,
+        lease: float,
+        held: Sequence[str],
+        *,
+        unsure: bool = False,
     ) -> Lease:
         """Register a process, or extend its lease to `lease` seconds from now, in one statement.
 

@@ -43,7 +43,8 @@ _DERIVED: Final = {
     "cost_usd": f"r.cost_nusd / {NANO_USD}.0",
     "wasted_usd": f"r.wasted_nusd / {NANO_USD}.0",
     "avoided_usd": f"r.avoided_nusd / {NANO_USD}.0",
-    "spent_usd": f"(COALESCE(r.cost_nusd, 0) + COALESCE(r.wasted_nusd, 0)) / {NANO_USD}.0",
+    "spent_usd": "CASE WHEN r.cost_nusd IS NOT NULL OR r.wasted_nusd IS NOT NULL THEN "
+    f"(COALESCE(r.cost_nusd, 0) + COALESCE(r.wasted_nusd, 0)) / {NANO_USD}.0 END",
 }
 
 #: Columns of a list by name: those of the table `requests`, and some that are made of them, named

@@ -131,6 +131,8 @@ class Sealer:
         base = codec.removesuffix(_SEALED)
         if base not in _CODECS or not 0 <= row.raw_bytes <= MAX_CHUNK:
             raise Unreadable(row.key_id, "the piece is of no kind this version knows")
+        if codec == base and row.key_id is not None:
+            raise Unreadable(row.key_id, "the piece names a key and is not encrypted")
         if codec != base:
             bound = _bound(
                 "chunk", row.request, row.seq, row.byte_offset, row.raw_bytes, codec, row.key_id
@@ -153,8 +155,10 @@ class Sealer:
         data = base64.b64encode(sealed).decode("ascii")
         return json.dumps({"codec": "aesgcm", "key": self.key_id, "data": data})
 
-    def open_head(self, request: str, stored: str) -> str:
+    def open_head(self, request: str, stored: str, keyring_id: str | None = None) -> str:
         """The head itself; one that was stored without keys comes as it is.
+
+        `keyring_id` is the key that the record names: with one, a head in the clear is refused.
 
         Raises:
             Unreadable: see there.
@@ -164,6 +168,8 @@ class Sealer:
         except (ValueError, RecursionError):
             raise Unreadable(None, "the answer's head is damaged") from None
         if not isinstance(envelope, dict) or "codec" not in envelope:
+            if keyring_id is not None:
+                raise Unreadable(keyring_id, "the answer's head is not encrypted, its record is")
             return stored
         key_id, data = envelope.get("key"), envelope.get("data")
         if (

@@ -11,6 +11,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -110,7 +111,13 @@ class SqliteLedger:
     # --- Owners ---------------------------------------------------------------------------------
 
     async def renew(
-        self, owner: str, instance: str, lease: float, held: Sequence[str], unsure: bool = False
+        self,
+        owner: str,
+        instance: str,
+        lease: float,
+        held: Sequence[str],
+        *,
+        unsure: bool = False,
     ) -> Lease:
         """See the protocol."""
         now = self._now()
@@ -120,7 +127,8 @@ class SqliteLedger:
             "version": steer_proxy.__version__,
             "until": now + int(lease * MICROSECONDS),
         }
-        return await self._write(sqlite_work.renew, values, tuple(held), unsure, now)
+        renew = partial(sqlite_work.renew, unsure=unsure)
+        return await self._write(renew, values, tuple(held), now)
 
     async def retire(self, owner: str) -> None:
         """See the protocol."""

@@ -189,6 +189,7 @@ _OLD_CALLS: Final = positional(statements.OLD_CALLS).text
 _WITH_CHUNKS: Final = positional(statements.WITH_CHUNKS).text
 _FIRST_CHUNKS: Final = positional(statements.FIRST_CHUNKS).text
 _STRAY_ATTEMPTS: Final = positional(statements.STRAY_ATTEMPTS).text
+_OLDEST_PARTS: Final = positional(statements.OLDEST_PARTS).text
 _OLDEST_ANSWERS: Final = positional(statements.OLDEST_ANSWERS).text
 
 _Pairs = list[tuple[str, int]]
@@ -230,7 +231,8 @@ def _strays(connection: sqlite3.Connection, before: int, limit: int) -> _Pairs:
 
 
 def _oldest(connection: sqlite3.Connection, limit: int) -> _Pairs:
-    return connection.execute(_OLDEST_ANSWERS, (limit,)).fetchall()
+    parts: _Pairs = connection.execute(_OLDEST_PARTS, (limit,)).fetchall()
+    return parts or connection.execute(_OLDEST_ANSWERS, (limit,)).fetchall()
 
 
 def _excess(connection: sqlite3.Connection, max_bytes: int) -> tuple[int, float]:

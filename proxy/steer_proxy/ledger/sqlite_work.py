@@ -85,8 +85,9 @@ def renew(
     connection: sqlite3.Connection,
     values: dict[str, Any],
     held: Sequence[str],
-    unsure: bool,
     now: int,
+    *,
+    unsure: bool,
 ) -> Lease:
     """Extend a lease; after a lapse, or when unsure, say what was lost."""
     owner = values["owner"]

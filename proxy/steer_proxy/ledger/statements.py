@@ -17,8 +17,6 @@ from typing import Final, NamedTuple
 from steer_policies.idempotency import Move, State, sources
 from steer_proxy.ledger.values import (
     RESULT_COLUMNS,
-    AttemptRow,
-    BreakerEventRow,
     CallRow,
     ChunkRow,
 )
@@ -205,14 +203,6 @@ SELECT {", ".join(ChunkRow._fields)} FROM response_chunks
 WHERE request = :id AND seq > :after ORDER BY seq LIMIT :limit
 """
 
-# --- The log --------------------------------------------------------------------------------------
-
-#: An attempt, unless it is there.
-INSERT_ATTEMPT: Final = _insert("attempts", AttemptRow._fields)
-
-#: An event, unless it is there.
-INSERT_EVENT: Final = _insert("breaker_events", BreakerEventRow._fields)
-
 # --- Purge (SQLite) -------------------------------------------------------------------------------
 # Many rows at a time, named in JSON: each statement costs its thread a turn of the interpreter.
 
@@ -240,7 +230,7 @@ SELECT json_group_array(id) FROM requests WHERE id IN {_THESE} AND idem_live IS 
 
 #: Answers are about to be removed: nobody is to begin reading them.
 FORGET_ANSWERS: Final = f"""
-UPDATE requests SET {_NO_ANSWER} WHERE id IN {_THESE} AND idem_state = 'completed'
+UPDATE requests SET {_NO_ANSWER} WHERE id IN {_THESE} AND idem_state IN ('completed', 'uncertain')
 """
 
 #: The first chunks of some answers, and their sizes.
@@ -296,6 +286,14 @@ DELETE_OWNERS: Final = (
 
 #: How many bytes all stored answers take.
 STORED_BYTES: Final = "SELECT COALESCE(SUM(LENGTH(body)), 0) FROM response_chunks"
+
+#: Parts of answers whose calls ended uncertain. They are never replayed: they go first.
+OLDEST_PARTS: Final = """
+SELECT id, (SELECT SUM(LENGTH(body)) FROM response_chunks WHERE request = id) FROM requests
+WHERE idem_live = 1 AND expires_us > 0 AND idem_state = 'uncertain'
+    AND EXISTS (SELECT 1 FROM response_chunks WHERE request = id)
+ORDER BY expires_us LIMIT :limit
+"""
 
 #: Answers that may be dropped for room, oldest first: ids are UUIDv7, they sort by time.
 OLDEST_ANSWERS: Final = """

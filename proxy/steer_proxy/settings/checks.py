@@ -106,6 +106,16 @@ def _route(
                 ),
             )
     yield from _rules(key, route, known, broken)
+    limits = [route.timeouts, *(rule.timeouts for rule in route.rules if rule.timeouts)]
+    longest = max(each.total + each.max_stream for each in limits)
+    if route.idempotency.retention < longest:
+        yield (
+            (*key, "idempotency", "retention"),
+            (
+                f"must be at least {longest:g} s, as long as a call may take "
+                "(timeouts.total + timeouts.max_stream)"
+            ),
+        )
 
 
 def _rules(

@@ -154,10 +154,10 @@ async def test_records_that_were_lost() -> None:
         renew = books.memory.renew
 
         async def renewed(
-            owner: str, instance: str, lease: float, held: Sequence[str], unsure: bool = False
+            owner: str, instance: str, lease: float, held: Sequence[str], *, unsure: bool = False
         ) -> Lease:
             asked.append(held)
-            return await renew(owner, instance, lease, held, unsure)
+            return await renew(owner, instance, lease, held, unsure=unsure)
 
         books.memory.renew = renewed  # type: ignore[method-assign]
         books.ledger.up()

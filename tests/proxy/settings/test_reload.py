@@ -30,7 +30,7 @@ from tests.proxy.settings.conftest import Load
             ("database.encryption",),
         ),
         ("drain_timeout: 9", ()),
-        ("routes: [{name: openai, idempotency: {retention: 1h}}]", ()),
+        ("routes: [{name: openai, idempotency: {retention: 2h}}]", ()),
         ("upstreams: {openai: {credential: {env: K}}}", ()),
         ("routes: [{name: openai, commit: headers}]", ()),
     ],

@@ -200,6 +200,7 @@ routes:
     ("terms", "expected"),
     [
         ("retention: 0", "retention: must be greater than 0, got 0"),
+        ("retention: 1h", "retention: must be at least 4200 s, as long as a call may take"),
         ("join_timeout: never", "join_timeout: a duration is a number of seconds or text"),
         ("on_uncertain: retry", "on_uncertain: expected one of fail, rerun; did you mean rerun?"),
         ("on_ledger_down: opn", "expected one of fail, open; did you mean open?, got 'opn'"),
