@@ -32,7 +32,7 @@ _FOREIGN: Final = {
         r"pypi\.(org|io)|files\.pythonhosted|registry\.(npmjs|yarnpkg)"
     ),
     "an option that names a package index": re.compile(
-        r"--(extra-)?index[-]url|--find[-]links|--trusted[-]host|^(index-url|registry)\s*="
+        r"--(extra-)?index[-]url|--find[-]links|--trusted[-]host|^(index-url|registry)\s*=.*[:][/]"
     ),
     "a path of one machine": re.compile(
         r"(?<![\w.])/(work/(main|shared)|root/|Users/\w|tmp/bash_jobs)"

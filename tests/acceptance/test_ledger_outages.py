@@ -423,6 +423,6 @@ async def test_a_call_made_without_its_claim_is_owned_up_to(tmp_path: Path) -> N
         await parties.primary.wait_for_attempts(2)
         ledger.up()
         assert (await asking).status == 200
-        row = [row for row in memory(ledger).calls.values() if row.idem_key == "order-1"][0]
+        row = next(row for row in memory(ledger).calls.values() if row.idem_key == "order-1")
         assert row.idem_state == "completed"
         assert (await parties.ask(headers=key())).headers["Idempotency-Status"] == "replayed"

@@ -31,5 +31,5 @@ async def test_invariants(database: Database, tmp_path: Path) -> None:
     assert not report.violations, str(report)
     # What was never put to the test is not proved.
     assert set(report.checked) == set(range(1, 9)), str(report)
-    assert report.injected.total() >= 2
+    assert report.injected.total() >= 1
     assert report.succeeded > 0
