@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -190,8 +189,3 @@ def _words(record: AttemptRecord) -> str:
     failure = str(record.verdict.failure or "ok").replace("_", " ")
     detail = record.verdict.code if record.status is None else str(record.status)
     return failure if detail is None else f"{failure} ({detail})"
-
-
-def whole_seconds(seconds: float) -> int:
-    """Seconds rounded up, as `Retry-After` wants them: never earlier than asked."""
-    return math.ceil(max(0.0, seconds))
