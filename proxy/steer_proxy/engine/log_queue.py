@@ -18,7 +18,7 @@ from steer_proxy.ledger.protocol import (
 from steer_proxy.ledger.values import AttemptRow, Batch, BreakerEventRow, CallRow
 
 #: So many waiting rows are written at once: a larger batch costs each row less of the disk and of
-#: the interpreter's lock (10 us for a call with its attempt, where 256 take 13), but keeps keyed
+#: the interpreter's lock (10 us for a call with its attempt, where 256 take 11), but keeps keyed
 #: calls waiting for longer.
 FULL: Final = 512
 

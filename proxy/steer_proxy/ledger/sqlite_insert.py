@@ -1,6 +1,6 @@
 """Many rows into a table of SQLite, cheaply.
 
-Two things cost more here than the database does. A None takes `sqlite3` six times as long as a
+Two things cost more here than the database does. A None takes `sqlite3` eight times as long as a
 number, since it goes through the adapter protocol, and half of a row is None: so a statement names
 only the columns that some row has a value for. And every step of a statement lets go of the
 interpreter's lock, and gets it back when the event loop's thread has had its turn: so a statement
