@@ -48,6 +48,5 @@ def code(value: Any) -> str | None:
 
 def count(value: Any) -> int | None:
     """A whole number from 0 to 2^53, else None."""
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT:
-        return value
-    return None
+    # The exact type: a bool is an int, too.
+    return value if type(value) is int and 0 <= value <= _MAX_COUNT else None

@@ -12,6 +12,7 @@ import pytest
 from steer_proxy.ledger.memory import MemoryLedger
 from steer_proxy.ledger.values import AttemptRow, CallRow
 from tests.provider import faults
+from tests.support.attempts import every_attempt
 from tests.support.world import World, world
 
 PRICE = {"input_usd_per_mtok": 2.0, "output_usd_per_mtok": 8.0}
@@ -28,10 +29,7 @@ async def logged(parties: World, count: int = 1) -> list[tuple[CallRow, list[Att
             break
         await asyncio.sleep(0.1)
     attempts = list(ledger.attempts.values())
-    return [
-        (call, [each for each in attempts if each.request == call.id])
-        for call in ledger.calls.values()
-    ]
+    return [(call, every_attempt(call, attempts)) for call in ledger.calls.values()]
 
 
 async def one(parties: World) -> tuple[CallRow, list[AttemptRow]]:

@@ -27,7 +27,7 @@ TABLES: Final = (
     "owners",
     "steer_meta",
 )
-VIEWS: Final = ("v_idempotency", "v_spend", "v_wasted", "v_upstream_health")
+VIEWS: Final = ("v_attempts", "v_idempotency", "v_spend", "v_wasted", "v_upstream_health")
 
 #: What the second column of a description may say, by how a name ends.
 UNITS: Final = {

@@ -15,7 +15,7 @@ from tests.support.filled import (  # noqa: F401 - fixtures
 )
 from tests.support.ledger_data import BASE_US, SECOND
 
-VIEWS: Final = ("v_idempotency", "v_spend", "v_wasted", "v_upstream_health")
+VIEWS: Final = ("v_attempts", "v_idempotency", "v_spend", "v_wasted", "v_upstream_health")
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -18,7 +18,7 @@ ROWS: Final = {
     "response_chunks": ChunkRow,
     "breaker_events": BreakerEventRow,
 }
-VIEWS: Final = ("v_idempotency", "v_spend", "v_wasted", "v_upstream_health")
+VIEWS: Final = ("v_attempts", "v_idempotency", "v_spend", "v_wasted", "v_upstream_health")
 INDEXES: Final = {
     "requests_live_key",
     "requests_started",
@@ -79,7 +79,9 @@ def test_units_are_in_the_names(sqlite_place: SqlitePlace) -> None:
         for name, (kind, _) in sqlite_place.columns(table).items():
             if name.endswith(("_us", "_nusd")) or name.startswith(("tokens_", "bytes_")):
                 assert kind == "BIGINT", f"{table}.{name}"
-            assert (kind == "SMALLINT") == (name in flags), f"{table}.{name}"
+            assert (kind == "SMALLINT") == (name.removeprefix("attempt_") in flags), (
+                f"{table}.{name}"
+            )
 
 
 @pytest.mark.parametrize(("live", "allowed"), [(1, False), (None, True)])

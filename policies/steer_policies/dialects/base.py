@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from steer_policies.config import DialectName
 from steer_policies.outcome import Verdict
@@ -32,8 +32,7 @@ class Where(StrEnum):
     NOWHERE = "nowhere"
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens as the provider counted them; None where it did not say, never zero in its place.
 
     `input` includes the cached part, `output` includes the reasoning part.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from steer_policies.dialects.base import Usage
@@ -16,25 +15,25 @@ def openai_usage(value: Any) -> Usage | None:
     `prompt_cache_hit_tokens`. xAI leaves the reasoning part out of `completion_tokens`, which shows
     in `total_tokens`.
     """
-    usage = mapping(value)
-    received = _first(usage, "prompt_tokens", "input_tokens")
-    output = _first(usage, "completion_tokens", "output_tokens")
+    get = mapping(value).get
+    received, output = count(get("prompt_tokens")), count(get("completion_tokens"))
+    if received is None:
+        received = count(get("input_tokens"))
+    if output is None:
+        output = count(get("output_tokens"))
     details = mapping(
-        usage.get("prompt_tokens_details")
-        or usage.get("input_tokens_details")
-        or usage.get("input_token_details")
+        get("prompt_tokens_details") or get("input_tokens_details") or get("input_token_details")
     )
     cached = count(details.get("cached_tokens"))
     if cached is None:
-        cached = count(usage.get("prompt_cache_hit_tokens"))
-    details = mapping(usage.get("completion_tokens_details") or usage.get("output_tokens_details"))
+        cached = count(get("prompt_cache_hit_tokens"))
+    details = mapping(get("completion_tokens_details") or get("output_tokens_details"))
     reasoning = count(details.get("reasoning_tokens"))
-    total = count(usage.get("total_tokens"))
     if (
-        received is not None
+        reasoning
+        and received is not None
         and output is not None
-        and reasoning
-        and total == received + output + reasoning
+        and count(get("total_tokens")) == received + output + reasoning
     ):
         output += reasoning
     return _usage(received, cached, output, reasoning)
@@ -72,11 +71,6 @@ def gemini_usage(value: Any) -> Usage | None:
     if thoughts is not None:
         output = thoughts + (output or 0)
     return _usage(received, count(usage.get("cachedContentTokenCount")), output, thoughts)
-
-
-def _first(usage: Mapping[str, Any], name: str, other: str) -> int | None:
-    number = count(usage.get(name))
-    return count(usage.get(other)) if number is None else number
 
 
 def _usage(

@@ -12,8 +12,9 @@ of the request. Everything else is *unknown*, and its cost NULL, never zero.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Final, NamedTuple
 
 from steer_policies.budget import BYTES_PER_TOKEN, COMPLETES_NOTHING
@@ -21,8 +22,8 @@ from steer_policies.config import ModelFacts
 from steer_policies.dialects.base import Usage
 from steer_policies.outcome import Executed
 from steer_proxy.engine.config import Config
-from steer_proxy.engine.prices import GenaiPrices
-from steer_proxy.ledger.values import NANO_USD, AttemptRow, Batch, CallRow
+from steer_proxy.engine.prices import MAX_REMEMBERED, GenaiPrices, Rate
+from steer_proxy.ledger.values import NANO_USD, AttemptRow, Batch, CallRow, only_attempt
 
 #: Configuration revisions whose prices are remembered: rows are priced about a second after their
 #: call, so the one before the newest is as far back as they usually reach.
@@ -108,7 +109,10 @@ class Costing:
         if is_priced(call):
             return call, list(attempts)
         prices = self.tariff(call.config_rev).prices
-        if not prices.loaded and any(attempt.executed != Executed.NO for attempt in attempts):
+        was_run = call.attempt_started_us is not None or any(
+            attempt.executed != Executed.NO for attempt in attempts
+        )
+        if was_run and not prices.loaded:
             await asyncio.to_thread(prices.load)
         return self._price(call, attempts)
 
@@ -123,11 +127,15 @@ class Costing:
             return call, list(attempts)
         tariff = self.tariff(call.config_rev)
         sale = Sale(call.route, call.operation, call.bytes_in, call.model_answered)
+        if (only := only_attempt(call)) is not None:
+            attempts = (only, *attempts)
         priced = [
             attempt if attempt.cost_source is not None else tariff.priced(attempt, sale)
             for attempt in attempts
         ]
         cost, source, wasted = total(priced)
+        if only is not None:
+            del priced[0]
         return call._replace(cost_nusd=cost, cost_source=source, wasted_nusd=wasted), priced
 
 
@@ -170,15 +178,18 @@ class Tariff:
         self._declared: Mapping[str, Mapping[str, ModelFacts]] = {
             each.name: each.policy.models for each in config.upstreams.values()
         }
+        self._rates: dict[tuple[str, str | None, str | None], tuple[Rate, ...]] = {}
         self._assumed = {
             route.name: route.policy.budget.completion_tokens for route in config.routes
         }
 
     def knows(self, upstream: str, model: str | None, answered: str | None) -> bool:
         """Whether an attempt can be priced without a first look at the list of prices."""
+        if (upstream, model, answered) in self._rates:
+            return True
         declared = self._declared.get(upstream)
         facts = None if declared is None or model is None else declared.get(model)
-        if facts is not None and None not in (facts.input_usd_per_mtok, facts.output_usd_per_mtok):
+        if facts is not None and _is_complete(facts):
             return True
         knows = self.prices.knows
         return (model is None or knows(upstream, model)) and (
@@ -207,8 +218,8 @@ class Tariff:
         model: str | None,
         counted: Usage,
         *,
-        never_run: bool,
-        wasted: bool,
+        never_run: bool = False,
+        wasted: bool = False,
     ) -> Quote:
         """What an attempt cost that asked an upstream for a model."""
         if never_run:
@@ -232,19 +243,33 @@ class Tariff:
     def _cost(
         self, upstream: str, model: str | None, answered: str | None, usage: Usage
     ) -> int | None:
-        """Nano-dollars, by the operator's own prices first; None when no price is known."""
-        for name in (model, answered):
-            facts = None if name is None else self._declared.get(upstream, {}).get(name)
-            if facts is not None and (declared := _declared(facts, usage)) is not None:
-                return round(declared * NANO_USD)
-        if model is not None:
-            self.prices.look_up(upstream, model)  # so that it is known from now on
-        # A deployment or an alias is priced as the model that answered for it.
-        for name in (answered, model):
-            cost = None if name is None else self.prices.cost_of(upstream, name, usage)
+        """Nano-dollars; None when no price is known."""
+        key = (upstream, model, answered)
+        rates = self._rates.get(key)
+        if rates is None:
+            rates = tuple(self._found(upstream, model, answered))
+            if len(self._rates) >= MAX_REMEMBERED:
+                self._rates.clear()
+            self._rates[key] = rates
+        for rate in rates:
+            cost = rate(usage)
             if cost is not None:
                 return round(cost * NANO_USD)
         return None
+
+    def _found(self, upstream: str, model: str | None, answered: str | None) -> Iterator[Rate]:
+        """What may price an attempt, the best first: the operator's own prices come first."""
+        for name in (model, answered):
+            facts = None if name is None else self._declared.get(upstream, {}).get(name)
+            if facts is not None:
+                yield partial(_declared, facts)
+                if _is_complete(facts):
+                    return
+        # A deployment or an alias is priced as the model that answered for it.
+        for name in (answered, model):
+            rate = None if name is None else self.prices.rate(upstream, name)
+            if rate is not None:
+                yield rate
 
     def _expected(self, sale: Sale, model: str | None) -> Usage | None:
         """The tokens an attempt may have been billed for, by the size of its request."""
@@ -255,6 +280,11 @@ class Tariff:
         if operation in COMPLETES_NOTHING:
             return Usage(input=prompt)
         return Usage(input=prompt, output=self._assumed.get(sale.route or "", 0))
+
+
+def _is_complete(facts: ModelFacts) -> bool:
+    """Whether the configuration declares all there is to pay for."""
+    return None not in (facts.input_usd_per_mtok, facts.output_usd_per_mtok)
 
 
 def _declared(facts: ModelFacts, usage: Usage) -> float | None:

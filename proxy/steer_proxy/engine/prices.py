@@ -10,7 +10,7 @@ server, a gateway of one's own) has no price unless the configuration declares o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 #: Prices remembered per upstream and model; model names are foreign input.
 MAX_REMEMBERED: Final = 1024
 MAX_MODEL: Final = 256
+
+
+Rate = Callable[[Usage], float | None]
+"""US dollars for what a provider counted, of which either prompt or completion must be known; None
+when the price does not go with the count."""
 
 
 class GenaiPrices:
@@ -44,10 +49,6 @@ class GenaiPrices:
         """Whether a model was looked up at an upstream, found or not."""
         return (upstream, model) in self._found
 
-    def look_up(self, upstream: str, model: str) -> None:
-        """Look a model up at an upstream, if that was not done."""
-        self._price(upstream, model)
-
     def cost_usd(
         self, upstream: str, model: str, prompt_tokens: int, completion_tokens: int
     ) -> float | None:
@@ -63,6 +64,11 @@ class GenaiPrices:
             return None
         price = self._price(upstream, model)
         return None if price is None else price.of(usage)
+
+    def rate(self, upstream: str, model: str) -> Rate | None:
+        """What a model costs at an upstream, by what was counted; None when no price is known."""
+        price = self._price(upstream, model)
+        return None if price is None else price.of
 
     def _price(self, upstream: str, model: str) -> _Price | None:
         key = (upstream, model)
@@ -104,6 +110,7 @@ class _Price:
         self._flat = _flat(info)
 
     def of(self, usage: Usage) -> float | None:
+        """See `Rate`."""
         if self._flat is not None and (cost := self._flat.of(usage)) is not None:
             return cost
         from genai_prices import Usage as Counted

@@ -21,6 +21,8 @@ CALL_COLUMNS: Final = (
     "path",
     "model_requested",
     "model_answered",
+    "attempt_model",
+    "attempt_upstream_request_id",
     "idem_key",
 )
 ATTEMPT_COLUMNS: Final = ("model", "upstream_request_id")

@@ -33,7 +33,10 @@ MAX_PATH: Final = 1024
 MAX_NAME: Final = 256
 
 _NOT_COUNTED: Final = Usage()
-_NO_KEY: Final = (None,) * (len(CallRow._fields) - CallRow._fields.index("idem_key"))
+_KEY, _ATTEMPT = CallRow._fields.index("idem_key"), CallRow._fields.index("attempt_model")
+_NO_KEY: Final = (None,) * (_ATTEMPT - _KEY)
+_NO_ATTEMPT: Final = (None,) * (len(CallRow._fields) - _ATTEMPT)
+_OK: Final = Outcome.OK.value
 _NUL: Final = "\\u0000"  # as JSON writes it; PostgreSQL's JSONB cannot hold it
 
 _Asked = tuple[Any, ...]
@@ -88,37 +91,47 @@ class CallLog:
         now = self._clock.now()
         elapsed = now - call.accepted_at
         started_us = int((self._clock.wall() - elapsed) * MICROSECONDS)
-        answer = candidate = None
+        answer = upstream = None
         if settled is not None:
-            spent, answer, candidate = settled.spent, settled.answer, settled.candidate
+            spent, answer = settled.spent, settled.answer
             problem = problem or settled.problem
+            if settled.candidate is not None:
+                upstream = settled.candidate.upstream
         records: Sequence[AttemptRecord] = () if spent is None else spent.records
         if answer is not None:
             answer.end(verdict, now)
             count(call, answer)
         last = records[-1] if records else None
-        served = _served(records, answer)
+        if upstream is None and last is not None:
+            upstream = last.upstream
         outcome, error_class = _ending(verdict, problem, answer, last, status)
+        served = _served(records, answer)
         model, usage, first_token = None, _NOT_COUNTED, None
         if served is not None:
             model = _name(served.trace.model)
             usage = served.trace.usage or _NOT_COUNTED
             first_token = _first_token(served)
-        if candidate is not None:
-            upstream: str | None = candidate.upstream
-        else:
-            upstream = None if last is None else last.upstream
+        waited_us = 0 if spent is None else _waited(spent)
         mark = self._marks.caller(call)
         asked = self._asked(call, mark)
         tariff = self._tariff(call, records, model)
         sale = Sale(call.route.name, call.facts.operation, call.size, model)
-        attempts = [
-            self._attempt(call, each, (asked[0], started_us, mark), tariff, sale)
-            for each in records
-        ]
+        attempts: list[AttemptRow] = []
+        only: Sequence[Any] = _NO_ATTEMPT
         cost = source = wasted = None
-        if tariff is not None:
-            cost, source, wasted = total(attempts)
+        if last is not None and _is_all(records, outcome, status, waited_us):
+            only = self._only(call, last, (started_us, mark))
+            if tariff is not None:
+                cost, source = tariff.quote(sale, last.upstream, last.model, usage)
+                wasted = 0
+        else:
+            attempts = [
+                self._attempt(call, each, (asked[0], started_us, mark), tariff, sale)
+                for each in records
+            ]
+            if tariff is not None:
+                cost, source, wasted = total(attempts)
+        duration_us = int(elapsed * MICROSECONDS)
         row = CallRow._make(
             (
                 *asked,
@@ -126,13 +139,13 @@ class CallLog:
                 upstream,
                 None if made is None else made.rule,
                 started_us,
-                started_us + int(elapsed * MICROSECONDS),
-                int(elapsed * MICROSECONDS),
-                0 if spent is None else _waited(spent),
+                started_us + duration_us,
+                duration_us,
+                waited_us,
                 _since(call.accepted_at, first_token),
                 status,
-                str(outcome),
-                None if error_class is None else str(error_class),
+                outcome,
+                error_class,
                 len(records),
                 _ambiguous(records),
                 retry_count(call.headers),
@@ -147,6 +160,7 @@ class CallLog:
                 None,  # nothing was avoided
                 source,
                 *_NO_KEY,
+                *only,
             )
         )
         return row, attempts
@@ -222,6 +236,28 @@ class CallLog:
                 return None
         return tariff
 
+    def _only(
+        self, call: Call, record: AttemptRecord, of: tuple[int, str | None]
+    ) -> tuple[Any, ...]:
+        """The columns of the only attempt `of` a call: of its start, and its caller's mark."""
+        started_us, mark = of
+        trace = record.trace
+        started, ended, reused = record.started, trace.ended, trace.reused
+        return (
+            _name(record.model),
+            self._marks.used(call, record.upstream, mark),
+            trace.request_id,
+            started_us + int((started - call.accepted_at) * MICROSECONDS),
+            int((record.seconds if ended is None else ended - started) * MICROSECONDS),
+            None if reused else _since(started, trace.connected),
+            _since(started, trace.headed),
+            _since(started, trace.first_token),
+            record.wait_source.value,
+            reused if reused is None else int(reused),
+            trace.sent,
+            trace.received,
+        )
+
     def _attempt(
         self,
         call: Call,
@@ -261,11 +297,11 @@ class CallLog:
                 _since(started, trace.headed),
                 _since(started, trace.first_token),
                 int(record.waited * MICROSECONDS),
-                str(record.wait_source),
+                record.wait_source.value,
                 record.status,
-                str(verdict.outcome),
-                None if failure is None else str(failure),
-                str(executed),
+                verdict.outcome.value,
+                None if failure is None else failure.value,
+                executed.value,
                 None if reused is None else int(reused),
                 trace.sent,
                 trace.received,
@@ -290,6 +326,16 @@ def _served(records: Sequence[AttemptRecord], answer: HttpAnswer | None) -> Atte
     return next((each for each in records if each.trace is answer.trace), last)
 
 
+def _is_all(
+    records: Sequence[AttemptRecord], outcome: str, status: int | None, waited_us: int
+) -> bool:
+    """Whether a call and its only attempt went so well that one row tells of both."""
+    if len(records) != 1 or outcome != _OK:
+        return False
+    (only,) = records
+    return only.final.ok and only.status == status and int(only.waited * MICROSECONDS) == waited_us
+
+
 def _ending(
     verdict: Verdict | None,
     problem: Problem | None,
@@ -300,22 +346,24 @@ def _ending(
     """A call's outcome and error class."""
     if problem is not None:
         if last is not None and not last.final.ok:
-            return last.final.outcome, problem.code
+            return last.final.outcome.value, problem.code
         return _refused(problem.status), problem.code
     if verdict is None or status is None or answer is None:
-        return Outcome.CANCELLED, "cancelled"
-    if not verdict.ok and last is not None and last.trace is not answer.trace and last.final.ok:
-        return Outcome.OK, None  # another answer went on where this one broke
-    return verdict.outcome, verdict.failure
+        return Outcome.CANCELLED.value, "cancelled"
+    if verdict.failure is None:
+        return _OK, None
+    if last is not None and last.trace is not answer.trace and last.final.ok:
+        return _OK, None  # another answer went on where this one broke
+    return verdict.outcome.value, verdict.failure.value
 
 
-def _refused(status: int) -> Outcome:
+def _refused(status: int) -> str:
     """The outcome of a call that was never tried, by what its caller was told."""
     if status in (429, 503):
-        return Outcome.THROTTLED
+        return Outcome.THROTTLED.value
     if status in (408, 504):
-        return Outcome.TIMEOUT
-    return Outcome.CLIENT_4XX if status < 500 else Outcome.BROKEN
+        return Outcome.TIMEOUT.value
+    return (Outcome.CLIENT_4XX if status < 500 else Outcome.BROKEN).value
 
 
 def _first_token(record: AttemptRecord) -> float | None:

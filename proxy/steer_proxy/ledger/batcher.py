@@ -30,6 +30,8 @@ class Work(NamedTuple):
     arguments: tuple[Any, ...]
     atomic: bool
     """Whether it undoes itself when it fails, being one statement."""
+    durable: bool = True
+    """Whether it must be on disk when its outcome is told."""
 
 
 class Outcome(NamedTuple):
@@ -63,6 +65,7 @@ class Batcher:
         function: Callable[..., _T],
         *arguments: Any,
         atomic: bool = True,
+        durable: bool = True,
         timeout: float = STATEMENT_TIMEOUT,
     ) -> _T:
         """Have `function` called, and wait for what it returns, at most `timeout` seconds.
@@ -76,7 +79,7 @@ class Batcher:
             raise LedgerUnavailable(f"{MAX_QUEUE} operations wait for the database already")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
-        self._queue.append((future, Work(function, arguments, atomic)))
+        self._queue.append((future, Work(function, arguments, atomic, durable)))
         if not self._busy:
             # Not at once: whoever else is about to queue in this turn of the loop comes along.
             self._busy = True

@@ -171,7 +171,7 @@ SELECT {chosen}, r.resp_headers, o.instance AS owner_instance, o.lease_until_us
 
 def attempts(reader: Reader, id_: str) -> list[Row]:
     """A call's attempts, in order."""
-    return reader.rows("SELECT * FROM attempts WHERE request = :id ORDER BY n", {"id": id_})
+    return reader.rows("SELECT * FROM v_attempts WHERE request = :id ORDER BY n", {"id": id_})
 
 
 def duplicates(reader: Reader, id_: str, limit: int = 100) -> list[Row]:

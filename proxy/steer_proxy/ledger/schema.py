@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import asyncpg
 
 #: Every revision, oldest first; tests hold this equal to `migrations/`.
-REVISIONS: Final = ("0001",)
+REVISIONS: Final = ("0001", "0002")
 #: The schema this version is written for.
 HEAD: Final = REVISIONS[-1]
 #: What this version is as a writer; a ledger whose `min_writer` is greater must not be written.

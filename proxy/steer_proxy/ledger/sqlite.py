@@ -205,8 +205,8 @@ class SqliteLedger:
     # --- The log --------------------------------------------------------------------------------
 
     async def write(self, batch: Batch) -> None:
-        """See the protocol."""
-        await self._write(sqlite_work.write, batch, atomic=False)
+        """See the protocol. A power cut may take the last of it; no crash of ours does."""
+        await self._write(sqlite_work.write, batch, atomic=False, durable=False)
 
     async def purge(self, purge: Purge) -> Purged:
         """See the protocol."""
@@ -217,8 +217,14 @@ class SqliteLedger:
     def _now(self) -> int:
         return int(self._wall() * MICROSECONDS)
 
-    async def _write(self, function: Callable[..., _T], *arguments: Any, atomic: bool = True) -> _T:
-        return await self._run(self._writer, function, *arguments, atomic=atomic)
+    async def _write(
+        self,
+        function: Callable[..., _T],
+        *arguments: Any,
+        atomic: bool = True,
+        durable: bool = True,
+    ) -> _T:
+        return await self._run(self._writer, function, *arguments, atomic=atomic, durable=durable)
 
     async def _read(self, function: Callable[..., _T], *arguments: Any) -> _T:
         if not self._available:
@@ -229,10 +235,15 @@ class SqliteLedger:
         return await self._run(self._scanner, function, *arguments)
 
     async def _run(
-        self, batcher: Batcher, function: Callable[..., _T], *arguments: Any, atomic: bool = True
+        self,
+        batcher: Batcher,
+        function: Callable[..., _T],
+        *arguments: Any,
+        atomic: bool = True,
+        durable: bool = True,
     ) -> _T:
         try:
-            result = await batcher.run(function, *arguments, atomic=atomic)
+            result = await batcher.run(function, *arguments, atomic=atomic, durable=durable)
         except LedgerUnusable as error:
             # It was usable when it was opened, and may be again.
             self._available = False
@@ -263,6 +274,7 @@ class _Writer:
 
     def _commit(self, connection: sqlite3.Connection, batch: Sequence[Work]) -> Sequence[Outcome]:
         try:
+            self._file.sync(any(work.durable for work in batch))
             connection.execute("BEGIN IMMEDIATE")
             outcomes = [self._do(connection, work) for work in batch]
             connection.execute("COMMIT")

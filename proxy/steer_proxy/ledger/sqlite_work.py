@@ -14,7 +14,7 @@ from typing import Any, Final
 from steer_policies.idempotency import Move, State
 from steer_proxy.ledger import statements
 from steer_proxy.ledger.protocol import LedgerUnavailable
-from steer_proxy.ledger.sqlite_insert import insert
+from steer_proxy.ledger.sqlite_insert import Table
 from steer_proxy.ledger.statements import FINISH_COLUMNS, positional
 from steer_proxy.ledger.values import (
     AttemptRow,
@@ -68,6 +68,31 @@ _ADD_CHUNK: Final = positional(statements.ADD_CHUNK).text
 _FINISH: Final = {state: positional(text).text for state, text in statements.FINISH.items()}
 _finished = attrgetter(*FINISH_COLUMNS)
 
+#: Of these there are a few values each: what the configuration names, and words of our own. Not
+#: what callers choose: rows that differ in everything would each be a statement of its own.
+_OFTEN_ALIKE: Final = (
+    "instance",
+    "config_rev",
+    "route",
+    "dialect",
+    "operation",
+    "method",
+    "stream",
+    "upstream",
+    "rule",
+    "status",
+    "outcome",
+    "attempts",
+    "ambiguous",
+    "wasted_nusd",
+    "cost_source",
+    "attempt_wait_source",
+    "attempt_reused_conn",
+)
+_CALLS: Final = Table("requests", CallRow._fields, _OFTEN_ALIKE)
+_ATTEMPTS: Final = Table("attempts", AttemptRow._fields)
+_EVENTS: Final = Table("breaker_events", BreakerEventRow._fields)
+
 # --- Encryption keys ------------------------------------------------------------------------------
 
 
@@ -110,7 +135,7 @@ def retire(connection: sqlite3.Connection, owner: str, now: int) -> None:
 
 def claim(connection: sqlite3.Connection, row: CallRow, now: int) -> Record | None:
     """Insert a live row, or find the one that is in its way."""
-    if insert(connection, "requests", CallRow._fields, [row]) == 1:
+    if _CALLS.insert(connection, [row]) == 1:
         return None
     there = find(connection, row.idem_scope or "", now)
     if there is None:
@@ -232,6 +257,6 @@ def _record(row: tuple[Any, ...]) -> Record:
 
 def write(connection: sqlite3.Connection, batch: Batch) -> None:
     """Write rows of the log."""
-    insert(connection, "requests", CallRow._fields, batch.calls)
-    insert(connection, "attempts", AttemptRow._fields, batch.attempts)
-    insert(connection, "breaker_events", BreakerEventRow._fields, batch.events)
+    _CALLS.insert(connection, batch.calls)
+    _ATTEMPTS.insert(connection, batch.attempts)
+    _EVENTS.insert(connection, batch.events)

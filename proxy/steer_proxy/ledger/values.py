@@ -83,6 +83,19 @@ class CallRow(NamedTuple):
     resp_bytes: int | None = None
     resp_chunks: int | None = None
     resp_sha256: str | None = None
+    # Attempt: the only one, where it went well; others are rows of their own
+    attempt_model: str | None = None
+    attempt_credential: str | None = None
+    attempt_upstream_request_id: str | None = None
+    attempt_started_us: int | None = None
+    attempt_duration_us: int | None = None
+    attempt_connect_us: int | None = None
+    attempt_headers_us: int | None = None
+    attempt_first_token_us: int | None = None
+    attempt_wait_source: str | None = None
+    attempt_reused_conn: int | None = None
+    attempt_bytes_sent: int | None = None
+    attempt_bytes_received: int | None = None
 
 
 #: The columns that become known when a call ends: what finishing a keyed call's row sets, besides
@@ -108,11 +121,26 @@ RESULT_COLUMNS: Final = (
     "cost_nusd",
     "wasted_nusd",
     "cost_source",
+    "attempt_model",
+    "attempt_credential",
+    "attempt_upstream_request_id",
+    "attempt_started_us",
+    "attempt_duration_us",
+    "attempt_connect_us",
+    "attempt_headers_us",
+    "attempt_first_token_us",
+    "attempt_wait_source",
+    "attempt_reused_conn",
+    "attempt_bytes_sent",
+    "attempt_bytes_received",
 )
 
 
 class AttemptRow(NamedTuple):
-    """One row of `attempts`."""
+    """One row of `attempts`: one of a call that failed or took more than one.
+
+    An only attempt that went well is part of its call's row (`CallRow.attempt_started_us` is set).
+    """
 
     request: str
     n: int
@@ -141,6 +169,40 @@ class AttemptRow(NamedTuple):
     cost_nusd: int | None = None
     cost_source: str | None = None
     wasted: int | None = None
+
+
+def only_attempt(call: CallRow) -> AttemptRow | None:
+    """The attempt that a call's own row tells of, as if it had a row; None when there is none."""
+    if call.attempt_started_us is None:
+        return None
+    return AttemptRow(
+        request=call.id,
+        n=1,
+        upstream=call.upstream or "",
+        model=call.attempt_model,
+        credential=call.attempt_credential,
+        upstream_request_id=call.attempt_upstream_request_id,
+        started_us=call.attempt_started_us,
+        duration_us=call.attempt_duration_us,
+        connect_us=call.attempt_connect_us,
+        headers_us=call.attempt_headers_us,
+        first_token_us=call.attempt_first_token_us,
+        wait_us=call.wait_us,
+        wait_source=call.attempt_wait_source,
+        status=call.status,
+        outcome=call.outcome,
+        executed="yes",
+        reused_conn=call.attempt_reused_conn,
+        bytes_sent=call.attempt_bytes_sent,
+        bytes_received=call.attempt_bytes_received,
+        tokens_in=call.tokens_in,
+        tokens_cached=call.tokens_cached,
+        tokens_out=call.tokens_out,
+        tokens_reasoning=call.tokens_reasoning,
+        cost_nusd=call.cost_nusd,
+        cost_source=call.cost_source,
+        wasted=0,
+    )
 
 
 class BreakerEventRow(NamedTuple):

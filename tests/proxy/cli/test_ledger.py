@@ -302,7 +302,7 @@ def test_a_role_that_may_only_read(
     database = url_of(filled_postgres).rpartition("/")[2]
     postgres_server.sql("CREATE ROLE reader LOGIN")
     postgres_server.sql(
-        "GRANT SELECT ON requests, attempts, breaker_events, owners TO reader", database
+        "GRANT SELECT ON requests, attempts, v_attempts, breaker_events, owners TO reader", database
     )
     url = postgres_server.url(database, "reader")
     for command in (("list",), ("stats", "--by", "label:team"), ("show", "order-1")):

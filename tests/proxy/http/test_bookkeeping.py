@@ -39,6 +39,7 @@ from steer_proxy.ledger.values import AttemptRow, CallRow
 from tests.provider import Provider, faults
 from tests.provider.answers import bytes_answer, json_answer
 from tests.provider.steps import Pause
+from tests.support.attempts import every_attempt
 from tests.support.calls import TRACE, make_call
 from tests.support.sidecar import EPOCH, configure
 
@@ -122,6 +123,13 @@ class Bench:
         return made, await exchange.run()
 
     async def rows(
+        self, call: Call, sink: Sink | None = None, **changes: Any
+    ) -> tuple[CallRow, list[AttemptRow]]:
+        """The row of a call that is made and delivered to its end, and all its attempts."""
+        call_row, attempts = await self.written(call, sink, **changes)
+        return call_row, every_attempt(call_row, attempts)
+
+    async def written(
         self, call: Call, sink: Sink | None = None, **changes: Any
     ) -> tuple[CallRow, list[AttemptRow]]:
         """The rows of a call that is made and delivered to its end."""
@@ -328,13 +336,16 @@ async def test_a_whole_row(tmp_path: Path) -> None:
         )
         call = parties.call("/chat/completions", CHAT, fields=fields, query="key=1")
         opening = parties.log.opening(call)
-        row, (attempt,) = await parties.rows(call)
+        row, rows = await parties.written(call)
+        assert rows == []
+        (attempt,) = every_attempt(row, rows)
         sent = parties.primary.attempts[-1]
         started_us = int((EPOCH + call.accepted_at) * 1e6)
         assert row.caller is not None
         assert len(row.caller) == 32
-        assert row._replace(id="", model_answered=None, caller=None) == CallRow(
+        assert row._replace(id="", model_answered=None) == CallRow(
             id="",
+            caller=row.caller,
             request_id="request-1",
             trace_id=TRACE.trace_id,
             parent_id=TRACE.parent_id,
@@ -364,6 +375,17 @@ async def test_a_whole_row(tmp_path: Path) -> None:
             tokens_cached=attempt.tokens_cached,
             tokens_out=attempt.tokens_out,
             tokens_reasoning=attempt.tokens_reasoning,
+            attempt_model="gpt-4o",
+            attempt_credential=row.caller,
+            attempt_upstream_request_id=attempt.upstream_request_id,
+            attempt_started_us=started_us,
+            attempt_duration_us=250_000,
+            attempt_connect_us=0,
+            attempt_headers_us=250_000,
+            attempt_wait_source="none",
+            attempt_reused_conn=0,
+            attempt_bytes_sent=attempt.bytes_sent,
+            attempt_bytes_received=attempt.bytes_received,
         )
         assert opening._replace(id="") == CallRow("", *row[1:17])._replace(
             model_answered=None,

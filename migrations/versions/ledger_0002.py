@@ -1,0 +1,153 @@
+"""The only attempt of a call that went well is told by the call's own row.
+
+Nearly all calls are of that kind, and a second row for each cost more than the first: an
+identifier, its indexes, and most of what the call's row says already. `attempts` keeps the rows
+that say something of their own: of attempts that failed, and of calls that took more than one.
+`v_attempts` has every attempt, wherever it is written.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+from alembic import op
+
+revision: Final = "0002"
+down_revision: Final = "0001"
+branch_labels: Final = None
+depends_on: Final = None
+
+_TEXT: Final = sa.Text()
+_NUMBER: Final = sa.BigInteger()
+_FLAG: Final = sa.SmallInteger()
+
+#: What `requests` says of an only attempt: the columns of `attempts` that it did not have.
+_OWN: Final[dict[str, sa.types.TypeEngine[Any]]] = {
+    "model": _TEXT,
+    "credential": _TEXT,
+    "upstream_request_id": _TEXT,
+    "started_us": _NUMBER,
+    "duration_us": _NUMBER,
+    "connect_us": _NUMBER,
+    "headers_us": _NUMBER,
+    "first_token_us": _NUMBER,
+    "wait_source": _TEXT,
+    "reused_conn": _FLAG,
+    "bytes_sent": _NUMBER,
+    "bytes_received": _NUMBER,
+}
+
+#: Every column of `attempts`, and where it is in the row of a call that went well at once.
+_SAME: Final = {
+    "request": "id",
+    "n": "1",
+    "failure_class": "CAST(NULL AS TEXT)",
+    "outcome": "'ok'",
+    "executed": "'yes'",
+    "wasted": "CAST(0 AS SMALLINT)",
+}
+_COLUMNS: Final = (
+    "request",
+    "n",
+    "upstream",
+    "model",
+    "credential",
+    "upstream_request_id",
+    "started_us",
+    "duration_us",
+    "connect_us",
+    "headers_us",
+    "first_token_us",
+    "wait_us",
+    "wait_source",
+    "status",
+    "outcome",
+    "failure_class",
+    "executed",
+    "reused_conn",
+    "bytes_sent",
+    "bytes_received",
+    "tokens_in",
+    "tokens_cached",
+    "tokens_out",
+    "tokens_reasoning",
+    "cost_nusd",
+    "cost_source",
+    "wasted",
+)
+
+
+def upgrade() -> None:
+    """Add the columns, and let the views look at both places."""
+    for name, kind in _OWN.items():
+        op.add_column("requests", sa.Column(f"attempt_{name}", kind))
+    op.execute("DROP VIEW v_upstream_health")
+    every = f"SELECT {', '.join(_COLUMNS)} FROM attempts UNION ALL {_only()}"  # noqa: S608 - ours
+    op.execute(sa.text(f"CREATE VIEW v_attempts AS {every}"))
+    _make_health("v_attempts")
+
+
+def downgrade() -> None:
+    """Give every attempt a row again."""
+    op.execute("DROP VIEW v_upstream_health")
+    op.execute("DROP VIEW v_attempts")
+    op.execute(
+        f"INSERT INTO attempts ({', '.join(_COLUMNS)}) {_only()} ON CONFLICT DO NOTHING"  # noqa: S608
+    )
+    for name in reversed(_OWN):
+        op.drop_column("requests", f"attempt_{name}")
+    _make_health("attempts")
+
+
+def _only() -> str:
+    """The attempts that are told by their calls' rows."""
+    found = [
+        f"{_SAME.get(name, f'attempt_{name}' if name in _OWN else name)} AS {name}"
+        for name in _COLUMNS
+    ]
+    return f"SELECT {', '.join(found)} FROM requests WHERE attempt_started_us IS NOT NULL"  # noqa: S608
+
+
+def _make_health(source: str) -> None:
+    """The view of the first revision, over attempts from this table or view."""
+    if op.get_context().dialect.name == "postgresql":
+        shape = 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'
+        moment = "to_timestamp((started_us / 1000) / 1000.0) AT TIME ZONE 'UTC'"
+        iso = f"to_char({moment}, '{shape}')"
+    else:
+        iso = "strftime('%Y-%m-%dT%H:%M:%fZ', (started_us / 1000) / 1000.0, 'unixepoch')"
+    view = f"""CREATE VIEW v_upstream_health AS
+SELECT
+    upstream,
+    model,
+    hour,
+    day,
+    COUNT(*) AS attempts,
+    SUM(CASE WHEN outcome = 'ok' THEN 1 ELSE 0 END) AS ok,
+    SUM(CASE WHEN outcome = 'throttled' THEN 1 ELSE 0 END) AS throttled,
+    SUM(CASE WHEN outcome IN ('upstream_5xx', 'timeout', 'network', 'broken') THEN 1 ELSE 0 END)
+        AS failed,
+    MIN(CASE WHEN good = 1 AND place * 100 >= 50 * places THEN duration_us END) / 1000.0 AS p50_ms,
+    MIN(CASE WHEN good = 1 AND place * 100 >= 95 * places THEN duration_us END) / 1000.0 AS p95_ms
+FROM (
+    SELECT
+        *,
+        ROW_NUMBER() OVER (PARTITION BY upstream, model, hour, good ORDER BY duration_us) AS place,
+        COUNT(*) OVER (PARTITION BY upstream, model, hour, good) AS places
+    FROM (
+        SELECT
+            upstream,
+            model,
+            substr({iso}, 1, 10) AS day,
+            substr({iso}, 1, 13) || ':00Z' AS hour,
+            outcome,
+            duration_us,
+            CASE WHEN outcome = 'ok' AND duration_us IS NOT NULL THEN 1 ELSE 0 END AS good
+        FROM {source}
+    ) AS dated
+) AS ranked
+GROUP BY upstream, model, hour, day
+"""  # noqa: S608 - nothing foreign
+    # text() takes a word after a colon for a parameter.
+    op.execute(sa.text(view.replace(":", "\\:")))
