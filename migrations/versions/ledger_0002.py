@@ -83,8 +83,7 @@ def upgrade() -> None:
     for name, kind in _OWN.items():
         op.add_column("requests", sa.Column(f"attempt_{name}", kind))
     op.execute("DROP VIEW v_upstream_health")
-    every = f"SELECT {', '.join(_COLUMNS)} FROM attempts UNION ALL {_only()}"  # noqa: S608 - ours
-    op.execute(sa.text(f"CREATE VIEW v_attempts AS {every}"))
+    op.execute(f"CREATE VIEW v_attempts AS {_every()}")
     _make_health("v_attempts")
 
 
@@ -92,21 +91,30 @@ def downgrade() -> None:
     """Give every attempt a row again."""
     op.execute("DROP VIEW v_upstream_health")
     op.execute("DROP VIEW v_attempts")
-    op.execute(
-        f"INSERT INTO attempts ({', '.join(_COLUMNS)}) {_only()} ON CONFLICT DO NOTHING"  # noqa: S608
-    )
+    op.execute(f"INSERT INTO attempts ({', '.join(_COLUMNS)}) {_only()} ON CONFLICT DO NOTHING")
     for name in reversed(_OWN):
         op.drop_column("requests", f"attempt_{name}")
     _make_health("attempts")
 
 
-def _only() -> str:
+def _only(*more: str) -> str:
     """The attempts that are told by their calls' rows."""
     found = [
         f"{_SAME.get(name, f'attempt_{name}' if name in _OWN else name)} AS {name}"
         for name in _COLUMNS
     ]
-    return f"SELECT {', '.join(found)} FROM requests WHERE attempt_started_us IS NOT NULL"  # noqa: S608
+    columns = ", ".join([*found, *more])
+    return f"SELECT {columns} FROM requests WHERE attempt_started_us IS NOT NULL"  # noqa: S608
+
+
+def _every() -> str:
+    """All attempts, with the time that an index finds them by: that of their calls."""
+    rows = ", ".join(f"a.{name}" for name in _COLUMNS)
+    return (
+        f"SELECT {rows}, COALESCE(r.started_us, a.started_us) AS called_us "  # noqa: S608 - ours
+        "FROM attempts AS a LEFT JOIN requests AS r ON r.id = a.request "
+        f"UNION ALL {_only('started_us AS called_us')}"
+    )
 
 
 def _make_health(source: str) -> None:

@@ -22,7 +22,18 @@ from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.sqlite import SqliteLedger
 from steer_proxy.ledger.sqlite_locks import Turn
 from steer_proxy.ledger.values import Batch, Purge
-from tests.ledger_contract.make import LEASE, ME, alive, attempt, call, claim, ending, found, made
+from tests.ledger_contract.make import (
+    LEASE,
+    ME,
+    alive,
+    attempt,
+    call,
+    claim,
+    ending,
+    found,
+    made,
+    ref,
+)
 from tests.ledger_contract.subject import SqliteSubject, Wall
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +77,36 @@ async def test_the_file_is_made_ready(path: Path) -> None:
         for name in ("steer.db", "steer.db-wal", "steer.db-lock"):
             assert path.with_name(name).stat().st_mode & 0o077 == 0, name
         assert not subject.ledger.shared
+
+
+async def test_only_keys_wait_for_the_disk(path: Path) -> None:
+    """What the log writes is committed without a wait for the disk; whatever speaks of a key, and
+    all that came before it, is on the disk when its caller goes on."""
+    async with opened(path) as subject:
+        await alive(subject, ME)
+
+        def synchronous() -> int:
+            found = subject.ledger._file.writer().execute("PRAGMA synchronous").fetchone()
+            return int(found[0])
+
+        full, normal = 2, 1
+        assert synchronous() == full
+        await subject.ledger.write(Batch([call(subject)]))
+        assert synchronous() == normal
+        record = await made(subject, claim(subject))
+        assert synchronous() == full
+        await subject.ledger.write(Batch([call(subject)]))
+        assert synchronous() == normal
+        together = (
+            subject.ledger.write(Batch([call(subject)])),
+            subject.ledger.mark_sent(ref(record)),
+        )
+        await asyncio.gather(*together)
+        assert synchronous() == full
+        subject.ledger._file.lose()
+        await subject.ledger.write(Batch([call(subject)]))
+        assert synchronous() == normal
+        assert len(await subject.rows("requests")) == 5
 
 
 async def test_one_writer_by_whatever_name(path: Path) -> None:

@@ -157,8 +157,10 @@ def _head(sealer: Sealer, call: Row) -> Any:
 def _print(call: Row, attempts: Sequence[Row], duplicates: Sequence[Row], head: Any) -> None:
     from steer_proxy.cli.ledger_screen import print_fields, print_table
 
+    # An attempt that the row itself tells of stands below with the others.
+    own = [name for name in call if not name.startswith("attempt_")]
     print_fields(
-        f"call {call['id']}", call, [name for name in call if name not in _ELSEWHERE | _ASIDE]
+        f"call {call['id']}", call, [name for name in own if name not in _ELSEWHERE | _ASIDE]
     )
     if call["idem_key"] is not None or call["idem_role"] is not None:
         print_fields("\nkey", call, _KEY)

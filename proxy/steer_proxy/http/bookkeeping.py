@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from steer_policies.deadline import retry_count
@@ -31,6 +32,9 @@ from steer_proxy.ledger.values import MICROSECONDS, AttemptRow, CallRow
 MAX_LABELS: Final = 4 * 1024
 MAX_PATH: Final = 1024
 MAX_NAME: Final = 256
+
+#: Paths and names of models that are remembered as they are written: they are few, as a rule.
+MAX_TEXTS: Final = 256
 
 _NOT_COUNTED: Final = Usage()
 _KEY, _ATTEMPT = CallRow._fields.index("idem_key"), CallRow._fields.index("attempt_model")
@@ -398,6 +402,7 @@ def _path(call: Call) -> str:
     return _storable(call.path if prefix == "/" else prefix + call.path, MAX_PATH)
 
 
+@lru_cache(MAX_TEXTS)
 def _storable(text: str, most: int) -> str:
     """Foreign text as every database takes it: no NUL, no halves of characters, bounded."""
     if text.isascii() and text.isprintable():

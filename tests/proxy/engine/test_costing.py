@@ -12,8 +12,8 @@ import pytest
 
 from steer_policies.dialects.base import Usage
 from steer_proxy.engine.config import Config
-from steer_proxy.engine.costing import MAX_REVISIONS, Costing, CostSource
-from steer_proxy.engine.prices import _Price
+from steer_proxy.engine.costing import MAX_REVISIONS, Costing, CostSource, Sale
+from steer_proxy.engine.prices import MAX_REMEMBERED, _Price
 from steer_proxy.ledger.values import AttemptRow, Batch, BreakerEventRow, CallRow
 from tests.support.sidecar import configure
 
@@ -131,6 +131,50 @@ def test_what_is_only_a_prompt_can_be_estimated(config: Config) -> None:
     """An answer that was too large to look into still has a cost."""
     row, _ = priced(config, CALL._replace(operation="embeddings"), OK)
     assert (row.cost_nusd, row.cost_source) == (2_500_000, "estimated")
+
+
+@pytest.mark.parametrize("change", [COUNTED, {}, {**COUNTED, "tokens_cached": 400}])
+def test_an_attempt_that_its_calls_row_tells_of(config: Config, change: dict[str, Any]) -> None:
+    """It costs what it would cost with a row of its own."""
+    alone, (attempt,) = priced(config, CALL, OK._replace(**change))
+    told = CALL._replace(
+        upstream="home", status=200, outcome="ok", attempt_model="gpt-4o", attempt_started_us=1
+    )
+    call, attempts = priced(config, told._replace(**change))
+    assert attempts == []
+    assert (call.cost_nusd, call.cost_source, call.wasted_nusd) == (
+        attempt.cost_nusd,
+        attempt.cost_source,
+        0,
+    )
+    assert (call.cost_nusd, call.cost_source) == (alone.cost_nusd, alone.cost_source)
+
+
+def test_what_has_a_price_at_once(config: Config) -> None:
+    """What the operator declares, and what was looked up before: nothing else."""
+    tariff = Costing(config).tariff(config.revision)
+    sale = Sale("route", "chat.completions", 4000, "gpt-4o-2024-08-06")
+    counted = Usage(input=1000, output=100)
+    names = ("gpt-4o", "gpt-4o-2024-08-06")
+    assert tariff.knows("local", "mine", None)
+    assert not tariff.knows("local", "half", None)
+    assert not tariff.knows("home", *names)
+    assert tariff.quote(sale, "home", "gpt-4o", counted) == (WHOLE, CostSource.REPORTED)
+    assert tariff.knows("home", *names)
+    assert not tariff.knows("home", "gpt-4.1", "gpt-4.1")
+    assert tariff.quote(sale, "home", "gpt-4o", counted, wasted=True)[1] == CostSource.ESTIMATED
+    assert tariff.quote(sale, "home", "gpt-4o", counted, never_run=True) == (0, None)
+
+
+def test_as_many_prices_are_remembered_as_have_room(config: Config) -> None:
+    """Names of models are foreign input."""
+    tariff = Costing(config).tariff(config.revision)
+    sale = Sale("route", "chat.completions", 4000, None)
+    for number in range(MAX_REMEMBERED + 1):
+        tariff.quote(sale, "home", f"model {number}", Usage(input=1))
+    assert len(tariff._rates) <= MAX_REMEMBERED
+    assert tariff.knows("home", f"model {MAX_REMEMBERED}", None)
+    assert not tariff.knows("home", "model 0", None)
 
 
 def test_several_attempts(config: Config) -> None:
