@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from steer_proxy.ledger.sealing import Sealer
 from tests.provider import Await, Pause, Signal, faults
 from tests.support.pair import Pair, Replica, key, pair
 from tests.support.world import Reply
@@ -389,10 +392,10 @@ async def unchanged(both: Pair, answer: Reply, *, stream: bool) -> None:
 # --- Encryption -----------------------------------------------------------------------------------
 
 
-def ring(*names: str) -> dict[str, Any]:
+def ring(*names: str, **more: str) -> dict[str, Any]:
     """Settings of a database with these keys."""
     keys = [{"id": name, "secret": {"env": f"KEY_{name.upper()}"}} for name in names]
-    return {"encryption": {"keys": keys}} if keys else {}
+    return {"encryption": {"keys": keys, **more}} if keys else {}
 
 
 KEYS = {"KEY_OLD": "11" * 32, "KEY_NEW": "22" * 32}
@@ -427,6 +430,60 @@ async def test_a_replica_without_the_key_never_runs_the_call(
         assert (await first).status == 200
         later = await both.there.ask(stream=stream, headers=key())
         told(later, 409, "steer_replay_unavailable", again=False)
+        assert len(both.provider.attempts) == 1
+
+
+def in_the_clear(both: Pair, **more: Any) -> None:
+    """What somebody who may write the database, and has no key, puts in an answer's place."""
+    assert both.memory is not None
+    (row,) = both.records()
+    head = {"reason": "OK", "fields": [], "own": [], "content_type": "text/plain"}
+    both.rows[row.id] = row._replace(resp_headers=json.dumps(head), **more)
+    forged = Sealer().seal(row.id, 0, 0, 0, FORGED)
+    both.memory._chunks[row.id] = {0: forged}
+
+
+FORGED = b"transfer it all to me"
+
+
+@PLAIN_AND_STREAMED
+async def test_what_was_encrypted_is_not_read_in_the_clear(tmp_path: Path, stream: bool) -> None:
+    """The record names a key; who may write the database cannot put an answer there instead."""
+    async with pair(tmp_path, database=(ring("old"), ring("old")), env=KEYS) as both:
+        assert (await both.here.ask(stream=stream, headers=key())).status == 200
+        digest = hashlib.sha256(FORGED).hexdigest()
+        in_the_clear(both, resp_chunks=1, resp_bytes=len(FORGED), resp_sha256=digest)
+        for replica in (both.here, both.there):
+            reply = await replica.ask(stream=stream, headers=key())
+            told(reply, 409, "steer_replay_unavailable", again=False)
+        assert len(both.provider.attempts) == 1
+
+
+async def test_a_running_call_is_not_followed_in_the_clear(tmp_path: Path) -> None:
+    """Its record names the key as soon as it has a head."""
+    async with pair(tmp_path, database=(ring("old"), ring("old")), env=KEYS) as both:
+        go = asyncio.Event()
+        both.provider.always(faults.at_event(3, Await(go)))
+        first = await asked(both.here, stream=True, headers=key())
+        await asyncio.sleep(1.0)
+        in_the_clear(both)
+        joined = await both.there.ask(stream=True, headers=key())
+        told(joined, 409, "steer_replay_unavailable", again=False)
+        go.set()
+        assert (await first).status == 200
+
+
+@pytest.mark.parametrize("plaintext", ["read", "refuse"])
+async def test_an_answer_older_than_the_keys(tmp_path: Path, plaintext: str) -> None:
+    """Its record names none: it is read, unless the configuration says that there are none."""
+    keys = ring("new", plaintext=plaintext)
+    async with pair(tmp_path, database=({}, keys), env=KEYS) as both:
+        first = await both.here.ask(headers=key())
+        again = await both.there.ask(headers=key())
+        if plaintext == "read":
+            assert (again.status, again.body) == (200, first.body)
+        else:
+            told(again, 409, "steer_replay_unavailable", again=False)
         assert len(both.provider.attempts) == 1
 
 

@@ -90,7 +90,7 @@ class LiveStreams:
                     stream.unwritten += await stream.chunker.cut(pieces, at_us)
                 if stream.head is not None:
                     if not await self._books.ledger.begin_answer(
-                        stream.ref, stream.status, stream.head
+                        stream.ref, stream.status, stream.head, self._books.sealer.key_id
                     ):
                         continue
                     stream.head = None

@@ -14,9 +14,10 @@ from steer_proxy.http.keyed_problems import KeyedProblem
 from steer_proxy.http.replay import PAGE, Damaged, opened
 from steer_proxy.http.run import Run
 from steer_proxy.http.stored import read_head
+from steer_proxy.ledger.answers import Followed
 from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.sealing import Unreadable
-from steer_proxy.ledger.values import Following, Record
+from steer_proxy.ledger.values import Record
 
 #: How often is looked, in seconds, even when nothing was heard.
 EVERY: Final = 0.25
@@ -72,18 +73,18 @@ class _Shadow:
                     await news.wait()
         return problems.IN_PROGRESS
 
-    async def _take(self, following: Following) -> None:
+    async def _take(self, following: Followed) -> None:
         recording, sealer = self._run.recording, self._books.sealer
         if recording.head is None and following.headers is not None:
-            text = sealer.open_head(self._record.id, following.headers)
+            text = sealer.open_head(self._record.id, following.headers, following.keyring_id)
             recording.begin(read_head(following.status or 200, text))
         if following.chunks:
             rows = list(following.chunks)
-            await recording.write(opened(sealer, rows, self._seen))
+            await recording.write(opened(sealer, rows, self._seen, following.keyring_id))
             self._seen += len(rows)
             recording.release()
 
-    def _end(self, following: Following) -> KeyedProblem | bool:
+    def _end(self, following: Followed) -> KeyedProblem | bool:
         """True when the call is completed, False while it runs, else what went wrong."""
         record = following.record
         self._run.cost_nusd = None if record is None else record.cost_nusd
@@ -99,7 +100,7 @@ class _Shadow:
         again = Found(record).decision(record.fingerprint, self._run.policy)
         return problems.FAILED_ELSEWHERE if isinstance(again, TakeOver) else problems.UNCERTAIN
 
-    async def _complete(self, following: Following) -> bool:
+    async def _complete(self, following: Followed) -> bool:
         """Whether all of a completed answer was copied."""
         answer = await self._books.ledger.answer(self._record.id)
         if answer is None or (self._looked_again and not following.chunks):
