@@ -116,7 +116,7 @@ class Sidecar:
             listen, admin, limits = self.config.listen, self.config.admin, self.config.limits
             pages = HealthPages(Guard.of_admin(admin), self._why_unready, self.books)
             self._pages = Server(pages.handle, limits)
-            self._calls = Server(self.gateway.handle, limits)
+            self._calls = Server(self.gateway.handle, limits, self.gateway.speaks)
             # First, since a migration may take its time: the process is alive meanwhile.
             listener = await _listen(stack, self._pages, admin.host, admin.port, "--admin-port")
             self.admin_port = _port(listener)

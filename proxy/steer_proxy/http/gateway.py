@@ -8,6 +8,7 @@ from typing import Final
 
 from aiohttp.web_request import BaseRequest
 
+from steer_policies.dialects.base import Dialect
 from steer_policies.facts import CallFacts
 from steer_policies.plan import Plan, Refused
 from steer_policies.planner import plan as make_plan
@@ -150,6 +151,10 @@ class Gateway:
             elif progress.transport is not None:
                 # It neither reads nor leaves.
                 progress.transport.abort()
+
+    def speaks(self, method: str, target: str) -> Dialect:
+        """How a request is answered that is refused before anything else is known of it."""
+        return self._intake.speaks(method, target)
 
     async def handle(self, request: BaseRequest) -> CallerResponse:
         """Serve one request."""
