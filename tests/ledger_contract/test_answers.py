@@ -143,6 +143,43 @@ async def test_an_answer_too_large_to_keep_is_taken_back(subjects: Subjects) -> 
         assert len(await subject.ledger.chunks(mine.row.id, -1, 10)) == 1
 
 
+async def test_an_answer_too_large_to_keep_is_passed_on(subjects: Subjects) -> None:
+    """Its beginning goes while it runs; its end comes with the record's, and goes afterwards."""
+    async with subjects() as subject:
+        mine = await made(subject, claim(subject, sent=True))
+        ledger, id_ = subject.ledger, mine.row.id
+        bodies = (b"one", b"two", b"three", b"")
+        assert await ledger.begin_answer(ref(mine), 200, HEAD)
+        await ledger.add_chunks(chunks(mine, *bodies)[:2])
+        await ledger.trim_chunks(ref(mine, 2), 3)
+        assert len(await ledger.chunks(id_, -1, 10)) == 2
+        await ledger.trim_chunks(ref(mine), 3)
+        seen = await ledger.follow(id_, -1, 10)
+        assert (seen.headers, [chunk.seq for chunk in seen.chunks]) == (HEAD, [1])
+
+        end = ending(subject, mine, State.COMPLETED, *bodies, stored=False, written=2)
+        assert await ledger.finish(end)
+        assert await ledger.finish(end)
+        seen = await ledger.follow(id_, 1, 10)
+        assert [chunk.seq for chunk in seen.chunks] == [2, 3]
+        assert seen.record is not None
+        assert (seen.record.state, seen.record.stored) == (State.COMPLETED, False)
+        assert await ledger.answer(id_) is None
+        await ledger.trim_chunks(ref(mine), 100)
+        assert len(await ledger.chunks(id_, -1, 10)) == 3
+        await ledger.drop_chunks(ref(mine, 2))
+        assert len(await ledger.chunks(id_, -1, 10)) == 3
+        await ledger.drop_chunks(ref(mine))
+        assert await ledger.chunks(id_, -1, 10) == []
+        assert (await found(subject)).state is State.COMPLETED
+
+
+async def test_nobody_follows_unless_it_is_known(subjects: Subjects) -> None:
+    """Whoever watches elsewhere; a file has no elsewhere."""
+    async with subjects() as subject:
+        assert not subject.ledger.followed(fresh_id())
+
+
 async def test_who_follows_sees_a_release_and_a_take_over(subjects: Subjects) -> None:
     """A record that is no longer live still tells its state, and counts as lapsed."""
     async with subjects() as subject:

@@ -197,6 +197,9 @@ class FaultyLedger:
     async def add_chunks(self, chunks: Sequence[ChunkRow]) -> None:
         await self._do("add_chunks", chunks)
 
+    async def trim_chunks(self, ref: Ref, before: int) -> None:
+        await self._do("trim_chunks", ref, before)
+
     async def drop_chunks(self, ref: Ref) -> None:
         await self._do("drop_chunks", ref)
 
@@ -218,6 +221,9 @@ class FaultyLedger:
 
     def watch(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:  # noqa: A002
         return self.inner.watch(id)
+
+    def followed(self, id: str) -> bool:  # noqa: A002
+        return self.inner.followed(id)
 
     async def settle(self, id: str, move: Move) -> bool:  # noqa: A002
         result: bool = await self._do("settle", id, move)

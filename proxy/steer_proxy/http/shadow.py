@@ -43,6 +43,8 @@ class _Shadow:
         self._books = books
         self._seen = 0
         self._looked_again = False
+        self._whole = False
+        """Whether all of an answer has come that is not stored."""
 
     async def follow(self, news: asyncio.Event) -> KeyedProblem | None:
         """Copy what comes; None when it came to its proper end."""
@@ -53,10 +55,15 @@ class _Shadow:
             try:
                 following = await self._books.ledger.follow(self._record.id, self._seen - 1, PAGE)
                 heard = now()
+                if self._passed(following):
+                    return problems.NOT_STORED
                 await self._take(following)
+                end = self._end(following)
+                if self._whole:
+                    return None
                 if len(following.chunks) == PAGE:
                     continue
-                if (end := self._end(following)) is not True:
+                if end is not True:
                     if end is not False:
                         return end
                 elif await self._complete(following):
@@ -73,6 +80,14 @@ class _Shadow:
                     await news.wait()
         return problems.IN_PROGRESS
 
+    def _passed(self, following: Followed) -> bool:
+        """Whether the answer is too large to be stored, and has gone on without this one."""
+        record, chunks = following.record, following.chunks
+        if not chunks or (record is not None and record.stored):
+            return False
+        headless = self._run.recording.head is None and following.headers is None
+        return headless or chunks[0].seq > self._seen
+
     async def _take(self, following: Followed) -> None:
         recording, sealer = self._run.recording, self._books.sealer
         if recording.head is None and following.headers is not None:
@@ -82,6 +97,7 @@ class _Shadow:
             rows = list(following.chunks)
             await recording.write(opened(sealer, rows, self._seen, following.keyring_id))
             self._seen += len(rows)
+            self._whole = rows[-1].raw_bytes == 0
             recording.release()
 
     def _end(self, following: Followed) -> KeyedProblem | bool:

@@ -189,7 +189,8 @@ class MemoryLedger:
         known = {name: getattr(finish.row, name) for name in _FINISHED}
         live = None if finish.state is State.RELEASED else 1
         self._change(row, idem_state=finish.state, idem_live=live, **known)
-        if finish.state is not State.UNCERTAIN and finish.row.resp_chunks is None:
+        kept = finish.row.resp_chunks is not None or finish.chunks
+        if finish.state is not State.UNCERTAIN and not kept:
             self._chunks.pop(row.id, None)
         else:
             self._add(finish.chunks)
@@ -227,10 +228,21 @@ class MemoryLedger:
             self._chunks.setdefault(chunk.request, {}).setdefault(chunk.seq, chunk)
             self._watchers.tell(chunk.request)
 
-    async def drop_chunks(self, ref: Ref) -> None:
+    async def trim_chunks(self, ref: Ref, before: int) -> None:
         """See the protocol."""
         row = self._mine(ref)
         if row is not None and row.idem_state in sources(Move.COMPLETE):
+            there = self._chunks.get(row.id, {})
+            for seq in [seq for seq, chunk in there.items() if chunk.byte_offset < before]:
+                del there[seq]
+
+    async def drop_chunks(self, ref: Ref) -> None:
+        """See the protocol."""
+        row = self._mine(ref)
+        if row is None:
+            return
+        unstored = row.idem_state == State.COMPLETED and row.resp_chunks is None
+        if unstored or row.idem_state in sources(Move.COMPLETE):
             self._chunks.pop(row.id, None)
             self._change(row, resp_headers=None, keyring_id=None)
 
@@ -270,6 +282,10 @@ class MemoryLedger:
     def watch(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:  # noqa: A002
         """See the protocol."""
         return self._watchers.watch(id)
+
+    def followed(self, id: str) -> bool:  # noqa: A002 - as above
+        """See the protocol."""
+        return self._watchers.any(id)
 
     async def settle(self, id: str, move: Move) -> bool:  # noqa: A002
         """See the protocol."""

@@ -170,7 +170,8 @@ class PostgresLedger:
         """See the protocol. One statement, its chunks included."""
         values = _named(finish.row)
         values.update(id=finish.ref.id, epoch=finish.ref.epoch)
-        if finish.state is not State.UNCERTAIN and finish.row.resp_chunks is None:
+        kept = finish.row.resp_chunks is not None or finish.chunks
+        if finish.state is not State.UNCERTAIN and not kept:
             statement = sql.FINISH_BARE[finish.state]
         else:
             statement = sql.FINISH[finish.state]
@@ -200,6 +201,10 @@ class PostgresLedger:
             await self._fetch(sql.ADD_CHUNKS, **_arrays(ChunkRow, chunks))
             for id_ in {chunk.request for chunk in chunks}:
                 self._news.tell(id_)
+
+    async def trim_chunks(self, ref: Ref, before: int) -> None:
+        """See the protocol."""
+        await self._fetch(sql.TRIM_CHUNKS, id=ref.id, epoch=ref.epoch, before=before)
 
     async def drop_chunks(self, ref: Ref) -> None:
         """See the protocol."""
@@ -250,6 +255,10 @@ class PostgresLedger:
     def watch(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:  # noqa: A002
         """See the protocol."""
         return self._news.watch(id)
+
+    def followed(self, id: str) -> bool:  # noqa: A002 - the column's name
+        """See the protocol."""
+        return self._news.wanted(id)
 
     async def settle(self, id: str, move: Move) -> bool:  # noqa: A002
         """See the protocol."""

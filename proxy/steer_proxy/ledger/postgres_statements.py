@@ -227,7 +227,10 @@ WHERE EXISTS (
 ON CONFLICT DO NOTHING
 """)
 
-#: Take back a running call's head and chunks.
+#: Remove the first chunks of a running call's answer.
+TRIM_CHUNKS: Final = numbered(_common(common.TRIM_CHUNKS))
+
+#: Take back the head and the chunks of an answer that is not stored.
 DROP_CHUNKS: Final = numbered(f"""
 WITH ours AS ({_common(common.FORGET_HEAD)} RETURNING id)
 DELETE FROM response_chunks WHERE request IN (SELECT id FROM ours)

@@ -125,7 +125,8 @@ class Ledger(Protocol):
 
     async def finish(self, finish: Finish) -> bool:
         """Complete, doubt or release a record, with its chunks, in one transaction; False when it
-        is no longer the caller's. Repeating it is harmless. Released records are no longer live."""
+        is no longer the caller's. Repeating it is harmless. Released records are no longer live.
+        Where an answer is not stored and no chunks are given, those written before are removed."""
 
     async def begin_answer(
         self, ref: Ref, status: int, headers: str, keyring_id: str | None = None
@@ -136,9 +137,13 @@ class Ledger(Protocol):
     async def add_chunks(self, chunks: Sequence[ChunkRow]) -> None:
         """Write chunks of running calls; ones that are there already are left alone."""
 
+    async def trim_chunks(self, ref: Ref, before: int) -> None:
+        """Remove the chunks of a running call's answer that begin before a byte of it: who follows
+        it has had them, and it will not be stored."""
+
     async def drop_chunks(self, ref: Ref) -> None:
-        """Remove the head and the chunks of a running call whose answer will not be stored after
-        all."""
+        """Remove the head and the chunks of a call, running or completed, whose answer is not
+        stored after all."""
 
     async def find(self, scope: str) -> Record | None:
         """A key's live record."""
@@ -157,6 +162,10 @@ class Ledger(Protocol):
 
         It may never be set (behind a connection pooler, say): who waits, asks now and then as well.
         """
+
+    def followed(self, id: str) -> bool:  # noqa: A002
+        """Whether another process is known to watch a record of this one's. It may be unknown (see
+        `watch`), and be known for a while after it is over."""
 
     async def settle(self, id: str, move: Move) -> bool:  # noqa: A002
         """Move an uncertain or lapsed record by hand, SETTLE or REOPEN; False when its state (or a

@@ -172,6 +172,10 @@ class SqliteLedger:
         for id_ in {chunk.request for chunk in chunks}:
             self._watchers.tell(id_)
 
+    async def trim_chunks(self, ref: Ref, before: int) -> None:
+        """See the protocol."""
+        await self._write(sqlite_work.trim_chunks, ref, before, atomic=False)
+
     async def drop_chunks(self, ref: Ref) -> None:
         """See the protocol."""
         await self._write(sqlite_work.drop_chunks, ref, atomic=False)
@@ -196,6 +200,10 @@ class SqliteLedger:
     def watch(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:  # noqa: A002
         """See the protocol."""
         return self._watchers.watch(id)
+
+    def followed(self, id: str) -> bool:  # noqa: A002, ARG002 - the column's name
+        """See the protocol. A file has one process."""
+        return False
 
     async def settle(self, id: str, move: Move) -> bool:  # noqa: A002
         """See the protocol."""

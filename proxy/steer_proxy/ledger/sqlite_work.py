@@ -57,6 +57,7 @@ _SETTLE = {
     Move.SETTLE: _Statement(statements.SETTLE),
     Move.REOPEN: _Statement(statements.REOPEN),
 }
+_TRIM_CHUNKS = _Statement(statements.TRIM_CHUNKS)
 _DELETE_CHUNKS = _Statement(statements.DELETE_CHUNKS)
 _ANSWER = _Statement(statements.ANSWER)
 _CHUNKS = _Statement(statements.CHUNKS)
@@ -149,7 +150,7 @@ def finish(connection: sqlite3.Connection, end: Finish) -> bool:
     if changed.rowcount == 0:
         there = _ENDING(connection, id=ref.id).fetchone()
         return bool(there == (ref.epoch, end.state.value, row.ended_us, row.resp_sha256))
-    if end.state is not State.UNCERTAIN and row.resp_chunks is None:
+    if end.state is not State.UNCERTAIN and row.resp_chunks is None and not end.chunks:
         _DELETE_CHUNKS(connection, id=ref.id)
     else:
         for chunk in end.chunks:
@@ -177,8 +178,13 @@ def add_chunks(connection: sqlite3.Connection, chunks: Sequence[ChunkRow]) -> No
     connection.executemany(_ADD_CHUNK, [(*chunk, chunk.request) for chunk in chunks])
 
 
+def trim_chunks(connection: sqlite3.Connection, ref: Ref, before: int) -> None:
+    """Remove the first chunks of a running call's answer."""
+    _TRIM_CHUNKS(connection, id=ref.id, epoch=ref.epoch, before=before)
+
+
 def drop_chunks(connection: sqlite3.Connection, ref: Ref) -> None:
-    """Remove what was written of a running call's answer."""
+    """Remove what was written of an answer that is not stored."""
     if _FORGET_HEAD(connection, id=ref.id, epoch=ref.epoch).rowcount == 1:
         _DELETE_CHUNKS(connection, id=ref.id)
 

@@ -153,10 +153,11 @@ UPDATE requests SET status = :status, resp_headers = :headers, keyring_id = :key
 WHERE {_MINE} AND idem_state IN ({states(Move.COMPLETE)})
 """
 
-#: The head of an answer that will not be stored after all; nothing when it is not the caller's.
+#: The head of an answer that is not stored after all; nothing when it is not the caller's.
 FORGET_HEAD: Final = f"""
 UPDATE requests SET resp_headers = NULL, keyring_id = NULL
-WHERE {_MINE} AND idem_state IN ({states(Move.COMPLETE)})
+WHERE {_MINE} AND (idem_state IN ({states(Move.COMPLETE)})
+    OR (idem_state = 'completed' AND resp_chunks IS NULL))
 """
 
 #: By hand: made, its answer lost.
@@ -187,6 +188,12 @@ WHERE EXISTS (
     WHERE id = :request AND idem_live = 1 AND idem_state IN ({states(Move.COMPLETE)})
 )
 ON CONFLICT DO NOTHING
+"""
+
+#: The first chunks of a running call's answer, as far as a byte.
+TRIM_CHUNKS: Final = f"""
+DELETE FROM response_chunks WHERE request = :id AND byte_offset < :before
+    AND EXISTS (SELECT 1 FROM requests WHERE {_MINE} AND idem_state IN ({states(Move.COMPLETE)}))
 """
 
 #: All chunks of an answer.

@@ -10,8 +10,18 @@ import pytest
 
 from steer_policies.idempotency import State
 from steer_proxy.http.body import MemoryBudget
-from steer_proxy.http.live import EVERY, MOST_WAITING, LiveStream, LiveStreams
-from steer_proxy.http.recording import PATIENCE, WINDOW, RecordedHead, Recording
+from steer_proxy.http.live import (
+    EVERY,
+    LINGER,
+    MOST_WAITING,
+    SLACK,
+    WINDOW,
+    LiveStream,
+    LiveStreams,
+)
+from steer_proxy.http.recording import PATIENCE, RecordedHead, Recording
+from steer_proxy.http.recording import WINDOW as READERS_WINDOW
+from steer_proxy.http.stored import CHUNK
 from steer_proxy.ledger.values import CallRow, ChunkRow, Claim, Ref
 from tests.support.books import Books, keeping
 
@@ -176,6 +186,83 @@ async def test_what_grows_too_large_is_taken_back() -> None:
         assert at.memory.used == 0
 
 
+async def test_what_grows_too_large_goes_on_for_who_follows() -> None:
+    """Through a window in the ledger, and to its end, which stays for a while."""
+    async with stage() as at:
+        recording, stream = await at.stream("one", most=10)
+        piece = b"x" * CHUNK
+        async with at.books.memory.watch("one"):
+            for _ in range(3 * WINDOW // CHUNK):
+                await put(recording, piece)
+                await asyncio.sleep(EVERY)
+            await asyncio.sleep(EVERY)
+            assert stream.passing
+            rows = await at.books.memory.chunks("one", -1, 10_000)
+            assert sum(row.raw_bytes for row in rows) <= WINDOW + SLACK
+            assert [row.seq for row in rows] == list(range(rows[0].seq, stream.chunker.count))
+            assert rows[0].seq > 0
+            assert at.live.passes_on(stream)
+            assert await at.live.finish(stream, 9) == []
+            at.live.drop(stream)
+        await asyncio.sleep(LINGER - 1)
+        assert await at.books.memory.chunks("one", -1, 1) != []
+        await asyncio.sleep(2)
+        assert await at.books.memory.chunks("one", -1, 1) == []
+        assert (await at.books.memory.follow("one", -1, 1)).headers is None
+        task = at.live._task
+        assert task is not None
+        await asyncio.sleep(EVERY * 2)
+        assert task.done()
+
+
+async def test_what_grows_too_large_is_taken_back_when_nobody_follows_any_more() -> None:
+    """Nothing of it is left."""
+    async with stage() as at:
+        recording, stream = await at.stream("one", most=10)
+        async with at.books.memory.watch("one"):
+            await put(recording, b"x" * 100)
+            await asyncio.sleep(EVERY * 1.5)
+            assert stream.passing
+        await put(recording, b"x" * 100)
+        await asyncio.sleep(EVERY * 1.5)
+        assert await at.seen("one") is None
+        assert stream.reader not in recording.readers
+
+
+async def test_a_ledger_that_does_not_keep_up_is_not_waited_for() -> None:
+    """Who follows a large answer elsewhere does not hold up who is served here."""
+    async with stage() as at:
+        recording, stream = await at.stream("one", most=10)
+        await put(recording, b"x")
+        await asyncio.sleep(EVERY * 1.5)
+        async with at.books.memory.watch("one"):
+            at.ledger.fail("add_chunks")
+            began = asyncio.get_running_loop().time()
+            for _ in range(4):
+                await put(recording, b"x" * READERS_WINDOW)
+            assert asyncio.get_running_loop().time() - began < 1
+            await asyncio.sleep(EVERY * 2)
+            assert not stream.passing
+            assert await at.seen("one") is None
+
+
+async def test_an_end_that_cannot_be_removed_is_tried_again() -> None:
+    """The ledger may be away when its time has come."""
+    async with stage() as at:
+        recording, stream = await at.stream("one", most=10)
+        async with at.books.memory.watch("one"):
+            await put(recording, b"x" * 100)
+            await asyncio.sleep(EVERY * 1.5)
+            await at.live.finish(stream, 9)
+            at.live.drop(stream)
+        at.ledger.fail("drop_chunks")
+        await asyncio.sleep(LINGER + 1)
+        at.ledger.up()
+        assert await at.books.memory.chunks("one", -1, 1) != []
+        await asyncio.sleep(LINGER + 1)
+        assert await at.books.memory.chunks("one", -1, 1) == []
+
+
 async def test_a_ledger_that_hangs_holds_up_no_answer_for_good() -> None:
     """One too large to keep waits for its slowest reader: the ledger is one of them."""
     async with stage() as at:
@@ -183,7 +270,7 @@ async def test_a_ledger_that_hangs_holds_up_no_answer_for_good() -> None:
         at.ledger.hang("begin_answer")
         began = asyncio.get_running_loop().time()
         for _ in range(4):
-            await put(recording, b"x" * WINDOW)
+            await put(recording, b"x" * READERS_WINDOW)
             await asyncio.sleep(EVERY)
         assert asyncio.get_running_loop().time() - began < PATIENCE + 1
         at.ledger.up()
