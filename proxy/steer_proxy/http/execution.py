@@ -159,7 +159,7 @@ class Execution:
         # The caller's patience ends its waiting, not the call.
         call.silence = None
         call.until = call.accepted_at + made.timeouts.total
-        call.before_send = self._before_send
+        call.announcement = self
         self._spent = Spent()
         self._exchange: Exchange[HttpAnswer] = self._services.exchange(
             call, made, addresses, deadline, self._spent
@@ -189,8 +189,16 @@ class Execution:
     def _expires_us(self) -> int:
         return self._now_us() + int(self._run.policy.retention * MICROSECONDS)
 
-    async def _before_send(self) -> None:
-        """Before every attempt: that it is sent is on disk, and the key is still ours."""
+    @property
+    def announced(self) -> bool:
+        """Whether an attempt may be made: that it is sent is on disk, and the key is still ours."""
+        run, owned = self._run, self._owned
+        if run.lost:
+            return False
+        return owned is None or not owned.recorded or (run.sent and self._books.leased)
+
+    async def announce(self) -> None:
+        """Have it on disk that the call is about to be sent."""
         run, owned = self._run, self._owned
         if run.lost:
             raise ClaimLost
