@@ -58,6 +58,7 @@ class LiveStream:
         """How many of its first bytes are gone from the ledger."""
         self.passing = False
         """Whether it is only passed on to who follows it: it is too large to be stored."""
+        self.cutting = asyncio.Lock()
 
 
 class LiveStreams:
@@ -68,7 +69,6 @@ class LiveStreams:
         self._now_us = now_us
         self._streams: set[LiveStream] = set()
         self._lingering: deque[tuple[float, Ref]] = deque()
-        self._writing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     def add(self, stream: LiveStream) -> None:
@@ -81,21 +81,23 @@ class LiveStreams:
             self._task = asyncio.create_task(self._run())
 
     def passes_on(self, stream: LiveStream) -> bool:
-        """Whether an answer that is too large to be stored still goes to others.
-
-        To those who followed it before it was, and as long as that holds nobody up here.
-        """
+        """Whether an answer that is too large to be stored still goes to others: to those who
+        followed it before it was."""
         stream.passing = (
-            not stream.reader.dropped
-            and len(stream.unwritten) < MOST_WAITING
+            stream in self._streams
+            and not stream.reader.dropped
             and self._books.ledger.followed(stream.ref.id)
         )
         return stream.passing
 
     async def finish(self, stream: LiveStream, at_us: int) -> list[ChunkRow]:
-        """The rest of a stream that has come whole: chunks that were not written yet."""
-        async with self._writing:
-            self._streams.discard(stream)
+        """The rest of a stream that has come whole: chunks that are not known to be written.
+
+        The ledger is not waited for, however many streams are being written: what is under way is
+        written once more.
+        """
+        self._streams.discard(stream)
+        async with stream.cutting:
             stream.unwritten += await stream.chunker.cut(stream.reader.rest(), at_us)
             return stream.unwritten
 
@@ -117,8 +119,7 @@ class LiveStreams:
     async def _run(self) -> None:
         while self._streams or self._lingering:
             await asyncio.sleep(EVERY)
-            async with self._writing:
-                await self._write()
+            await self._write()
             await self._remove()
 
     async def _write(self) -> None:
@@ -126,12 +127,8 @@ class LiveStreams:
         chunks: list[ChunkRow] = []
         try:
             for stream in tuple(self._streams):
-                if not stream.reader.kept and not self.passes_on(stream):
-                    await self._take_back(stream)
+                if not await self._cut(stream, at_us):
                     continue
-                waits = len(stream.unwritten) >= MOST_WAITING
-                if not waits and (pieces := stream.reader.ready()):
-                    stream.unwritten += await stream.chunker.cut(pieces, at_us)
                 if stream.head is not None:
                     if not await self._books.ledger.begin_answer(
                         stream.ref, stream.status, stream.head, self._books.sealer.key_id
@@ -144,11 +141,28 @@ class LiveStreams:
         except LedgerUnavailable as error:
             LOGGER.debug("live chunks wait: %s", error)
             return
-        for stream in self._streams:
+        for stream in tuple(self._streams):
             if stream.head is None:
                 stream.unwritten = []
             if stream.passing:
                 await self._trim(stream)
+
+    async def _cut(self, stream: LiveStream, at_us: int) -> bool:
+        """Cut what is new into chunks; whether the stream is to be written. Not when it has come to
+        its end while others were."""
+        if stream not in self._streams:
+            return False
+        waits = len(stream.unwritten) >= MOST_WAITING
+        # Who follows a large one holds up nobody here.
+        if not stream.reader.kept and (waits or not self.passes_on(stream)):
+            await self._take_back(stream)
+            return False
+        async with stream.cutting:
+            if stream not in self._streams:
+                return False
+            if not waits and (pieces := stream.reader.ready()):
+                stream.unwritten += await stream.chunker.cut(pieces, at_us)
+        return True
 
     async def _trim(self, stream: LiveStream) -> None:
         """Move the window on."""
@@ -171,6 +185,7 @@ class LiveStreams:
 
     async def _take_back(self, stream: LiveStream) -> None:
         """An answer that is too large to be stored is not to fill the ledger meanwhile either."""
+        stream.passing = False
         self.drop(stream)
         if stream.head is None:
             await self._books.ledger.drop_chunks(stream.ref)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -124,6 +124,54 @@ async def test_what_is_held_back_is_not_written_before_the_end() -> None:
         rest = await at.live.finish(stream, 9)
         assert (at.opened(rest), [each.seq for each in rest]) == (b"held", [1])
         assert (stream.chunker.size, stream.chunker.count) == (9, 2)
+
+
+@pytest.mark.parametrize("method", ["begin_answer", "add_chunks"])
+async def test_an_end_waits_for_no_other_stream(method: str) -> None:
+    """Nor for what is being written of its own: that is written once more."""
+    async with stage() as at:
+        recording, stream = await at.stream("one")
+        await put(recording, b"first ")
+        await asyncio.sleep(EVERY * 1.5)
+        for number in range(20):
+            other, _ = await at.stream(f"other-{number}")
+            await put(other, b"x")
+        await put(recording, b"second ")
+        at.ledger.hang(method)
+        await asyncio.sleep(EVERY * 1.5)
+        await put(recording, b"third")
+        began = asyncio.get_running_loop().time()
+        rest = await at.live.finish(stream, 9)
+        assert asyncio.get_running_loop().time() - began < EVERY
+        assert at.opened(rest)[-5:] == b"third"
+        at.ledger.up()
+        await asyncio.sleep(EVERY * 3)
+        assert at.opened(rest) == b"second third"
+        assert [chunk.seq for chunk in rest] == list(range(1, stream.chunker.count))
+
+
+async def test_an_end_that_is_being_cut_is_cut_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a thread, perhaps, while it is the stream's turn to be written."""
+    async with stage() as at:
+        recording, stream = await at.stream("one")
+        await put(recording, b"all of it")
+        cut, go = stream.chunker.cut, asyncio.Event()
+
+        async def slowly(pieces: Sequence[bytes], at_us: int) -> list[ChunkRow]:
+            await go.wait()
+            return await cut(pieces, at_us)
+
+        monkeypatch.setattr(stream.chunker, "cut", slowly)
+        ending = asyncio.create_task(at.live.finish(stream, 9))
+        await asyncio.sleep(0)
+        at.live._streams.add(stream)  # its turn had come just before
+        turn = asyncio.create_task(at.live._cut(stream, 9))
+        await asyncio.sleep(0)
+        at.live._streams.discard(stream)
+        go.set()
+        assert at.opened(await ending) == b"all of it"
+        assert not await turn
+        assert (stream.chunker.count, stream.chunker.size) == (1, 9)
 
 
 async def test_a_short_stream_is_written_with_its_end() -> None:
