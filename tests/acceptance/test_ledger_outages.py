@@ -136,6 +136,31 @@ async def test_open_makes_the_call_unprotected(
         assert (again.status, again.headers["Idempotency-Status"]) == (200, "new")
 
 
+async def test_a_ledger_that_comes_meanwhile_parts_no_duplicates(tmp_path: Path) -> None:
+    """A call that began before the ledger was there for the first time is joined all the same."""
+    now = asyncio.get_running_loop().time
+    ledger = FaultyLedger(MemoryLedger(lambda: EPOCH + now()))
+    ledger.fail("open")
+    ledger.down()
+    async with world(tmp_path, ledger=ledger, route=OPEN) as parties:
+        go = asyncio.Event()
+        parties.primary.always(faults.at_event(2, Await(go)))
+        first = asyncio.create_task(parties.ask(stream=True, headers=key()))
+        await parties.primary.wait_for_attempts(1)
+        ledger.up()
+        await memory(ledger).open()
+        assert ledger.secret is not None
+        other = await parties.ask(stream=True, headers=key(), temperature=1)
+        assert (other.status, len(parties.primary.attempts)) == (422, 1)
+        joining = asyncio.create_task(parties.ask(stream=True, headers=key()))
+        await asyncio.sleep(1.0)
+        go.set()
+        assert (await joining).body == (await first).body
+        assert len(parties.primary.attempts) == 1
+        again = await parties.ask(stream=True, headers=key())
+        assert (again.status, again.headers["Idempotency-Status"]) == (200, "new")
+
+
 @pytest.mark.parametrize("method", ["renew", "claim", "write", "*"])
 async def test_a_ledger_that_hangs_holds_up_no_other_call(tmp_path: Path, method: str) -> None:
     """What has no key never waits for it; what has one goes on when it answers."""
