@@ -34,7 +34,6 @@ from steer_proxy.http.wire import Wire
 from steer_proxy.ledger.connect import open_ledger
 from steer_proxy.ledger.protocol import Ledger, LedgerUnusable
 from steer_proxy.ledger.redaction import find as find_redaction
-from steer_proxy.ledger.sealing import Sealer
 from steer_proxy.settings import ConfigurationError, reload_differences
 from steer_proxy.watch import Stamp, stamp, watch
 
@@ -117,7 +116,7 @@ class Sidecar:
             listen, admin, limits = self.config.listen, self.config.admin, self.config.limits
             pages = HealthPages(Guard.of_admin(admin), self._why_unready, self.books)
             self._pages = Server(pages.handle, limits)
-            self._calls = Server(self.gateway.handle, limits)
+            self._calls = Server(self.gateway.handle, limits, self.gateway.speaks)
             # First, since a migration may take its time: the process is alive meanwhile.
             listener = await _listen(stack, self._pages, admin.host, admin.port, "--admin-port")
             self.admin_port = _port(listener)
@@ -136,7 +135,7 @@ class Sidecar:
             self.place = str(database.address())
             url = database.url if isinstance(database.url, str) else database.url.read()
             ledger = self._ledger or open_ledger(url, clock.wall)
-            sealer = Sealer(database.ring())
+            sealer = database.sealer()
             redact = None if terms.redact is None else find_redaction(terms.redact)
         except (SecretUnavailable, ValueError, LedgerUnusable) as error:
             raise StartError(f"the ledger: {error}") from error

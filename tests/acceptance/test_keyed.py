@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from steer_policies.config import DialectName
+from steer_policies.dialects import dialect as shape
 from steer_proxy.ledger.memory import MemoryLedger
 from steer_proxy.ledger.values import CallRow
 from tests.provider import faults
@@ -208,31 +210,44 @@ async def test_a_key_that_goes_on_is_its_callers_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "code"),
     [
-        (b"Idempotency-Key: a\r\nIdempotency-Key: a", b"steer_bad_key"),
-        (b"Idempotency-Key: a\r\nidempotency-key: b", b"steer_bad_key"),
-        (b"Idempotency-Key: a\tb", b"steer_bad_key"),
-        (b"Idempotency-Key: caf\xe9", b"steer_bad_key"),
-        (b"Idempotency-Key: a\x01b", b"steer_bad_request"),
-        (b"Idempotency-Key: a\x7fb", b"steer_bad_request"),
-        (b"Idempotency-Key: a\x00b", b"steer_bad_request"),
+        (b"Idempotency-Key: a\r\nIdempotency-Key: a", "steer_bad_key"),
+        (b"Idempotency-Key: a\r\nidempotency-key: b", "steer_bad_key"),
+        (b"Idempotency-Key: a\tb", "steer_bad_key"),
+        (b"Idempotency-Key: caf\xe9", "steer_bad_key"),
+        (b"Idempotency-Key: a\x01b", "steer_bad_request"),
+        (b"Idempotency-Key: a\x7fb", "steer_bad_request"),
+        (b"Idempotency-Key: a\x00b", "steer_bad_request"),
     ],
     ids=["twice", "two", "tab", "latin-1", "0x01", "0x7f", "0x00"],
 )
-async def test_keys_as_they_come_on_the_wire(tmp_path: Path, line: bytes, code: bytes) -> None:
-    """Two lines, and what no field may hold (RFC 9110, section 5.5): 400, nothing goes on."""
-    async with world(tmp_path) as parties:
+@EVERY_DIALECT
+@pytest.mark.parametrize("size", [1, 65536], ids=["in bytes", "at once"])
+async def test_keys_as_they_come_on_the_wire(
+    tmp_path: Path, dialect: str, size: int, line: bytes, code: str
+) -> None:
+    """Two lines, and what no field may hold (RFC 9110, section 5.5): 400, nothing goes on.
+
+    In the dialect's shape, also where the parser refuses the message, and however it comes.
+    """
+    async with world(tmp_path, dialect) as parties:
         reader, writer = await asyncio.open_connection("127.0.0.1", parties.steer.sidecar.port)
         path, body = parties.request()
         content = json.dumps(body).encode()
-        writer.write(
+        data = (
             b"POST /route%b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Connection: close\r\nContent-Length: %d\r\n%b\r\n\r\n%b"
             % (path.encode(), len(content), line, content)
         )
+        for start in range(0, len(data), size):
+            writer.write(data[start : start + size])
+            await writer.drain()
+            await asyncio.sleep(0)
         answer = await reader.read()
         writer.transport.abort()
         assert answer.startswith(b"HTTP/1.1 400 ")
-        assert code in answer
+        error = answer.partition(b"\r\n\r\n")[2]
+        said = json.loads(error)["error"]["message"]
+        assert error == shape(DialectName(dialect)).error(400, code, said).body
         assert parties.primary.attempts == []
 
 

@@ -13,8 +13,9 @@ import pytest
 
 from steer_proxy.ledger import sqlite_file
 from steer_proxy.ledger.memory import MemoryLedger
+from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.sqlite import SqliteLedger
-from tests.provider import faults
+from tests.provider import Await, faults
 from tests.support.faulty_ledger import FaultyLedger
 from tests.support.pair import key
 from tests.support.sidecar import EPOCH
@@ -135,6 +136,31 @@ async def test_open_makes_the_call_unprotected(
         assert (again.status, again.headers["Idempotency-Status"]) == (200, "new")
 
 
+async def test_a_ledger_that_comes_meanwhile_parts_no_duplicates(tmp_path: Path) -> None:
+    """A call that began before the ledger was there for the first time is joined all the same."""
+    now = asyncio.get_running_loop().time
+    ledger = FaultyLedger(MemoryLedger(lambda: EPOCH + now()))
+    ledger.fail("open")
+    ledger.down()
+    async with world(tmp_path, ledger=ledger, route=OPEN) as parties:
+        go = asyncio.Event()
+        parties.primary.always(faults.at_event(2, Await(go)))
+        first = asyncio.create_task(parties.ask(stream=True, headers=key()))
+        await parties.primary.wait_for_attempts(1)
+        ledger.up()
+        await memory(ledger).open()
+        assert ledger.secret is not None
+        other = await parties.ask(stream=True, headers=key(), temperature=1)
+        assert (other.status, len(parties.primary.attempts)) == (422, 1)
+        joining = asyncio.create_task(parties.ask(stream=True, headers=key()))
+        await asyncio.sleep(1.0)
+        go.set()
+        assert (await joining).body == (await first).body
+        assert len(parties.primary.attempts) == 1
+        again = await parties.ask(stream=True, headers=key())
+        assert (again.status, again.headers["Idempotency-Status"]) == (200, "new")
+
+
 @pytest.mark.parametrize("method", ["renew", "claim", "write", "*"])
 async def test_a_ledger_that_hangs_holds_up_no_other_call(tmp_path: Path, method: str) -> None:
     """What has no key never waits for it; what has one goes on when it answers."""
@@ -199,6 +225,51 @@ async def test_open_sends_a_call_whose_sending_cannot_be_written(tmp_path: Path,
         reply = await waiting
         assert (reply.status, reply.headers["Idempotency-Status"]) == (200, "not-stored")
         assert len(parties.primary.attempts) == 2
+
+
+@pytest.mark.parametrize("end", ["back", "away", "shut down"])
+async def test_a_ledger_that_hangs_takes_no_slot_from_others(tmp_path: Path, end: str) -> None:
+    """Who waits until its sending is written gives its slot back; none is lost."""
+    narrow = {"concurrency": {"limit": 1}}
+    async with faulty(tmp_path, fallback=False, upstream=narrow) as (parties, ledger):
+        go = asyncio.Event()
+        parties.primary.then(faults.at_event(1, Await(go)))
+        first = asyncio.create_task(parties.ask(stream=True))
+        await parties.primary.wait_for_attempts(1)
+        keyed = asyncio.create_task(parties.ask(headers=key()))
+        await asyncio.sleep(0.5)
+        assert states(ledger) == ["claimed"]
+        over = asyncio.Event()
+
+        async def hang() -> None:
+            await over.wait()
+            if end == "away":
+                raise LedgerUnavailable("the statement took too long")
+
+        ledger.before("mark_sent", hang)
+        behind = [asyncio.create_task(parties.ask()) for _ in range(3)]
+        await asyncio.sleep(0.5)
+        began = asyncio.get_running_loop().time()
+        go.set()
+        assert [(await each).status for each in (first, *behind)] == [200] * 4
+        assert asyncio.get_running_loop().time() - began < 1.0
+        assert (keyed.done(), len(parties.primary.attempts)) == (False, 4)
+        sidecar = parties.steer.sidecar
+        closing = asyncio.create_task(sidecar.gateway.close()) if end == "shut down" else None
+        await asyncio.sleep(0.5)
+        over.set()
+        if end == "back":
+            assert (await keyed).status == 200
+        elif end == "away":
+            unavailable(await keyed)
+        else:
+            assert (await keyed).status == 503
+        if closing is not None:
+            await closing
+        assert len(parties.primary.attempts) == (5 if end == "back" else 4)
+        policies = [upstream.policy for upstream in sidecar.config.upstreams.values()]
+        slots = sidecar.gateway.registry.bind(policies)["primary"].slots
+        assert (slots.busy, slots.waiting) == (0, 0)
 
 
 @PLAIN_AND_STREAMED

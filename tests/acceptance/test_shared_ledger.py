@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from steer_proxy.http.live import LINGER
+from steer_proxy.ledger.sealing import Sealer
 from tests.provider import Await, Pause, Signal, faults
 from tests.support.pair import Pair, Replica, key, pair
 from tests.support.world import Reply
@@ -175,24 +179,84 @@ async def test_who_is_refused_leaves_nothing_running(tmp_path: Path) -> None:
         assert again.body == (await first).body
 
 
-async def test_an_answer_that_grows_too_large_is_broken_off_elsewhere(tmp_path: Path) -> None:
-    """It is not stored, so who follows it there cannot have its end; nobody runs it again."""
-    async with pair(tmp_path, route={"idempotency": {"max_stored": 4096}}) as both:
-        both.provider.text = "word " * 400
-        both.provider.always(faults.at_event(3, Pause(2.0)) | faults.at_event(100, Pause(2.0)))
-        first = await asked(both.here, stream=True, headers=key())
-        joined = await both.there.ask(stream=True, headers=key())
-        whole = await first
+LARGE = {"idempotency": {"max_stored": 4096}}
+
+
+async def large(both: Pair) -> tuple[Reply, Reply]:
+    """A stream that grows too large while the other one follows it: what both get."""
+    both.provider.text = "word " * 400
+    both.provider.always(faults.at_event(3, Pause(2.0)) | faults.at_event(100, Pause(2.0)))
+    first = await asked(both.here, stream=True, headers=key())
+    joined = await both.there.ask(stream=True, headers=key())
+    return await first, joined
+
+
+async def test_an_answer_that_grows_too_large_is_whole_for_who_follows_it(tmp_path: Path) -> None:
+    """Live, to its last byte; later ones are told that it is not stored, and nothing is left."""
+    async with pair(tmp_path, route=LARGE) as both:
+        whole, joined = await large(both)
         assert whole.body.endswith(b"data: [DONE]\n\n")
-        assert joined.cut
-        assert b"steer_result_not_stored" in joined.body
-        assert b"[DONE]" not in joined.body
+        assert (joined.status, joined.body, joined.cut) == (200, whole.body, False)
         for replica in (both.here, both.there):
             later = await replica.ask(stream=True, headers=key())
             told(later, 409, "steer_result_not_stored", again=False)
         assert len(both.provider.attempts) == 1
         assert both.memory is not None
+        await asyncio.sleep(LINGER + 1.0)
+        (row,) = both.records()
+        assert await both.memory.chunks(row.id, -1, 1) == []
+        assert (row.resp_headers, row.resp_chunks) == (None, None)
+
+
+async def test_who_comes_too_late_for_a_large_answer_is_told(tmp_path: Path) -> None:
+    """Its beginning is gone, here and there, while others still get the rest."""
+    async with pair(tmp_path, route=LARGE) as both:
+        both.provider.text = "word " * 400
+        go = asyncio.Event()
+        both.provider.always(faults.at_event(3, Pause(2.0)) | faults.at_event(300, Await(go)))
+        first = await asked(both.here, stream=True, headers=key())
+        joined = await asked(both.there, stream=True, headers=key())
+        await asyncio.sleep(4.0)
+        for replica in (both.here, both.there):
+            late = await replica.ask(stream=True, headers=key())
+            told(late, 409, "steer_result_not_stored", again=False)
+        go.set()
+        assert (await joined).body == (await first).body
+        assert len(both.provider.attempts) == 1
+
+
+async def test_a_large_answer_that_breaks_is_broken_for_who_follows_it(tmp_path: Path) -> None:
+    """What came of it is given, and does not stay in the ledger."""
+    async with pair(tmp_path, route=LARGE) as both:
+        both.provider.text = "word " * 400
+        both.provider.then(faults.cut_after(events=300) | faults.at_event(100, Pause(2.0)))
+        first = await asked(both.here, stream=True, headers=key())
+        joined = await both.there.ask(stream=True, headers=key())
+        assert (await first).cut
+        assert joined.cut
+        told(await both.there.ask(stream=True, headers=key()), 409, "steer_key_uncertain")
+        assert both.memory is not None
+        await asyncio.sleep(LINGER + 1.0)
         assert await both.memory.chunks(both.records()[0].id, -1, 1) == []
+
+
+async def test_an_answer_that_grows_too_large_is_broken_off_for_who_is_unknown(
+    tmp_path: Path,
+) -> None:
+    """Nobody is known to follow (behind a pooler): who follows all the same is told."""
+    async with pair(tmp_path, route=LARGE) as both:
+        both.provider.text = "word " * 400
+        both.provider.always(faults.at_event(3, Pause(2.0)) | faults.at_event(100, Pause(4.0)))
+        first = await asked(both.here, stream=True, headers=key())
+        joining = asyncio.create_task(both.there.ask(stream=True, headers=key()))
+        await asyncio.sleep(1.0)
+        both.here.ledger.inner.followed = lambda _: False  # type: ignore[method-assign, assignment]
+        joined = await joining
+        assert joined.cut
+        assert b"steer_result_not_stored" in joined.body
+        assert b"[DONE]" not in joined.body
+        assert (await first).body.endswith(b"data: [DONE]\n\n")
+        assert len(both.provider.attempts) == 1
 
 
 @PLAIN_AND_STREAMED
@@ -389,10 +453,10 @@ async def unchanged(both: Pair, answer: Reply, *, stream: bool) -> None:
 # --- Encryption -----------------------------------------------------------------------------------
 
 
-def ring(*names: str) -> dict[str, Any]:
+def ring(*names: str, **more: str) -> dict[str, Any]:
     """Settings of a database with these keys."""
     keys = [{"id": name, "secret": {"env": f"KEY_{name.upper()}"}} for name in names]
-    return {"encryption": {"keys": keys}} if keys else {}
+    return {"encryption": {"keys": keys, **more}} if keys else {}
 
 
 KEYS = {"KEY_OLD": "11" * 32, "KEY_NEW": "22" * 32}
@@ -427,6 +491,60 @@ async def test_a_replica_without_the_key_never_runs_the_call(
         assert (await first).status == 200
         later = await both.there.ask(stream=stream, headers=key())
         told(later, 409, "steer_replay_unavailable", again=False)
+        assert len(both.provider.attempts) == 1
+
+
+def in_the_clear(both: Pair, **more: Any) -> None:
+    """What somebody who may write the database, and has no key, puts in an answer's place."""
+    assert both.memory is not None
+    (row,) = both.records()
+    head = {"reason": "OK", "fields": [], "own": [], "content_type": "text/plain"}
+    both.rows[row.id] = row._replace(resp_headers=json.dumps(head), **more)
+    forged = Sealer().seal(row.id, 0, 0, 0, FORGED)
+    both.memory._chunks[row.id] = {0: forged}
+
+
+FORGED = b"transfer it all to me"
+
+
+@PLAIN_AND_STREAMED
+async def test_what_was_encrypted_is_not_read_in_the_clear(tmp_path: Path, stream: bool) -> None:
+    """The record names a key; who may write the database cannot put an answer there instead."""
+    async with pair(tmp_path, database=(ring("old"), ring("old")), env=KEYS) as both:
+        assert (await both.here.ask(stream=stream, headers=key())).status == 200
+        digest = hashlib.sha256(FORGED).hexdigest()
+        in_the_clear(both, resp_chunks=1, resp_bytes=len(FORGED), resp_sha256=digest)
+        for replica in (both.here, both.there):
+            reply = await replica.ask(stream=stream, headers=key())
+            told(reply, 409, "steer_replay_unavailable", again=False)
+        assert len(both.provider.attempts) == 1
+
+
+async def test_a_running_call_is_not_followed_in_the_clear(tmp_path: Path) -> None:
+    """Its record names the key as soon as it has a head."""
+    async with pair(tmp_path, database=(ring("old"), ring("old")), env=KEYS) as both:
+        go = asyncio.Event()
+        both.provider.always(faults.at_event(3, Await(go)))
+        first = await asked(both.here, stream=True, headers=key())
+        await asyncio.sleep(1.0)
+        in_the_clear(both)
+        joined = await both.there.ask(stream=True, headers=key())
+        told(joined, 409, "steer_replay_unavailable", again=False)
+        go.set()
+        assert (await first).status == 200
+
+
+@pytest.mark.parametrize("plaintext", ["read", "refuse"])
+async def test_an_answer_older_than_the_keys(tmp_path: Path, plaintext: str) -> None:
+    """Its record names none: it is read, unless the configuration says that there are none."""
+    keys = ring("new", plaintext=plaintext)
+    async with pair(tmp_path, database=({}, keys), env=KEYS) as both:
+        first = await both.here.ask(headers=key())
+        again = await both.there.ask(headers=key())
+        if plaintext == "read":
+            assert (again.status, again.body) == (200, first.body)
+        else:
+            told(again, 409, "steer_replay_unavailable", again=False)
         assert len(both.provider.attempts) == 1
 
 
@@ -468,3 +586,14 @@ async def test_the_end_of_one_on_postgresql(tmp_path: Path, postgres_url: str) -
         told(await first, 503, "steer_draining", again=True)
         told(await both.there.ask(headers=key()), 409, "steer_key_uncertain", again=False)
         assert len(both.provider.attempts) == 1
+
+
+@pytest.mark.real_time
+async def test_a_large_answer_on_postgresql(tmp_path: Path, postgres_url: str) -> None:
+    """Who has said that it follows gets all of it."""
+    async with pair(tmp_path, url=postgres_url, route=LARGE) as both:
+        whole, joined = await large(both)
+        assert whole.body.endswith(b"data: [DONE]\n\n")
+        assert (joined.status, joined.body, joined.cut) == (200, whole.body, False)
+        later = await both.there.ask(stream=True, headers=key())
+        told(later, 409, "steer_result_not_stored", again=False)

@@ -64,9 +64,31 @@ def test_what_names_a_key_is_encrypted() -> None:
     row = PLAIN.seal("id", 0, 0, 0, TEXT)._replace(key_id="one")
     with pytest.raises(Unreadable, match="not encrypted"):
         SEALED.open(row)
-    with pytest.raises(Unreadable, match="not encrypted"):
-        SEALED.open_head("id", "{}", "one")
     assert SEALED.open_head("id", "{}") == "{}"
+
+
+def test_what_its_record_says_is_encrypted_is_so_with_that_key() -> None:
+    """Neither in the clear, nor under another key of the ring."""
+    ring = Sealer([("one", ONE), ("two", TWO)])
+    other = Sealer([("two", TWO)])
+    for sealer in (PLAIN, other):
+        with pytest.raises(Unreadable, match="not encrypted with the key that its record names"):
+            ring.open(sealer.seal("id", 0, 0, 0, TEXT), "one")
+        with pytest.raises(Unreadable, match="not encrypted with the key that its record names"):
+            ring.open_head("id", sealer.seal_head("id", "{}"), "one")
+    assert ring.open(SEALED.seal("id", 0, 0, 0, TEXT), "one") == TEXT
+    assert ring.open_head("id", SEALED.seal_head("id", "{}"), "one") == "{}"
+
+
+def test_plaintext_can_be_refused() -> None:
+    """Whatever the record says; what is encrypted opens."""
+    strict = Sealer([("one", ONE)], plaintext=False)
+    with pytest.raises(Unreadable, match="plaintext is refuse"):
+        strict.open(PLAIN.seal("id", 0, 0, 0, TEXT))
+    with pytest.raises(Unreadable, match="plaintext is refuse"):
+        strict.open_head("id", "{}")
+    assert strict.open(SEALED.seal("id", 0, 0, 0, TEXT)) == TEXT
+    assert strict.open_head("id", SEALED.seal_head("id", "{}")) == "{}"
 
 
 def test_rotation() -> None:

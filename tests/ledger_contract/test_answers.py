@@ -4,10 +4,11 @@ import asyncio
 import os
 
 from steer_policies.idempotency import Move, State
-from steer_proxy.ledger.values import Following, StoredAnswer
+from steer_proxy.ledger.answers import Followed, KeptAnswer
 from tests.ledger_contract.make import alive, chunks, claim, ending, found, fresh_id, made, ref
 from tests.ledger_contract.subject import Subjects
 
+KEY = "key-1"
 HEAD = '{"reason": "OK", "fields": []}'
 
 
@@ -20,10 +21,10 @@ async def test_a_stored_answer_is_read_in_order_page_by_page(subjects: Subjects)
         await subject.ledger.add_chunks([written[2], written[0]])
         await subject.ledger.add_chunks([written[1]])
         assert await subject.ledger.finish(
-            ending(subject, mine, State.COMPLETED, *bodies, written=3)
+            ending(subject, mine, State.COMPLETED, *bodies, written=3, keyring_id=KEY)
         )
-        assert await subject.ledger.answer(mine.row.id) == StoredAnswer(
-            mine.row.id, 200, HEAD, sum(map(len, bodies)), 5, "5" * 64
+        assert await subject.ledger.answer(mine.row.id) == KeptAnswer(
+            mine.row.id, 200, HEAD, sum(map(len, bodies)), 5, "5" * 64, KEY
         )
         page = await subject.ledger.chunks(mine.row.id, -1, 2)
         assert page == list(written[:2])
@@ -98,13 +99,14 @@ async def test_a_running_call_is_followed(subjects: Subjects) -> None:
         await alive(subject)
         mine = await made(subject, claim(subject))
         ledger, id_ = subject.ledger, mine.row.id
-        assert await ledger.follow(id_, -1, 10) == Following(await found(subject), None, None)
+        assert await ledger.follow(id_, -1, 10) == Followed(await found(subject), None, None)
         assert not await ledger.begin_answer(ref(mine), 200, HEAD)  # nothing was sent
         assert await ledger.mark_sent(ref(mine))
-        assert await ledger.begin_answer(ref(mine), 200, HEAD)
-        assert await ledger.begin_answer(ref(mine), 200, HEAD)
+        assert await ledger.begin_answer(ref(mine), 200, HEAD, KEY)
+        assert await ledger.begin_answer(ref(mine), 200, HEAD, KEY)
         seen = await ledger.follow(id_, -1, 10)
         assert (seen.headers, seen.status, seen.chunks) == (HEAD, 200, ())
+        assert seen.keyring_id == KEY
         assert seen.record is not None
         assert (seen.record.state, seen.record.lapsed) == (State.SENT, False)
 
@@ -127,18 +129,55 @@ async def test_an_answer_too_large_to_keep_is_taken_back(subjects: Subjects) -> 
     """Head and chunks are gone for those who begin to follow; only its owner can do that."""
     async with subjects() as subject:
         mine = await made(subject, claim(subject, sent=True))
-        assert await subject.ledger.begin_answer(ref(mine), 200, HEAD)
+        assert await subject.ledger.begin_answer(ref(mine), 200, HEAD, KEY)
         await subject.ledger.add_chunks(chunks(mine, b"one"))
         await subject.ledger.drop_chunks(ref(mine, 2))
         assert (await subject.ledger.follow(mine.row.id, -1, 10)).chunks != ()
         await subject.ledger.drop_chunks(ref(mine))
         await subject.ledger.drop_chunks(ref(mine))
         seen = await subject.ledger.follow(mine.row.id, -1, 10)
-        assert (seen.headers, seen.chunks) == (None, ())
+        assert (seen.headers, seen.chunks, seen.keyring_id) == (None, (), None)
         assert await subject.ledger.finish(ending(subject, mine, State.COMPLETED, b"x"))
         await subject.ledger.drop_chunks(ref(mine))
         assert await subject.ledger.answer(mine.row.id) is not None
         assert len(await subject.ledger.chunks(mine.row.id, -1, 10)) == 1
+
+
+async def test_an_answer_too_large_to_keep_is_passed_on(subjects: Subjects) -> None:
+    """Its beginning goes while it runs; its end comes with the record's, and goes afterwards."""
+    async with subjects() as subject:
+        mine = await made(subject, claim(subject, sent=True))
+        ledger, id_ = subject.ledger, mine.row.id
+        bodies = (b"one", b"two", b"three", b"")
+        assert await ledger.begin_answer(ref(mine), 200, HEAD)
+        await ledger.add_chunks(chunks(mine, *bodies)[:2])
+        await ledger.trim_chunks(ref(mine, 2), 3)
+        assert len(await ledger.chunks(id_, -1, 10)) == 2
+        await ledger.trim_chunks(ref(mine), 3)
+        seen = await ledger.follow(id_, -1, 10)
+        assert (seen.headers, [chunk.seq for chunk in seen.chunks]) == (HEAD, [1])
+
+        end = ending(subject, mine, State.COMPLETED, *bodies, stored=False, written=2)
+        assert await ledger.finish(end)
+        assert await ledger.finish(end)
+        seen = await ledger.follow(id_, 1, 10)
+        assert [chunk.seq for chunk in seen.chunks] == [2, 3]
+        assert seen.record is not None
+        assert (seen.record.state, seen.record.stored) == (State.COMPLETED, False)
+        assert await ledger.answer(id_) is None
+        await ledger.trim_chunks(ref(mine), 100)
+        assert len(await ledger.chunks(id_, -1, 10)) == 3
+        await ledger.drop_chunks(ref(mine, 2))
+        assert len(await ledger.chunks(id_, -1, 10)) == 3
+        await ledger.drop_chunks(ref(mine))
+        assert await ledger.chunks(id_, -1, 10) == []
+        assert (await found(subject)).state is State.COMPLETED
+
+
+async def test_nobody_follows_unless_it_is_known(subjects: Subjects) -> None:
+    """Whoever watches elsewhere; a file has no elsewhere."""
+    async with subjects() as subject:
+        assert not subject.ledger.followed(fresh_id())
 
 
 async def test_who_follows_sees_a_release_and_a_take_over(subjects: Subjects) -> None:
@@ -160,7 +199,7 @@ async def test_who_follows_sees_a_release_and_a_take_over(subjects: Subjects) ->
         assert seen.record is not None
         assert (seen.record.state, seen.record.lapsed) == (State.UNCERTAIN, True)
 
-        assert await subject.ledger.follow(fresh_id(), -1, 10) == Following(None, None, None)
+        assert await subject.ledger.follow(fresh_id(), -1, 10) == Followed(None, None, None)
 
 
 async def test_who_watches_is_told_or_sees(subjects: Subjects) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from steer_proxy.ledger import migrate
 from tests.provider import Provider, faults
 from tests.support.raw import Reply, ask, chat, dialled, get, settings
 
@@ -356,6 +357,29 @@ async def test_a_ledger_that_is_away(tmp_path: Path) -> None:
                 assert await steer.ended() == 1
                 (line,) = [line for line in steer.said if line.startswith("steer: ")]
                 assert line.startswith("steer: the ledger is required and cannot be reached: ")
+
+
+async def test_a_database_without_a_schema(tmp_path: Path, postgres_empty_url: str) -> None:
+    """Calls without a key are served, those with one refused, and one line names the remedy, which
+    needs no restart; where the ledger is required, it is exit 1 with the same line."""
+    keyed = chat("Idempotency-Key: order-1")
+    async with Provider() as provider:
+        write(tmp_path / "steer.yaml", provider, database={"url": postgres_empty_url})
+        arguments = ("--config", str(tmp_path / "steer.yaml"), "--require-ledger")
+        async with started(*arguments) as steer:
+            assert await steer.ended() == 1
+            (line,) = [line for line in steer.said if line.startswith("steer: ")]
+            assert "the database has no ledger yet: run `steer db upgrade`" in line
+        async with serving(tmp_path, provider, database={"url": postgres_empty_url}) as steer:
+            assert (await ask(steer.port, chat())).status == 200
+            refused = await ask(steer.port, keyed)
+            assert (refused.status, refused.code) == (503, "steer_ledger_unavailable")
+            reply = await ask(steer.admin_port, get("/readyz"))
+            assert (reply.status, reply.body[:25]) == (200, b"ready\nledger: unavailable")
+            assert sum("run `steer db upgrade`" in line for line in steer.said) == 1
+            await asyncio.to_thread(migrate.upgrade, postgres_empty_url)
+            await steer.hear("ledger is back")
+            assert (await ask(steer.port, keyed)).status == 200
 
 
 async def test_a_ledger_that_cannot_be(tmp_path: Path) -> None:

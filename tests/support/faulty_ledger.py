@@ -23,19 +23,18 @@ from enum import Enum, auto
 from typing import Any
 
 from steer_policies.idempotency import Move
+from steer_proxy.ledger.answers import Followed, KeptAnswer
 from steer_proxy.ledger.protocol import Ledger, LedgerUnavailable
 from steer_proxy.ledger.values import (
     Batch,
     ChunkRow,
     Claim,
     Finish,
-    Following,
     Lease,
     Purge,
     Purged,
     Record,
     Ref,
-    StoredAnswer,
 )
 
 Hook = Callable[[], Any]
@@ -189,12 +188,17 @@ class FaultyLedger:
         result: bool = await self._do("finish", finish)
         return result
 
-    async def begin_answer(self, ref: Ref, status: int, headers: str) -> bool:
-        result: bool = await self._do("begin_answer", ref, status, headers)
+    async def begin_answer(
+        self, ref: Ref, status: int, headers: str, keyring_id: str | None = None
+    ) -> bool:
+        result: bool = await self._do("begin_answer", ref, status, headers, keyring_id)
         return result
 
     async def add_chunks(self, chunks: Sequence[ChunkRow]) -> None:
         await self._do("add_chunks", chunks)
+
+    async def trim_chunks(self, ref: Ref, before: int) -> None:
+        await self._do("trim_chunks", ref, before)
 
     async def drop_chunks(self, ref: Ref) -> None:
         await self._do("drop_chunks", ref)
@@ -203,20 +207,23 @@ class FaultyLedger:
         result: Record | None = await self._do("find", scope)
         return result
 
-    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the protocol's name
-        result: StoredAnswer | None = await self._do("answer", id)
+    async def answer(self, id: str) -> KeptAnswer | None:  # noqa: A002 - the protocol's name
+        result: KeptAnswer | None = await self._do("answer", id)
         return result
 
     async def chunks(self, id: str, after: int, limit: int) -> list[ChunkRow]:  # noqa: A002
         result: list[ChunkRow] = await self._do("chunks", id, after, limit)
         return result
 
-    async def follow(self, id: str, after: int, limit: int) -> Following:  # noqa: A002
-        result: Following = await self._do("follow", id, after, limit)
+    async def follow(self, id: str, after: int, limit: int) -> Followed:  # noqa: A002
+        result: Followed = await self._do("follow", id, after, limit)
         return result
 
     def watch(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:  # noqa: A002
         return self.inner.watch(id)
+
+    def followed(self, id: str) -> bool:  # noqa: A002
+        return self.inner.followed(id)
 
     async def settle(self, id: str, move: Move) -> bool:  # noqa: A002
         result: bool = await self._do("settle", id, move)

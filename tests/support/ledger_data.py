@@ -65,6 +65,10 @@ class LedgerData:
             "breaker_events": self.events,
         }
 
+    def filled(self) -> dict[str, list[Any]]:
+        """The tables that have rows."""
+        return {table: rows for table, rows in self.tables().items() if rows}
+
     # --- Making -----------------------------------------------------------------------------------
 
     def call(self, at: int, **columns: Any) -> str:
@@ -435,11 +439,11 @@ def statement(table: str, row: Any, placeholder: str) -> str:
 def fill_sqlite(connection: sqlite3.Connection, data: LedgerData) -> None:
     """Write everything into a SQLite ledger."""
     with connection:
-        for table, rows in data.tables().items():
+        for table, rows in data.filled().items():
             connection.executemany(statement(table, rows[0], "?"), rows)
 
 
 async def fill_postgres(connection: Any, data: LedgerData) -> None:
     """Write everything into a PostgreSQL ledger, by an asyncpg connection."""
-    for table, rows in data.tables().items():
+    for table, rows in data.filled().items():
         await connection.executemany(statement(table, rows[0], "$"), rows)

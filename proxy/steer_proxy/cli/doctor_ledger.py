@@ -148,11 +148,10 @@ def used_keys(database: Database, address: Address) -> Iterator[Finding]:
     from steer_proxy.engine.secret import SecretUnavailable
     from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
     from steer_proxy.ledger.reading import reading
-    from steer_proxy.ledger.sealing import Sealer
     from steer_proxy.ledger.statements import KEY_CHECKS
 
     try:
-        own = Sealer(database.ring()).checks()
+        own = database.sealer().checks()
         with reading(address) as reader:
             known = {row["name"]: row["value"] for row in reader.rows(KEY_CHECKS, {})}
     except (SecretUnavailable, ValueError, LedgerUnavailable, LedgerUnusable):

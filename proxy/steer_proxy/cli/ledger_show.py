@@ -91,13 +91,12 @@ def show(
     from steer_proxy.cli.ledger_screen import as_data
     from steer_proxy.ledger import reports
     from steer_proxy.ledger.reading import reading
-    from steer_proxy.ledger.sealing import Sealer
 
     with told():
         database = source_of(config, database_url=database_url).database()
     with answering(), reading(database.address()) as reader:
         call = one(reports.named(reader, name), name)
-        sealer = Sealer(database.ring())
+        sealer = database.sealer()
         if body:
             _write_body(reader, sealer, call)
             return
@@ -203,7 +202,7 @@ def _write_body(reader: Reader, sealer: Sealer, call: Row) -> None:
     out = sys.stdout.buffer
     digest, size, count = hashlib.sha256(), 0, 0
     for row in reports.pieces(reader, owner["id"]):
-        raw = sealer.open(ChunkRow(**row))
+        raw = sealer.open(ChunkRow(**row), owner["keyring_id"])
         if row["seq"] != count or row["byte_offset"] != size:
             raise failed(f"a piece of the answer of {owner['id']} is missing")
         digest.update(raw)

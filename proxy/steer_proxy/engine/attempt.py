@@ -15,6 +15,7 @@ from steer_policies.dialects.base import StreamReader, Usage
 from steer_policies.outcome import Verdict
 from steer_policies.plan import Candidate
 from steer_policies.retry import WaitSource
+from steer_proxy.engine.announcing import Announcement
 
 
 class Answer(Protocol):
@@ -138,7 +139,7 @@ class Terms:
     content-policy refusal go on to other candidates; `keyed` says that the call has an idempotency
     key. `budget_usd` bounds the estimated cost of all attempts that may have been billed. An
     attempt under way at the deadline may go on until `until`, where somebody may still want its
-    answer; no other begins.
+    answer; no other begins. `announcement` is what must be written down before anything is sent.
     """
 
     deadline: float
@@ -148,6 +149,7 @@ class Terms:
     fallback_on_refusal: bool = False
     keyed: bool = False
     budget_usd: float | None = None
+    announcement: Announcement | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,7 @@ class Claims:
             found.owner_id,
             lapsed=True,
             expired=found.expired,
-            stored=finish.row.resp_headers is not None,
+            stored=finish.row.resp_chunks is not None,
             cost_nusd=finish.row.cost_nusd,
         )
 

@@ -18,7 +18,7 @@ from steer_policies.config import ByteSize, DialectName, Seconds, UpstreamPolicy
 from steer_policies.route import RoutePolicy
 from steer_proxy.engine.secret import Secret, SecretUnavailable
 from steer_proxy.ledger.address import Address, parse_address
-from steer_proxy.ledger.sealing import key_bytes
+from steer_proxy.ledger.sealing import Sealer, key_bytes
 
 __all__ = [
     "Admin",
@@ -115,11 +115,13 @@ class Database:
     `url` is `sqlite:///PATH`, `postgresql://...` (with or without the driver's name, as in
     `sqlite+aiosqlite` and `postgresql+asyncpg`), or `memory:`; a reference where it holds a
     password. With `encryption` stored answers are encrypted with the first key; the others still
-    decrypt. `required` makes start-up and readiness depend on the ledger.
+    decrypt. Without `plaintext` an answer that is not encrypted is refused. `required` makes
+    start-up and readiness depend on the ledger.
     """
 
     url: str | Secret = "memory:"
     encryption: tuple[EncryptionKey, ...] = ()
+    plaintext: bool = True
     required: bool = False
 
     def address(self) -> Address:
@@ -132,13 +134,17 @@ class Database:
         return parse_address(self.url if isinstance(self.url, str) else self.url.read())
 
     def ring(self) -> tuple[tuple[str, bytes], ...]:
-        """The names and keys for a `Sealer`.
+        """The names and keys that answers are sealed with.
 
         Raises:
             SecretUnavailable: when a reference no longer resolves.
             ValueError: when what it holds is no key.
         """
         return tuple((key.id, key_bytes(key.secret.read())) for key in self.encryption)
+
+    def sealer(self) -> Sealer:
+        """What seals and opens stored answers; raises what `ring` does."""
+        return Sealer(self.ring(), plaintext=self.plaintext)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

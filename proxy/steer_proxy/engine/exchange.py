@@ -16,6 +16,7 @@ from steer_policies.outcome import TRAITS, Elsewhere, Executed, Failure, Verdict
 from steer_policies.plan import Candidate, Plan
 from steer_policies.retry import Decision, GiveUp, Hop, RetryIn, Standing, WaitSource, decide
 from steer_policies.throttle import Gate, Pass
+from steer_proxy.engine.announcing import announcing, soon
 from steer_proxy.engine.attempt import Answer, AttemptRecord, Sender, Terms, Trace
 from steer_proxy.engine.attempt_loop import run_attempts
 from steer_proxy.engine.clock import Clock
@@ -171,7 +172,8 @@ class Exchange(Generic[A]):
         return Tried(visit, answer, entry.hold)
 
     async def _enter(self, visit: Visit[A]) -> Entry | Tried[A]:
-        """Pass the gate, get a slot, and permits last, so that no probe waits in line."""
+        """Pass the gate, get a slot, say that the call is about to be sent, and get permits last,
+        so that no probe waits in line."""
         course = visit.course
         state, model = course.state, course.candidate.model
         if self._terms.deadline - self._clock.now() < LEAST_TIME:
@@ -189,11 +191,8 @@ class Exchange(Generic[A]):
             return Tried(visit, refused_for=admission, why=Reason.GATE)
         slot = entered = False
         try:
-            if not (slot := state.slots.try_acquire()):
-                began = self._clock.now()
-                await state.slots.acquire(max(0.0, self._terms.deadline - began - LEAST_TIME))
-                slot = True
-                visit.wait(self._clock.now() - began, WaitSource.QUEUE)
+            await self._slot(visit)
+            slot = True
             now = self._clock.now()
             permits = None if self._forced else state.acquire(model, now)
             if isinstance(permits, Rejected):
@@ -209,6 +208,34 @@ class Exchange(Generic[A]):
                 gate.settle(admission, None, self._clock.now())
                 if slot:
                     state.slots.release()
+
+    async def _slot(self, visit: Visit[A]) -> None:
+        """Get a slot in which nothing has to be waited for any more."""
+        slots, what = visit.course.state.slots, self._terms.announcement
+        await self._queue(visit)
+        while what is not None and not what.announced:
+            held = True
+            try:
+                async with announcing(what) as written:
+                    if not await soon(written):
+                        # Others announce nothing, and shall not wait for it.
+                        held = False
+                        slots.release()
+                    await written
+            except BaseException:
+                if held:
+                    slots.release()
+                raise
+            if not held:
+                await self._queue(visit)
+
+    async def _queue(self, visit: Visit[A]) -> None:
+        """Get a slot, and wait for it if need be."""
+        slots, began = visit.course.state.slots, self._clock.now()
+        if slots.try_acquire():
+            return
+        await slots.acquire(max(0.0, self._terms.deadline - began - LEAST_TIME))
+        visit.wait(self._clock.now() - began, WaitSource.QUEUE)
 
     async def _pass_gate(self, gate: Gate, visit: Visit[A]) -> Pass | float:
         """Wait at the throttle gate if that is worth while; else for how long it stays shut."""

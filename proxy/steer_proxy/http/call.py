@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from multidict import CIMultiDictProxy
 from steer_policies.dialects.base import Dialect, RequestFacts
 from steer_policies.steering import Steering
 from steer_policies.trace_context import TraceContext
+from steer_proxy.engine.announcing import Announcement
 from steer_proxy.engine.config import Config, Route
 from steer_proxy.engine.registry import UpstreamState
 from steer_proxy.http.body import ReplayBody
@@ -32,8 +33,8 @@ class Call:
     for a count of tokens that the caller did not ask for: when there are any, what they bring
     is taken out of the answer again. `size` is that of the body, in bytes, which may be gone.
     `id` names the call's row in the ledger, `key` is its idempotency key, `scope` whose key that
-    is; `before_send` is awaited before every attempt, and ends the call when it raises. `until` is
-    the loop time at which an attempt under way is ended that may outlast its caller's patience.
+    is; `announcement` is what must be written down before anything is sent. `until` is the loop
+    time at which an attempt under way is ended that may outlast its caller's patience.
     `served_from` is the call whose exchange it has taken over. `says` are further header lines for
     its answer.
     """
@@ -65,7 +66,7 @@ class Call:
     id: str = ""
     key: str | None = None
     scope: str | None = None
-    before_send: Callable[[], Awaitable[None]] | None = None
+    announcement: Announcement | None = None
     until: float | None = None
     served_from: str | None = None
     says: Sequence[bytes] = ()

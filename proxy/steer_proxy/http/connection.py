@@ -8,7 +8,8 @@ What aiohttp does not do, and this does:
   a chunked request and gives it to the next request on the connection as a header, and it throws
   away what was received after a request for an upgrade it does not know. Both would let one
   request change the meaning of another.
-- answer malformed messages in the shape of our other errors, and without a traceback in the log.
+- answer malformed messages in the shape of our other errors, their route's dialect where the
+  request line tells it, and without a traceback in the log.
 
 This module and `server` are the only ones that lean on the internals of `RequestHandler`; the tests
 pin what they rely on.
@@ -27,9 +28,14 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_request import BaseRequest
 
+from steer_policies.dialects.base import Dialect
+from steer_policies.request_line import read_request_line
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.config import Limits
 from steer_proxy.http.problems import PLAIN, problem_response
+
+#: How a request with this method and target is answered when it cannot be served.
+Speaks = Callable[[str, str], Dialect]
 
 LOGGER: Final = logging.getLogger("steer.http")
 
@@ -69,8 +75,11 @@ class Connection(RequestHandler):
         "_head_size",
         "_head_timer",
         "_limits",
+        "_line",
         "_overhead",
         "_raw_end",
+        "_shape",
+        "_speaks",
         "reusable",
     )
 
@@ -79,6 +88,7 @@ class Connection(RequestHandler):
         server: web.Server,
         limits: Limits,
         full: Callable[[], bool],
+        speaks: Speaks,
         *,
         loop: asyncio.AbstractEventLoop,
         **options: Any,
@@ -86,9 +96,14 @@ class Connection(RequestHandler):
         super().__init__(server, loop=loop, **options)
         self._limits = limits
         self._full = full
+        self._speaks = speaks
         self._head_timer: asyncio.TimerHandle | None = None
         #: Bytes that have come of a head that is not complete.
         self._head_size = 0
+        #: Those bytes, up to the segment with the end of their first line.
+        self._line = b""
+        #: How a request is answered that cannot be understood.
+        self._shape = PLAIN
         #: The body of the newest request while it is not complete.
         self._body: StreamReader | None = None
         self._chunked = False
@@ -180,9 +195,13 @@ class Connection(RequestHandler):
         elif body is not None:
             self._body_came(body, data, before)
         elif data and not self._upgraded and self._payload_parser is None:
+            if b"\n" not in self._line.lstrip():
+                self._line += data
             self._head_size += len(data)
             self._start_head_timer()
             if self._head_size > MAX_HEAD:
+                if (line := read_request_line(self._line)) is not None:
+                    self._shape = self._speaks(*line)
                 self._head_too_large()
 
     def _heads_came(self, count: int, data: bytes) -> None:
@@ -190,7 +209,7 @@ class Connection(RequestHandler):
         messages = self._messages
         message, payload = messages[-1]
         if isinstance(message, _ErrInfo):
-            self._framing_broke(message)
+            self._framing_broke(message, data)
             return
         new = [message]
         if count > 1:
@@ -198,9 +217,11 @@ class Connection(RequestHandler):
         if self._head_size + len(data) > MAX_HEAD and any(map(_too_large, new)):
             for _ in new:
                 messages.pop()
+            self._shape = self._speaks(new[0].method, new[0].path)
             self._head_too_large()
             return
         self._head_size = 0
+        self._line = b""
         body, self._body = self._body, None if payload.is_eof() else payload
         if (body is not None and self._chunked) or any(each.chunked for each in new[:-1]):
             # Messages after a chunked one: whether it had trailers cannot be told.
@@ -232,7 +253,7 @@ class Connection(RequestHandler):
 
     # --- what is wrong with it
 
-    def _framing_broke(self, error: _ErrInfo) -> None:
+    def _framing_broke(self, error: _ErrInfo, data: bytes) -> None:
         """The parser gave up, in the middle of a body or where a head should have been."""
         body = self._body
         if body is not None and not body.is_eof():
@@ -240,6 +261,8 @@ class Connection(RequestHandler):
             self._messages.pop()
             self._body_broke(body, _brief(error.message))
             return
+        if body is None and (line := read_request_line(self._line + data)) is not None:
+            self._shape = self._speaks(*line)
         self._messages[-1] = (error, self._endless())
         self._broken = True
 
@@ -275,7 +298,9 @@ class Connection(RequestHandler):
         Raises:
             ConnectionError: when an answer has begun, which can then only be cut.
         """
+        speaks = self._shape
         if status >= 500:
+            speaks = self._speaks(request.method, request.raw_path)
             self.log_exception("Unhandled error in a call", exc_info=exc)
             problem = Problem(500, "steer_internal_error", "Steer failed; its log says why.")
         else:
@@ -288,7 +313,7 @@ class Connection(RequestHandler):
             )
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun; it can only be cut")
-        return problem_response(PLAIN, problem, close=True)
+        return problem_response(speaks, problem, close=True)
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """Log a bug with its traceback; a caller's broken body or hang-up is none."""

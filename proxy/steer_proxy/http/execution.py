@@ -159,7 +159,7 @@ class Execution:
         # The caller's patience ends its waiting, not the call.
         call.silence = None
         call.until = call.accepted_at + made.timeouts.total
-        call.before_send = self._before_send
+        call.announcement = self
         self._spent = Spent()
         self._exchange: Exchange[HttpAnswer] = self._services.exchange(
             call, made, addresses, deadline, self._spent
@@ -189,8 +189,16 @@ class Execution:
     def _expires_us(self) -> int:
         return self._now_us() + int(self._run.policy.retention * MICROSECONDS)
 
-    async def _before_send(self) -> None:
-        """Before every attempt: that it is sent is on disk, and the key is still ours."""
+    @property
+    def announced(self) -> bool:
+        """Whether an attempt may be made: that it is sent is on disk, and the key is still ours."""
+        run, owned = self._run, self._owned
+        if run.lost:
+            return False
+        return owned is None or not owned.recorded or (run.sent and self._books.leased)
+
+    async def announce(self) -> None:
+        """Have it on disk that the call is about to be sent."""
         run, owned = self._run, self._owned
         if run.lost:
             raise ClaimLost
@@ -302,7 +310,7 @@ class Execution:
             if ended.state is State.UNCERTAIN:
                 run.status = Status.UNCERTAIN
             elif ended.state is State.COMPLETED and (
-                result is Finished.LATER or finish.row.resp_headers is None
+                result is Finished.LATER or finish.row.resp_chunks is None
             ):
                 run.status = Status.NOT_STORED
         if not response.prepared:
@@ -338,7 +346,7 @@ class Execution:
             and run.policy.save is not Save.NOTHING
         )
         if not keep or not owned.recorded:
-            return Finish(owned.ref, ended.state, row)
+            return await self._unkept(owned, ended, row)
         if self._stream is not None:
             chunker = self._stream.chunker
             chunks = await self._live.finish(self._stream, self._now_us())
@@ -353,6 +361,18 @@ class Execution:
             resp_sha256=chunker.sha256,
         )
         return Finish(owned.ref, ended.state, row, tuple(chunks))
+
+    async def _unkept(self, owned: Owned, ended: Ended, row: CallRow) -> Finish:
+        """The record's end without an answer; who follows a large one elsewhere gets its rest."""
+        stream, now_us = self._stream, self._now_us()
+        followed = stream is not None and ended.state is State.COMPLETED and owned.recorded
+        if stream is None or not followed or not self._live.passes_on(stream):
+            return Finish(owned.ref, ended.state, row)
+        rest = await self._live.finish(stream, now_us)
+        sealer = self._books.sealer
+        head = sealer.seal_head(owned.ref.id, head_text(ended.response.head))
+        row = row._replace(keyring_id=sealer.key_id, resp_headers=head)
+        return Finish(owned.ref, ended.state, row, (*rest, stream.chunker.end(now_us)))
 
     async def _abort(self, owned: Owned, state: State, problem: KeyedProblem) -> None:
         """End a call in a hurry; its record keeps the answer if that has come."""

@@ -8,12 +8,13 @@ from typing import Final
 
 from aiohttp.web_request import BaseRequest
 
+from steer_policies.dialects.base import Dialect
 from steer_policies.facts import CallFacts
 from steer_policies.plan import Plan, Refused
 from steer_policies.planner import plan as make_plan
 from steer_policies.planner import plan_at_once
 from steer_policies.steering import NONE as NO_STEERING
-from steer_proxy.engine.attempt import Problem, Sender
+from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.engine.clock import Clock, new_span_id
 from steer_proxy.engine.conclusion import Spent
@@ -42,7 +43,7 @@ from steer_proxy.http.problems import Refusal, problem_response, refuse
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.readable import require_readable
 from steer_proxy.http.replies import personal_lines
-from steer_proxy.http.terms import Announced, deadline_of, needs_value, terms, warm_prices
+from steer_proxy.http.terms import deadline_of, needs_value, terms, warm_prices
 from steer_proxy.http.wire import Wire
 
 LOGGER: Final = logging.getLogger("steer.call")
@@ -151,6 +152,10 @@ class Gateway:
                 # It neither reads nor leaves.
                 progress.transport.abort()
 
+    def speaks(self, method: str, target: str) -> Dialect:
+        """How a request is answered that is refused before anything else is known of it."""
+        return self._intake.speaks(method, target)
+
     async def handle(self, request: BaseRequest) -> CallerResponse:
         """Serve one request."""
         progress = CallProgress(transport=request.transport, began=self.clock.now())
@@ -246,11 +251,7 @@ class Gateway:
         `spent` is what earlier attempts of the call took of its limits.
         """
         policy = call.route.policy
-        sender: Sender[HttpAnswer] = HttpSender(
-            call, made, Outbound(call, addresses), self.wire, self.clock
-        )
-        if call.before_send is not None:
-            sender = Announced(sender, call.before_send)
+        sender = HttpSender(call, made, Outbound(call, addresses), self.wire, self.clock)
         return Exchange(
             made,
             terms(call, deadline),

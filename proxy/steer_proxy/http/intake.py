@@ -39,7 +39,7 @@ from steer_proxy.http.body import MemoryBudget
 from steer_proxy.http.call import Call
 from steer_proxy.http.lines import line
 from steer_proxy.http.payload import parse_body, read_call_body
-from steer_proxy.http.problems import refuse
+from steer_proxy.http.problems import PLAIN, Refusal, refuse
 from steer_proxy.http.websocket import wants_websocket
 
 #: Targets whose routes are remembered, and the longest of them in characters.
@@ -92,10 +92,19 @@ class Intake:
         Raises:
             Refusal: 400 for a target that is not taken, 404 naming the routes, 508 for a loop.
         """
-        target_text = request.raw_path
+        return self._match(request.method, request.raw_path)
+
+    def speaks(self, method: str, target: str) -> Dialect:
+        """The dialect of the route that owns a target; a tool's for one that none does."""
+        try:
+            return self._match(method, target).dialect
+        except Refusal:
+            return PLAIN
+
+    def _match(self, method: str, target_text: str) -> Matched:
         if (matched := self._matched.get(target_text)) is not None:
             return matched
-        target = admit(request.method, target_text)
+        target = admit(method, target_text)
         if isinstance(target, BadTarget):
             raise refuse(
                 400, "steer_bad_target", f"The request is refused: {target.reason}.", close=True

@@ -61,6 +61,9 @@ class KeyedCalls:
         self._executions = executions
         self._memory = MemoryBudget(MEMORY)
         self._running: dict[str, Run] = {}
+        #: Tells keys apart until the ledger's own secret is known, and the running calls it told.
+        self._makeshift = books.owner.encode()
+        self._unprotected: set[str] = set()
 
     @property
     def detached(self) -> int:
@@ -94,12 +97,19 @@ class KeyedCalls:
         if secret is None:
             secret = await self._first_secret(call)
         identity = await self._identify(call, secret)
+        if self._unprotected and secret != self._makeshift:
+            # The ledger has come since: a call that began without it goes by the other secret.
+            before = await self._identify(call, self._makeshift)
+            if before.scope in self._unprotected:
+                identity = before
         run = self._running.get(identity.scope)
         first = run is None
         if run is None:
             if len(self._running) >= most or self._left_behind(call, max(1, most // 4)):
                 raise problems.OVERLOADED.refusal(call)
             run = self._start(request, call, identity, addresses)
+            if secret == self._makeshift:
+                self._unprotected.add(identity.scope)
         elif run.joiners >= MAX_JOINERS:
             raise problems.IN_PROGRESS.refusal(call)
         call.body.close()  # the run has its own
@@ -135,7 +145,7 @@ class KeyedCalls:
         except LedgerUnavailable as error:
             if call.route.policy.idempotency.on_ledger_down is OnLedgerDown.FAIL:
                 raise problems.no_ledger(str(error)).refusal(call) from None
-        return books.ledger.secret or books.owner.encode()
+        return books.ledger.secret or self._makeshift
 
     def _start(
         self, request: BaseRequest, call: Call, identity: Identity, addresses: Addresses
@@ -164,6 +174,7 @@ class KeyedCalls:
             LOGGER.exception("%s: a keyed call could not be carried out", run.call.request_id)
         finally:
             del self._running[run.identity.scope]
+            self._unprotected.discard(run.identity.scope)
             run.resolve(Unavailable("the call was broken off"))
             run.say(problems.BROKEN_OFF)
             run.over = True

@@ -222,6 +222,11 @@ class Reader:
         """Whether all of the answer is still there."""
         return self._recording.kept
 
+    @property
+    def dropped(self) -> bool:
+        """Whether it fell behind further than is kept."""
+        return self._dropped
+
     def drop(self) -> None:
         """It fell behind: it gets nothing more."""
         self._dropped = True

@@ -22,9 +22,10 @@ from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.recording import RecordedHead
 from steer_proxy.http.replies import personal_lines
 from steer_proxy.http.stored import read_head
+from steer_proxy.ledger.answers import KeptAnswer
 from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.sealing import Sealer, Unreadable
-from steer_proxy.ledger.values import ChunkRow, Record, StoredAnswer
+from steer_proxy.ledger.values import ChunkRow, Record
 
 LOGGER: Final = logging.getLogger("steer.ledger")
 
@@ -58,7 +59,8 @@ async def replay(
         raise NOT_STORED.refusal(call)
     async with contextlib.aclosing(_pages(books, stored)) as pages:
         try:
-            head = read_head(stored.status, books.sealer.open_head(stored.id, stored.headers))
+            text = books.sealer.open_head(stored.id, stored.headers, stored.keyring_id)
+            head = read_head(stored.status, text)
             first = await anext(pages, b"")
         except (Unreadable, Damaged, ValueError) as error:
             LOGGER.error("the stored answer %s cannot be read: %s", record.id, error)  # noqa: TRY400
@@ -104,14 +106,14 @@ async def _send(
     await response.write_eof()
 
 
-async def _pages(books: Bookkeeper, stored: StoredAnswer) -> AsyncGenerator[bytes]:
+async def _pages(books: Bookkeeper, stored: KeptAnswer) -> AsyncGenerator[bytes]:
     """The answer's body, a page at a time, and checked at its end."""
     digest, size, seen = hashlib.sha256(), 0, 0
     while seen < stored.chunks:
         rows = await books.ledger.chunks(stored.id, seen - 1, PAGE)
         if not rows:
             break
-        page = opened(books.sealer, rows, seen)
+        page = opened(books.sealer, rows, seen, stored.keyring_id)
         digest.update(page)
         size += len(page)
         seen += len(rows)
@@ -124,8 +126,9 @@ async def _pages(books: Bookkeeper, stored: StoredAnswer) -> AsyncGenerator[byte
         raise Damaged(f"{seen} of {stored.chunks} chunks are there")
 
 
-def opened(sealer: Sealer, rows: list[ChunkRow], first: int) -> bytes:
-    """The bytes of chunks that follow one another from number `first` on.
+def opened(sealer: Sealer, rows: list[ChunkRow], first: int, keyring_id: str | None) -> bytes:
+    """The bytes of chunks that follow one another from number `first` on, encrypted with the key
+    that their record names.
 
     Raises:
         Damaged: when one is missing.
@@ -133,4 +136,4 @@ def opened(sealer: Sealer, rows: list[ChunkRow], first: int) -> bytes:
     """
     if [row.seq for row in rows] != list(range(first, first + len(rows))):
         raise Damaged("a chunk is missing")
-    return b"".join([sealer.open(row) for row in rows])
+    return b"".join([sealer.open(row, keyring_id) for row in rows])

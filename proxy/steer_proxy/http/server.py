@@ -15,9 +15,10 @@ from aiohttp import web
 from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.web_request import BaseRequest
 
+from steer_policies.dialects.base import Dialect
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.config import Limits
-from steer_proxy.http.connection import MAX_FIELD, MAX_HEADERS, Connection
+from steer_proxy.http.connection import MAX_FIELD, MAX_HEADERS, Connection, Speaks
 from steer_proxy.http.problems import PLAIN, problem_response
 
 LOGGER: Final = logging.getLogger("steer.http")
@@ -47,12 +48,18 @@ _VERSIONS: Final = (HttpVersion11, HttpVersion10)
 Handler = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 
 
+def _plain(_method: str, _target: str) -> Dialect:
+    return PLAIN
+
+
 class Server(web.Server):
     """Makes a `Connection` for each caller, up to a number, and admits messages."""
 
-    def __init__(self, handler: Handler, limits: Limits) -> None:
+    def __init__(self, handler: Handler, limits: Limits, speaks: Speaks = _plain) -> None:
+        """`speaks` tells the shape of refusals."""
         self.limits: Final = limits
         self._handler = handler
+        self._speaks = speaks
         super().__init__(
             self._admit,
             handler_cancellation=True,
@@ -69,7 +76,9 @@ class Server(web.Server):
 
     def __call__(self) -> Connection:
         """A new connection's protocol."""
-        return Connection(self, self.limits, self.full, loop=self._loop, **self._kwargs)
+        return Connection(
+            self, self.limits, self.full, self._speaks, loop=self._loop, **self._kwargs
+        )
 
     def full(self) -> bool:
         """Whether as many connections are open as may."""
@@ -86,7 +95,7 @@ class Server(web.Server):
     def _admit(self, request: BaseRequest) -> Awaitable[web.StreamResponse]:
         """Hand a message to the handler if it is one a proxy can pass on."""
         if (fault := fault_of(request)) is not None:
-            return self._refused(fault)
+            return self._refused(request, fault)
         if "Upgrade" in request.headers and request.headers["Upgrade"].lower() != "websocket":
             # The parser loses what follows such a request.
             protocol = request.protocol
@@ -94,10 +103,11 @@ class Server(web.Server):
                 protocol.reusable = False
         return self._handler(request)
 
-    async def _refused(self, fault: str) -> web.StreamResponse:
+    async def _refused(self, request: BaseRequest, fault: str) -> web.StreamResponse:
         LOGGER.debug("a request was refused: %s", fault)
         problem = Problem(400, "steer_bad_request", f"The request is refused: {fault}.")
-        return problem_response(PLAIN, problem, close=True)
+        speaks = self._speaks(request.method, request.raw_path)
+        return problem_response(speaks, problem, close=True)
 
     async def close(self) -> None:
         """Drop every connection and what is being done for it."""

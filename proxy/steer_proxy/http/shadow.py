@@ -14,9 +14,10 @@ from steer_proxy.http.keyed_problems import KeyedProblem
 from steer_proxy.http.replay import PAGE, Damaged, opened
 from steer_proxy.http.run import Run
 from steer_proxy.http.stored import read_head
+from steer_proxy.ledger.answers import Followed
 from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.sealing import Unreadable
-from steer_proxy.ledger.values import Following, Record
+from steer_proxy.ledger.values import Record
 
 #: How often is looked, in seconds, even when nothing was heard.
 EVERY: Final = 0.25
@@ -42,6 +43,8 @@ class _Shadow:
         self._books = books
         self._seen = 0
         self._looked_again = False
+        self._whole = False
+        """Whether all of an answer has come that is not stored."""
 
     async def follow(self, news: asyncio.Event) -> KeyedProblem | None:
         """Copy what comes; None when it came to its proper end."""
@@ -52,10 +55,15 @@ class _Shadow:
             try:
                 following = await self._books.ledger.follow(self._record.id, self._seen - 1, PAGE)
                 heard = now()
+                if self._passed(following):
+                    return problems.NOT_STORED
                 await self._take(following)
+                end = self._end(following)
+                if self._whole:
+                    return None
                 if len(following.chunks) == PAGE:
                     continue
-                if (end := self._end(following)) is not True:
+                if end is not True:
                     if end is not False:
                         return end
                 elif await self._complete(following):
@@ -72,18 +80,27 @@ class _Shadow:
                     await news.wait()
         return problems.IN_PROGRESS
 
-    async def _take(self, following: Following) -> None:
+    def _passed(self, following: Followed) -> bool:
+        """Whether the answer is too large to be stored, and has gone on without this one."""
+        record, chunks = following.record, following.chunks
+        if not chunks or (record is not None and record.stored):
+            return False
+        headless = self._run.recording.head is None and following.headers is None
+        return headless or chunks[0].seq > self._seen
+
+    async def _take(self, following: Followed) -> None:
         recording, sealer = self._run.recording, self._books.sealer
         if recording.head is None and following.headers is not None:
-            text = sealer.open_head(self._record.id, following.headers)
+            text = sealer.open_head(self._record.id, following.headers, following.keyring_id)
             recording.begin(read_head(following.status or 200, text))
         if following.chunks:
             rows = list(following.chunks)
-            await recording.write(opened(sealer, rows, self._seen))
+            await recording.write(opened(sealer, rows, self._seen, following.keyring_id))
             self._seen += len(rows)
+            self._whole = rows[-1].raw_bytes == 0
             recording.release()
 
-    def _end(self, following: Following) -> KeyedProblem | bool:
+    def _end(self, following: Followed) -> KeyedProblem | bool:
         """True when the call is completed, False while it runs, else what went wrong."""
         record = following.record
         self._run.cost_nusd = None if record is None else record.cost_nusd
@@ -99,7 +116,7 @@ class _Shadow:
         again = Found(record).decision(record.fingerprint, self._run.policy)
         return problems.FAILED_ELSEWHERE if isinstance(again, TakeOver) else problems.UNCERTAIN
 
-    async def _complete(self, following: Following) -> bool:
+    async def _complete(self, following: Followed) -> bool:
         """Whether all of a completed answer was copied."""
         answer = await self._books.ledger.answer(self._record.id)
         if answer is None or (self._looked_again and not following.chunks):

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 from steer_policies.budget import tightest
 from steer_policies.config import Ambiguous, DialectName
 from steer_policies.deadline import call_deadline
-from steer_policies.plan import Candidate, Plan
-from steer_proxy.engine.attempt import Sender, Terms, Trace
+from steer_policies.plan import Plan
+from steer_proxy.engine.attempt import Terms
 from steer_proxy.engine.prices import GenaiPrices
-from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.call import Call
 
 #: Methods that RFC 9110 §9.2.2 calls idempotent: repeating them is safe wherever they go.
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
-
-
-class Announced:
-    """A sender that says so before it sends."""
-
-    def __init__(
-        self, sender: Sender[HttpAnswer], before_send: Callable[[], Awaitable[None]]
-    ) -> None:
-        self._sender = sender
-        self._before_send = before_send
-
-    async def attempt(self, candidate: Candidate, deadline: float, trace: Trace) -> HttpAnswer:
-        """Send the call to a candidate, once that may be done."""
-        await self._before_send()
-        return await self._sender.attempt(candidate, deadline, trace)
 
 
 async def warm_prices(call: Call) -> None:
@@ -84,4 +67,5 @@ def terms(call: Call, deadline: float) -> Terms:
         fallback_on_refusal=policy.fallback_on_refusal,
         keyed="Idempotency-Key" in call.headers,
         budget_usd=None if budget is None else budget.cost_usd,
+        announcement=call.announcement,
     )

@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, NamedTuple
 
 from steer_policies.idempotency import Move, State, sources
+from steer_proxy.ledger.answers import Followed, KeptAnswer
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable
 from steer_proxy.ledger.values import (
     MICROSECONDS,
@@ -25,13 +26,11 @@ from steer_proxy.ledger.values import (
     ChunkRow,
     Claim,
     Finish,
-    Following,
     Lease,
     Purge,
     Purged,
     Record,
     Ref,
-    StoredAnswer,
 )
 from steer_proxy.ledger.watching import Watchers
 
@@ -190,7 +189,8 @@ class MemoryLedger:
         known = {name: getattr(finish.row, name) for name in _FINISHED}
         live = None if finish.state is State.RELEASED else 1
         self._change(row, idem_state=finish.state, idem_live=live, **known)
-        if finish.state is not State.UNCERTAIN and finish.row.resp_chunks is None:
+        kept = finish.row.resp_chunks is not None or finish.chunks
+        if finish.state is not State.UNCERTAIN and not kept:
             self._chunks.pop(row.id, None)
         else:
             self._add(finish.chunks)
@@ -206,12 +206,14 @@ class MemoryLedger:
             and row.resp_sha256 == finish.row.resp_sha256
         )
 
-    async def begin_answer(self, ref: Ref, status: int, headers: str) -> bool:
+    async def begin_answer(
+        self, ref: Ref, status: int, headers: str, keyring_id: str | None = None
+    ) -> bool:
         """See the protocol."""
         row = self._mine(ref)
         if row is None or row.idem_state not in sources(Move.COMPLETE):
             return False
-        self._change(row, status=status, resp_headers=headers)
+        self._change(row, status=status, resp_headers=headers, keyring_id=keyring_id)
         return True
 
     async def add_chunks(self, chunks: Sequence[ChunkRow]) -> None:
@@ -226,30 +228,42 @@ class MemoryLedger:
             self._chunks.setdefault(chunk.request, {}).setdefault(chunk.seq, chunk)
             self._watchers.tell(chunk.request)
 
-    async def drop_chunks(self, ref: Ref) -> None:
+    async def trim_chunks(self, ref: Ref, before: int) -> None:
         """See the protocol."""
         row = self._mine(ref)
         if row is not None and row.idem_state in sources(Move.COMPLETE):
+            there = self._chunks.get(row.id, {})
+            for seq in [seq for seq, chunk in there.items() if chunk.byte_offset < before]:
+                del there[seq]
+
+    async def drop_chunks(self, ref: Ref) -> None:
+        """See the protocol."""
+        row = self._mine(ref)
+        if row is None:
+            return
+        unstored = row.idem_state == State.COMPLETED and row.resp_chunks is None
+        if unstored or row.idem_state in sources(Move.COMPLETE):
             self._chunks.pop(row.id, None)
-            self._change(row, resp_headers=None)
+            self._change(row, resp_headers=None, keyring_id=None)
 
     async def find(self, scope: str) -> Record | None:
         """See the protocol."""
         there = self._live.get(scope)
         return None if there is None else self._record(self.calls[there])
 
-    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the column's name
+    async def answer(self, id: str) -> KeptAnswer | None:  # noqa: A002 - the column's name
         """See the protocol."""
         row = self.calls.get(id)
         if row is None or row.idem_state != State.COMPLETED or row.resp_chunks is None:
             return None
-        return StoredAnswer(
+        return KeptAnswer(
             row.id,
             row.status or 0,
             row.resp_headers or "",
             row.resp_bytes or 0,
             row.resp_chunks,
             row.resp_sha256,
+            row.keyring_id,
         )
 
     async def chunks(self, id: str, after: int, limit: int) -> list[ChunkRow]:  # noqa: A002
@@ -257,17 +271,21 @@ class MemoryLedger:
         there = self._chunks.get(id, {})
         return [there[seq] for seq in sorted(there) if seq > after][:limit]
 
-    async def follow(self, id: str, after: int, limit: int) -> Following:  # noqa: A002
+    async def follow(self, id: str, after: int, limit: int) -> Followed:  # noqa: A002
         """See the protocol."""
         row = self.calls.get(id)
         if row is None:
-            return Following(None, None, None)
-        chunks = await self.chunks(id, after, limit)
-        return Following(self._record(row), row.resp_headers, row.status, tuple(chunks))
+            return Followed(None, None, None)
+        chunks = tuple(await self.chunks(id, after, limit))
+        return Followed(self._record(row), row.resp_headers, row.status, chunks, row.keyring_id)
 
     def watch(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:  # noqa: A002
         """See the protocol."""
         return self._watchers.watch(id)
+
+    def followed(self, id: str) -> bool:  # noqa: A002 - as above
+        """See the protocol."""
+        return self._watchers.any(id)
 
     async def settle(self, id: str, move: Move) -> bool:  # noqa: A002
         """See the protocol."""

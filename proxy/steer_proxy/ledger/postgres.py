@@ -17,6 +17,7 @@ from steer_policies.idempotency import Move, State
 from steer_proxy import __version__
 from steer_proxy.ledger import postgres_statements as sql
 from steer_proxy.ledger.address import Postgres
+from steer_proxy.ledger.answers import Followed, KeptAnswer
 from steer_proxy.ledger.migrate import WRITER, check, state_of
 from steer_proxy.ledger.parameters import Statement
 from steer_proxy.ledger.postgres_news import News
@@ -31,14 +32,12 @@ from steer_proxy.ledger.values import (
     ChunkRow,
     Claim,
     Finish,
-    Following,
     Lease,
     Purge,
     Purged,
     Record,
     Ref,
     Row,
-    StoredAnswer,
 )
 
 if TYPE_CHECKING:
@@ -171,7 +170,8 @@ class PostgresLedger:
         """See the protocol. One statement, its chunks included."""
         values = _named(finish.row)
         values.update(id=finish.ref.id, epoch=finish.ref.epoch)
-        if finish.state is not State.UNCERTAIN and finish.row.resp_chunks is None:
+        kept = finish.row.resp_chunks is not None or finish.chunks
+        if finish.state is not State.UNCERTAIN and not kept:
             statement = sql.FINISH_BARE[finish.state]
         else:
             statement = sql.FINISH[finish.state]
@@ -180,10 +180,17 @@ class PostgresLedger:
         self._news.tell(finish.ref.id)
         return done
 
-    async def begin_answer(self, ref: Ref, status: int, headers: str) -> bool:
+    async def begin_answer(
+        self, ref: Ref, status: int, headers: str, keyring_id: str | None = None
+    ) -> bool:
         """See the protocol."""
         done = await self._fetch(
-            sql.BEGIN_ANSWER, id=ref.id, epoch=ref.epoch, status=status, headers=_text(headers)
+            sql.BEGIN_ANSWER,
+            id=ref.id,
+            epoch=ref.epoch,
+            status=status,
+            headers=_text(headers),
+            keyring_id=keyring_id,
         )
         self._news.tell(ref.id)
         return bool(done)
@@ -195,6 +202,10 @@ class PostgresLedger:
             for id_ in {chunk.request for chunk in chunks}:
                 self._news.tell(id_)
 
+    async def trim_chunks(self, ref: Ref, before: int) -> None:
+        """See the protocol."""
+        await self._fetch(sql.TRIM_CHUNKS, id=ref.id, epoch=ref.epoch, before=before)
+
     async def drop_chunks(self, ref: Ref) -> None:
         """See the protocol."""
         await self._fetch(sql.DROP_CHUNKS, id=ref.id, epoch=ref.epoch)
@@ -205,19 +216,20 @@ class PostgresLedger:
         rows = await self._fetch(sql.FIND, scope=scope)
         return _record(rows[0]) if rows else None
 
-    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the column's name
+    async def answer(self, id: str) -> KeptAnswer | None:  # noqa: A002 - the column's name
         """See the protocol."""
         rows = await self._fetch(sql.ANSWER, id=id)
         if not rows:
             return None
         (row,) = rows
-        return StoredAnswer(
+        return KeptAnswer(
             row["id"],
             row["status"] or 0,
             row["resp_headers"] or "",
             row["resp_bytes"] or 0,
             row["resp_chunks"],
             row["resp_sha256"],
+            row["keyring_id"],
         )
 
     async def chunks(self, id: str, after: int, limit: int) -> list[ChunkRow]:  # noqa: A002
@@ -225,22 +237,28 @@ class PostgresLedger:
         rows = await self._fetch(sql.CHUNKS, id=id, after=after, limit=limit)
         return [ChunkRow(*row) for row in rows]
 
-    async def follow(self, id: str, after: int, limit: int) -> Following:  # noqa: A002
+    async def follow(self, id: str, after: int, limit: int) -> Followed:  # noqa: A002
         """See the protocol. One statement."""
         rows = await self._fetch(sql.FOLLOW, id=id, after=after, limit=limit)
         if not rows:
-            return Following(None, None, None)
+            return Followed(None, None, None)
         head = rows[0]
         chunks = tuple(
             ChunkRow(*(row[name] for name in ChunkRow._fields))
             for row in rows
             if row["seq"] is not None
         )
-        return Following(_record(head), head["resp_headers"], head["status"], chunks)
+        return Followed(
+            _record(head), head["resp_headers"], head["status"], chunks, head["keyring_id"]
+        )
 
     def watch(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:  # noqa: A002
         """See the protocol."""
         return self._news.watch(id)
+
+    def followed(self, id: str) -> bool:  # noqa: A002 - the column's name
+        """See the protocol."""
+        return self._news.wanted(id)
 
     async def settle(self, id: str, move: Move) -> bool:  # noqa: A002
         """See the protocol."""

@@ -76,16 +76,21 @@ class News:
             if not self._watched[id]:
                 del self._watched[id]
 
+    def wanted(self, id: str) -> bool:  # noqa: A002 - the column's name
+        """Whether others have said lately that they wait for a record."""
+        until = self._wanted.get(id)
+        if until is None:
+            return False
+        if until > asyncio.get_running_loop().time():
+            return True
+        del self._wanted[id]
+        return False
+
     def tell(self, id: str) -> None:  # noqa: A002 - the column's name
         """Say that a record has changed, to whoever wants to know."""
         self._watchers.tell(id)
-        until = self._wanted.get(id)
-        if until is None:
-            return
-        if until > asyncio.get_running_loop().time():
+        if self.wanted(id):
             self._pool.post(NOTIFY, (NEWS, id))
-        else:
-            del self._wanted[id]
 
     # --- Listening ----------------------------------------------------------------------------
 

@@ -227,7 +227,10 @@ WHERE EXISTS (
 ON CONFLICT DO NOTHING
 """)
 
-#: Take back a running call's head and chunks.
+#: Remove the first chunks of a running call's answer.
+TRIM_CHUNKS: Final = numbered(_common(common.TRIM_CHUNKS))
+
+#: Take back the head and the chunks of an answer that is not stored.
 DROP_CHUNKS: Final = numbered(f"""
 WITH ours AS ({_common(common.FORGET_HEAD)} RETURNING id)
 DELETE FROM response_chunks WHERE request IN (SELECT id FROM ours)
@@ -243,7 +246,7 @@ CHUNKS: Final = numbered(common.CHUNKS)
 #: The head comes with the first only.
 FOLLOW: Final = numbered(f"""
 SELECT head.id, head.idem_epoch, head.idem_state, head.idem_fp, head.owner_id, head.lapsed,
-    head.expired, head.stored, head.cost_nusd, head.status,
+    head.expired, head.stored, head.cost_nusd, head.status, head.keyring_id,
     CASE WHEN row_number() OVER (ORDER BY c.seq) = 1 THEN head.resp_headers END AS resp_headers,
     {", ".join(f"c.{name}" for name in ChunkRow._fields)}
 FROM ({_common(common.FIND_ROW)}) AS head

@@ -12,18 +12,17 @@ from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
 from steer_policies.idempotency import Move
+from steer_proxy.ledger.answers import Followed, KeptAnswer
 from steer_proxy.ledger.values import (
     Batch,
     ChunkRow,
     Claim,
     Finish,
-    Following,
     Lease,
     Purge,
     Purged,
     Record,
     Ref,
-    StoredAnswer,
 )
 
 #: The longest a statement may take, in seconds.
@@ -126,28 +125,36 @@ class Ledger(Protocol):
 
     async def finish(self, finish: Finish) -> bool:
         """Complete, doubt or release a record, with its chunks, in one transaction; False when it
-        is no longer the caller's. Repeating it is harmless. Released records are no longer live."""
+        is no longer the caller's. Repeating it is harmless. Released records are no longer live.
+        Where an answer is not stored and no chunks are given, those written before are removed."""
 
-    async def begin_answer(self, ref: Ref, status: int, headers: str) -> bool:
-        """Make the head of a running call's answer known to other processes (shared ledgers)."""
+    async def begin_answer(
+        self, ref: Ref, status: int, headers: str, keyring_id: str | None = None
+    ) -> bool:
+        """Make the head of a running call's answer known to other processes (shared ledgers), and
+        the key that it and the chunks to come are encrypted with."""
 
     async def add_chunks(self, chunks: Sequence[ChunkRow]) -> None:
         """Write chunks of running calls; ones that are there already are left alone."""
 
+    async def trim_chunks(self, ref: Ref, before: int) -> None:
+        """Remove the chunks of a running call's answer that begin before a byte of it: who follows
+        it has had them, and it will not be stored."""
+
     async def drop_chunks(self, ref: Ref) -> None:
-        """Remove the head and the chunks of a running call whose answer will not be stored after
-        all."""
+        """Remove the head and the chunks of a call, running or completed, whose answer is not
+        stored after all."""
 
     async def find(self, scope: str) -> Record | None:
         """A key's live record."""
 
-    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the column's name
+    async def answer(self, id: str) -> KeptAnswer | None:  # noqa: A002 - the column's name
         """A completed record's answer, without its body; None when it is gone."""
 
     async def chunks(self, id: str, after: int, limit: int) -> list[ChunkRow]:  # noqa: A002
         """At most `limit` chunks of an answer with `seq` greater than `after`, in order."""
 
-    async def follow(self, id: str, after: int, limit: int) -> Following:  # noqa: A002
+    async def follow(self, id: str, after: int, limit: int) -> Followed:  # noqa: A002
         """How a running call of another process has come along since chunk `after`."""
 
     def watch(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:  # noqa: A002
@@ -155,6 +162,10 @@ class Ledger(Protocol):
 
         It may never be set (behind a connection pooler, say): who waits, asks now and then as well.
         """
+
+    def followed(self, id: str) -> bool:  # noqa: A002
+        """Whether another process is known to watch a record of this one's. It may be unknown (see
+        `watch`), and be known for a while after it is over."""
 
     async def settle(self, id: str, move: Move) -> bool:  # noqa: A002
         """Move an uncertain or lapsed record by hand, SETTLE or REOPEN; False when its state (or a

@@ -209,7 +209,7 @@ def sums(reader: Reader, filters: Filters, by: str | None, limit: int) -> list[R
     `by` is one of `GROUPS`, `day`, or `label:NAME`. The hit rate is the share of calls served from
     another's answer among those that have a key, or were adopted. Percentiles are nearest ranks,
     of calls that were made (not served from another's answer) and ended well. Money is of what is
-    known.
+    known; `unpriced` are the calls of which some is not, as they answered or as they broke.
 
     Raises:
         KeyError: for another `by`.
@@ -226,7 +226,7 @@ SELECT grouped AS {"day" if by == "day" else "value"},
     COALESCE(SUM(cost_nusd), 0) AS cost,
     COALESCE(SUM(wasted_nusd), 0) AS wasted,
     COALESCE(SUM(avoided_nusd), 0) AS avoided,
-    SUM(CASE WHEN served = 0 AND cost_source = 'unknown' THEN 1 ELSE 0 END) AS unpriced,
+    SUM(CASE WHEN served = 0 AND unknown THEN 1 ELSE 0 END) AS unpriced,
     MIN(CASE WHEN good = 1 AND place * 100 >= 50 * places THEN duration_us END) AS p50_us,
     MIN(CASE WHEN good = 1 AND place * 100 >= 95 * places THEN duration_us END) AS p95_us
 FROM (
@@ -235,7 +235,7 @@ FROM (
         COUNT(*) OVER (PARTITION BY grouped, good) AS places
     FROM (
         SELECT {group} AS grouped, r.outcome, r.idem_key, r.idem_role, r.duration_us, r.cost_nusd,
-            r.wasted_nusd, r.avoided_nusd, r.cost_source,
+            r.wasted_nusd, r.avoided_nusd, {_UNKNOWN} AS unknown,
             CASE WHEN {_SERVED} THEN 1 ELSE 0 END AS served,
             CASE WHEN r.outcome = 'ok' AND r.duration_us IS NOT NULL AND NOT ({_SERVED})
                 THEN 1 ELSE 0 END AS good
@@ -249,6 +249,12 @@ LIMIT :limit
     found = reader.rows(query, parameters | more | {"limit": limit})
     return [_sum(row, by) for row in found]
 
+
+#: Of a call that broke, only its attempts tell: it cost nothing, and wasted nobody knows how much.
+_UNKNOWN: Final = """(COALESCE(r.cost_source, '') = 'unknown'
+                OR (r.wasted_nusd IS NULL AND r.attempts > 0 AND EXISTS (
+                    SELECT 1 FROM attempts AS a
+                    WHERE a.request = r.id AND a.cost_source = 'unknown')))"""
 
 _SERVED: Final = "COALESCE(r.idem_role, 'owner') IN ('joined', 'replayed', 'adopted')"
 

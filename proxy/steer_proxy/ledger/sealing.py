@@ -39,6 +39,7 @@ _NONCE: Final = 12
 _SEALED: Final = "+aesgcm"
 _CHECK: Final = b"Steer's check value of an encryption key"
 _CODECS: Final = frozenset({"identity", "zstd"})
+_OTHERWISE: Final = "it is not encrypted with the key that its record names"
 _HEX: Final = re.compile(rf"[0-9A-Fa-f]{{{2 * KEY_BYTES}}}")
 
 
@@ -79,8 +80,9 @@ class Sealer:
     May be used by several threads at once.
     """
 
-    def __init__(self, keys: Sequence[tuple[str, bytes]] = ()) -> None:
-        """Take a ring of names and keys of 32 bytes.
+    def __init__(self, keys: Sequence[tuple[str, bytes]] = (), *, plaintext: bool = True) -> None:
+        """Take a ring of names and keys of 32 bytes; without `plaintext`, open nothing that was
+        stored without keys.
 
         Raises:
             ValueError: for a key of another length, or a name that appears twice.
@@ -92,6 +94,7 @@ class Sealer:
             raise ValueError(f"a key has {KEY_BYTES} bytes")
         self.key_id: Final = keys[0][0] if keys else None
         """The key that seals, None when nothing is encrypted."""
+        self._plaintext = plaintext
         self._ciphers: dict[str, AESGCM] = {}
         self._contexts = threading.local()
 
@@ -121,19 +124,26 @@ class Sealer:
             body = self._encrypt(self.key_id, body, bound)
         return ChunkRow(request, seq, byte_offset, at_us, codec, self.key_id, len(raw), body)
 
-    def open(self, row: ChunkRow) -> bytes:
+    def open(self, row: ChunkRow, keyring_id: str | None = None) -> bytes:
         """The piece itself.
+
+        `keyring_id` is the key that its record names: with one, a piece in the clear is refused, as
+        one that was encrypted with another key.
 
         Raises:
             Unreadable: see there.
         """
+        if keyring_id not in (None, row.key_id):
+            raise Unreadable(keyring_id, _OTHERWISE)
         codec, body = row.codec, bytes(row.body)
         base = codec.removesuffix(_SEALED)
         if base not in _CODECS or not 0 <= row.raw_bytes <= MAX_CHUNK:
             raise Unreadable(row.key_id, "the piece is of no kind this version knows")
-        if codec == base and row.key_id is not None:
-            raise Unreadable(row.key_id, "the piece names a key and is not encrypted")
-        if codec != base:
+        if codec == base:
+            if row.key_id is not None:
+                raise Unreadable(row.key_id, "the piece names a key and is not encrypted")
+            self._in_the_clear()
+        else:
             bound = _bound(
                 "chunk", row.request, row.seq, row.byte_offset, row.raw_bytes, codec, row.key_id
             )
@@ -158,7 +168,7 @@ class Sealer:
     def open_head(self, request: str, stored: str, keyring_id: str | None = None) -> str:
         """The head itself; one that was stored without keys comes as it is.
 
-        `keyring_id` is the key that the record names: with one, a head in the clear is refused.
+        `keyring_id` as for `open`.
 
         Raises:
             Unreadable: see there.
@@ -169,7 +179,8 @@ class Sealer:
             raise Unreadable(None, "the answer's head is damaged") from None
         if not isinstance(envelope, dict) or "codec" not in envelope:
             if keyring_id is not None:
-                raise Unreadable(keyring_id, "the answer's head is not encrypted, its record is")
+                raise Unreadable(keyring_id, _OTHERWISE)
+            self._in_the_clear()
             return stored
         key_id, data = envelope.get("key"), envelope.get("data")
         if (
@@ -182,7 +193,16 @@ class Sealer:
             sealed = base64.b64decode(data, validate=True)
         except ValueError:
             raise Unreadable(key_id, "the answer's head is damaged") from None
+        if keyring_id not in (None, key_id):
+            raise Unreadable(keyring_id, _OTHERWISE)
         return self._decrypt(key_id, sealed, _bound("head", request, key_id)).decode()
+
+    def _in_the_clear(self) -> None:
+        """Something was stored without keys: is that to be opened?"""
+        if not self._plaintext:
+            raise Unreadable(
+                None, "it is not encrypted, and database.encryption.plaintext is refuse"
+            )
 
     def _encrypt(self, key_id: str, plain: bytes, bound: bytes) -> bytes:
         nonce = os.urandom(_NONCE)

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 import steer_proxy
 from steer_policies.idempotency import Move
 from steer_proxy.ledger import sqlite_work
+from steer_proxy.ledger.answers import Followed, KeptAnswer
 from steer_proxy.ledger.batcher import Batcher, Outcome, Work
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.sqlite_file import BUSY_TIMEOUT, SqliteFile, refuses
@@ -28,13 +29,11 @@ from steer_proxy.ledger.values import (
     ChunkRow,
     Claim,
     Finish,
-    Following,
     Lease,
     Purge,
     Purged,
     Record,
     Ref,
-    StoredAnswer,
 )
 from steer_proxy.ledger.watching import Watchers
 
@@ -159,9 +158,11 @@ class SqliteLedger:
         self._watchers.tell(finish.ref.id)
         return done
 
-    async def begin_answer(self, ref: Ref, status: int, headers: str) -> bool:
+    async def begin_answer(
+        self, ref: Ref, status: int, headers: str, keyring_id: str | None = None
+    ) -> bool:
         """See the protocol."""
-        done = await self._write(sqlite_work.begin_answer, ref, status, headers)
+        done = await self._write(sqlite_work.begin_answer, ref, status, headers, keyring_id)
         self._watchers.tell(ref.id)
         return done
 
@@ -170,6 +171,10 @@ class SqliteLedger:
         await self._write(sqlite_work.add_chunks, tuple(chunks), atomic=False)
         for id_ in {chunk.request for chunk in chunks}:
             self._watchers.tell(id_)
+
+    async def trim_chunks(self, ref: Ref, before: int) -> None:
+        """See the protocol."""
+        await self._write(sqlite_work.trim_chunks, ref, before, atomic=False)
 
     async def drop_chunks(self, ref: Ref) -> None:
         """See the protocol."""
@@ -180,7 +185,7 @@ class SqliteLedger:
         """See the protocol."""
         return await self._read(sqlite_work.find, scope, self._now())
 
-    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the column's name
+    async def answer(self, id: str) -> KeptAnswer | None:  # noqa: A002 - the column's name
         """See the protocol."""
         return await self._read(sqlite_work.answer, id)
 
@@ -188,13 +193,17 @@ class SqliteLedger:
         """See the protocol."""
         return await self._read(sqlite_work.chunks, id, after, limit)
 
-    async def follow(self, id: str, after: int, limit: int) -> Following:  # noqa: A002
+    async def follow(self, id: str, after: int, limit: int) -> Followed:  # noqa: A002
         """See the protocol."""
         return await self._read(sqlite_work.follow, id, after, limit, self._now())
 
     def watch(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:  # noqa: A002
         """See the protocol."""
         return self._watchers.watch(id)
+
+    def followed(self, id: str) -> bool:  # noqa: A002, ARG002 - the column's name
+        """See the protocol. A file has one process."""
+        return False
 
     async def settle(self, id: str, move: Move) -> bool:  # noqa: A002
         """See the protocol."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from steer_policies.idempotency import Move, State
 from steer_proxy.ledger import statements
+from steer_proxy.ledger.answers import Followed, KeptAnswer
 from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.sqlite_insert import Table
 from steer_proxy.ledger.statements import FINISH_COLUMNS, positional
@@ -23,11 +24,9 @@ from steer_proxy.ledger.values import (
     CallRow,
     ChunkRow,
     Finish,
-    Following,
     Lease,
     Record,
     Ref,
-    StoredAnswer,
 )
 
 
@@ -58,6 +57,7 @@ _SETTLE = {
     Move.SETTLE: _Statement(statements.SETTLE),
     Move.REOPEN: _Statement(statements.REOPEN),
 }
+_TRIM_CHUNKS = _Statement(statements.TRIM_CHUNKS)
 _DELETE_CHUNKS = _Statement(statements.DELETE_CHUNKS)
 _ANSWER = _Statement(statements.ANSWER)
 _CHUNKS = _Statement(statements.CHUNKS)
@@ -175,7 +175,7 @@ def finish(connection: sqlite3.Connection, end: Finish) -> bool:
     if changed.rowcount == 0:
         there = _ENDING(connection, id=ref.id).fetchone()
         return bool(there == (ref.epoch, end.state.value, row.ended_us, row.resp_sha256))
-    if end.state is not State.UNCERTAIN and row.resp_chunks is None:
+    if end.state is not State.UNCERTAIN and row.resp_chunks is None and not end.chunks:
         _DELETE_CHUNKS(connection, id=ref.id)
     else:
         for chunk in end.chunks:
@@ -183,9 +183,18 @@ def finish(connection: sqlite3.Connection, end: Finish) -> bool:
     return True
 
 
-def begin_answer(connection: sqlite3.Connection, ref: Ref, status: int, headers: str) -> bool:
+def begin_answer(
+    connection: sqlite3.Connection, ref: Ref, status: int, headers: str, keyring_id: str | None
+) -> bool:
     """Write the head of a running call's answer."""
-    changed = _BEGIN_ANSWER(connection, id=ref.id, epoch=ref.epoch, status=status, headers=headers)
+    changed = _BEGIN_ANSWER(
+        connection,
+        id=ref.id,
+        epoch=ref.epoch,
+        status=status,
+        headers=headers,
+        keyring_id=keyring_id,
+    )
     return changed.rowcount == 1
 
 
@@ -194,8 +203,13 @@ def add_chunks(connection: sqlite3.Connection, chunks: Sequence[ChunkRow]) -> No
     connection.executemany(_ADD_CHUNK, [(*chunk, chunk.request) for chunk in chunks])
 
 
+def trim_chunks(connection: sqlite3.Connection, ref: Ref, before: int) -> None:
+    """Remove the first chunks of a running call's answer."""
+    _TRIM_CHUNKS(connection, id=ref.id, epoch=ref.epoch, before=before)
+
+
 def drop_chunks(connection: sqlite3.Connection, ref: Ref) -> None:
-    """Remove what was written of a running call's answer."""
+    """Remove what was written of an answer that is not stored."""
     if _FORGET_HEAD(connection, id=ref.id, epoch=ref.epoch).rowcount == 1:
         _DELETE_CHUNKS(connection, id=ref.id)
 
@@ -217,10 +231,10 @@ def find(connection: sqlite3.Connection, scope: str, now: int) -> Record | None:
     return None if row is None else _record(row)
 
 
-def answer(connection: sqlite3.Connection, id_: str) -> StoredAnswer | None:
+def answer(connection: sqlite3.Connection, id_: str) -> KeptAnswer | None:
     """A stored answer without its body."""
     row = _ANSWER(connection, id=id_).fetchone()
-    return None if row is None else StoredAnswer(row[0], row[1] or 0, row[2] or "", *row[3:])
+    return None if row is None else KeptAnswer(row[0], row[1] or 0, row[2] or "", *row[3:])
 
 
 def chunks(connection: sqlite3.Connection, id_: str, after: int, limit: int) -> list[ChunkRow]:
@@ -228,13 +242,14 @@ def chunks(connection: sqlite3.Connection, id_: str, after: int, limit: int) -> 
     return [ChunkRow(*row) for row in _CHUNKS(connection, id=id_, after=after, limit=limit)]
 
 
-def follow(connection: sqlite3.Connection, id_: str, after: int, limit: int, now: int) -> Following:
+def follow(connection: sqlite3.Connection, id_: str, after: int, limit: int, now: int) -> Followed:
     """A record, live or not, with the next chunks of its answer."""
     row = _FIND_ROW(connection, id=id_, now=now).fetchone()
     if row is None:
-        return Following(None, None, None)
-    status, headers = row[-2:]
-    return Following(_record(row), headers, status, tuple(chunks(connection, id_, after, limit)))
+        return Followed(None, None, None)
+    status, headers, keyring_id = row[-3:]
+    new = tuple(chunks(connection, id_, after, limit))
+    return Followed(_record(row), headers, status, new, keyring_id)
 
 
 def _record(row: tuple[Any, ...]) -> Record:

@@ -104,7 +104,7 @@ SELECT id, idem_epoch, idem_state, idem_fp, owner_id,
     (idem_live IS NULL OR NOT {_ALIVE}) AS lapsed,
     (expires_us IS NOT NULL AND expires_us <= :now) AS expired,
     (resp_chunks IS NOT NULL) AS stored,
-    cost_nusd, status, resp_headers
+    cost_nusd, status, resp_headers, keyring_id
 FROM requests
 """
 
@@ -149,13 +149,15 @@ SELECT idem_epoch, idem_state, ended_us, resp_sha256 FROM requests WHERE id = :i
 
 #: The head of a running call's answer.
 BEGIN_ANSWER: Final = f"""
-UPDATE requests SET status = :status, resp_headers = :headers
+UPDATE requests SET status = :status, resp_headers = :headers, keyring_id = :keyring_id
 WHERE {_MINE} AND idem_state IN ({states(Move.COMPLETE)})
 """
 
-#: The head of an answer that will not be stored after all; nothing when it is not the caller's.
+#: The head of an answer that is not stored after all; nothing when it is not the caller's.
 FORGET_HEAD: Final = f"""
-UPDATE requests SET resp_headers = NULL WHERE {_MINE} AND idem_state IN ({states(Move.COMPLETE)})
+UPDATE requests SET resp_headers = NULL, keyring_id = NULL
+WHERE {_MINE} AND (idem_state IN ({states(Move.COMPLETE)})
+    OR (idem_state = 'completed' AND resp_chunks IS NULL))
 """
 
 #: By hand: made, its answer lost.
@@ -188,12 +190,18 @@ WHERE EXISTS (
 ON CONFLICT DO NOTHING
 """
 
+#: The first chunks of a running call's answer, as far as a byte.
+TRIM_CHUNKS: Final = f"""
+DELETE FROM response_chunks WHERE request = :id AND byte_offset < :before
+    AND EXISTS (SELECT 1 FROM requests WHERE {_MINE} AND idem_state IN ({states(Move.COMPLETE)}))
+"""
+
 #: All chunks of an answer.
 DELETE_CHUNKS: Final = "DELETE FROM response_chunks WHERE request = :id"
 
 #: A completed record's answer without its body.
 ANSWER: Final = """
-SELECT id, status, resp_headers, resp_bytes, resp_chunks, resp_sha256 FROM requests
+SELECT id, status, resp_headers, resp_bytes, resp_chunks, resp_sha256, keyring_id FROM requests
 WHERE id = :id AND idem_state = 'completed' AND resp_chunks IS NOT NULL
 """
 

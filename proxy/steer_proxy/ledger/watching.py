@@ -26,6 +26,10 @@ class Watchers:
             if not waiting:
                 del self._events[id]
 
+    def any(self, id: str) -> bool:  # noqa: A002 - as above
+        """Whether somebody watches a record."""
+        return id in self._events
+
     def tell(self, id: str) -> None:  # noqa: A002 - as above
         """Say that a record has changed."""
         for event in self._events.get(id, ()):

@@ -158,6 +158,7 @@ class Builder:
                 )
                 for index, key in enumerate(keys)
             ),
+            plaintext=block.encryption is None or block.encryption.plaintext == "read",
             required=block.required,
         )
 

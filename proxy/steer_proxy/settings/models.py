@@ -79,9 +79,10 @@ class EncryptionKeyBlock(Block):
 
 
 class EncryptionBlock(Block):
-    """With which keys stored answers are encrypted."""
+    """With which keys stored answers are encrypted, and whether others are read."""
 
     keys: Annotated[tuple[EncryptionKeyBlock, ...], Field(min_length=1)]
+    plaintext: Literal["read", "refuse"] = "read"
 
 
 class DatabaseBlock(Block):

@@ -78,18 +78,18 @@ async def read(ledger: Ledger, sealer: Sealer, row: str) -> str | None:
             raise Damaged(f"{len(rows)} of its {stored.chunks} chunks are there")
         rows += page
     if stored.bytes <= AT_ONCE:
-        data = _open(sealer, rows)
+        data = _open(sealer, rows, stored.keyring_id)
     else:
-        data = await asyncio.to_thread(_open, sealer, rows)
+        data = await asyncio.to_thread(_open, sealer, rows, stored.keyring_id)
     if len(data) != stored.bytes or hashlib.sha256(data).hexdigest() != stored.sha256:
         raise Damaged("its bytes are not those that were stored")
     return data.decode()
 
 
-def _open(sealer: Sealer, rows: Sequence[ChunkRow]) -> bytes:
+def _open(sealer: Sealer, rows: Sequence[ChunkRow], keyring_id: str | None) -> bytes:
     if [row.seq for row in rows] != list(range(len(rows))):
         raise Damaged("a chunk is missing")
     try:
-        return b"".join([sealer.open(row) for row in rows])
+        return b"".join([sealer.open(row, keyring_id) for row in rows])
     except Unreadable as error:
         raise Damaged(str(error)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from steer_proxy.cli import ledger_screen
@@ -25,6 +27,7 @@ from tests.support.filled import (  # noqa: F401 - fixtures
     filled_postgres,
     filled_sqlite,
 )
+from tests.support.ledger_data import MILLI_USD, LedgerData, fill_postgres, fill_sqlite
 from tests.support.postgres import Server
 
 NOWHERE = "postgresql://127.0.0.1:9/steer"
@@ -395,6 +398,49 @@ def test_sums_of_some(ask: Ask) -> None:
     assert (row["calls"], row["cost_usd"], row["hit_rate"]) == (5, 0.1, None)
     (row,) = ask("stats", "--outcome", "cancelled")
     assert (row["calls"], row["p50_ms"], row["wasted_usd"]) == (1, None, 0.003)
+
+
+@pytest.mark.parametrize("where", ["sqlite", "postgres"])
+def test_what_broke_may_have_no_price_either(
+    where: str, steer: Steer, tmp_path: Path, postgres_url: str
+) -> None:
+    """Such a call cost nothing by itself; what its attempts wasted nobody knows."""
+    data = LedgerData()
+    broken: dict[str, Any] = {
+        "cost_source": None,
+        "cost_nusd": 0,
+        "outcome": "broken",
+        "wasted_nusd": None,
+    }
+    known, unknown, tool = (data.call(0, **broken | more) for more in WASTED)
+    wasted: dict[str, Any] = {"outcome": "broken", "executed": "maybe", "wasted": 1}
+    data.attempt(known, **wasted, cost_nusd=MILLI_USD, cost_source="estimated")
+    data.attempt(unknown, **wasted, cost_nusd=None, cost_source="unknown")
+    data.attempt(tool, **wasted, model=None, cost_nusd=None, cost_source=None)
+    rescued = data.call(0, wasted_nusd=None, cost_nusd=MILLI_USD, attempts=2)
+    data.attempt(rescued, 1, **wasted, cost_nusd=None, cost_source="unknown")
+    data.attempt(rescued, 2)
+    url = postgres_url
+    if where == "sqlite":
+        url = f"sqlite:///{tmp_path}/steer.db"
+        migrate.upgrade(url)
+        with closing(sqlite3.connect(tmp_path / "steer.db")) as connection:
+            fill_sqlite(connection, data)
+    else:
+        asyncio.run(_fill(url, data))
+    result = steer("ledger", "stats", "--json", "--database-url", url)
+    assert json.loads(result.stdout)["unpriced"] == 2
+
+
+WASTED: list[dict[str, Any]] = [{"wasted_nusd": MILLI_USD}, {}, {"model_requested": None}]
+
+
+async def _fill(url: str, data: LedgerData) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await fill_postgres(connection, data)
+    finally:
+        await connection.close()
 
 
 def test_a_table_of_sums(steer: Steer, file_url: str) -> None:

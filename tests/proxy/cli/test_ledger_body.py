@@ -112,6 +112,17 @@ def test_a_key_that_is_gone(steer: Steer, path: Path) -> None:
     assert "the encryption key 'new' is not in the ring" in result.stderr
 
 
+@pytest.mark.parametrize("path", ["plain"], indirect=True)
+def test_a_record_that_names_a_key_it_does_not_need(show: Show, path: Path) -> None:
+    """What it says to be encrypted is not read in the clear."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE requests SET keyring_id = 'new'")
+    result = show("one", "--body")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "not encrypted with the key that its record names" in result.stderr
+    assert "its headers cannot be read: it is not encrypted with" in show("one").stdout
+
+
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [

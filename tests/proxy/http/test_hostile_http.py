@@ -185,6 +185,56 @@ async def test_what_is_malformed(
     assert noise(caplog) == []
 
 
+SHAPES = {
+    "a control character": raw(f"POST /v1/chat/completions HTTP/1.1\r\n{HOST}A: b\x01\r\n\r\n"),
+    "no Host": raw("POST /v1/chat/completions HTTP/1.1\r\n\r\n"),
+    "after an empty line": raw(f"\r\nPOST /v1/chat/completions HTTP/1.1\r\n{HOST}A : b\r\n\r\n"),
+    "an unknown coding": raw(
+        f"POST /v1/chat/completions HTTP/1.1\r\n{HOST}Transfer-Encoding: gzip\r\n\r\n"
+    ),
+    "a head too large": raw(
+        f"POST /v1/chat/completions HTTP/1.1\r\n{HOST}"
+        + "".join(f"A{index}: {'x' * 1000}\r\n" for index in range(MAX_HEAD // 990))
+        + "\r\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("data", SHAPES.values(), ids=SHAPES.keys())
+async def test_a_refusal_speaks_its_routes_dialect(data: bytes, tmp_path: Path) -> None:
+    """As soon as the request line was read, however it came."""
+    async with stage(tmp_path) as world:
+        for size in (len(data), 1460, 7):
+            async with dialled(world.port) as caller:
+                await caller.send_slowly(data, size)
+                reply = await caller.reply()
+                assert reply.status in (400, 431)
+                error = reply.json["error"]
+                assert (error["code"], error["param"]) == ("steer_bad_request", None)
+        assert world.forwarded == []
+
+
+@pytest.mark.parametrize("target", ["/nowhere", "/v1/../x", "*"])
+async def test_a_refusal_without_a_route_is_plain(target: str, tmp_path: Path) -> None:
+    """Nobody's dialect."""
+    async with stage(tmp_path) as world:
+        reply = await ask(world.port, raw(f"POST {target} HTTP/1.1\r\n{HOST}A: \x01\r\n\r\n"))
+        assert reply.json["error"].keys() == {"code", "message", "type"}
+
+
+async def test_a_request_line_is_its_own_messages(tmp_path: Path) -> None:
+    """What follows a body in one segment does not begin with one: the body may look like it."""
+    decoy = b"POST /v1/chat/completions HTTP/1.1\r\n"
+    head = raw(f"POST /tool/x HTTP/1.1\r\n{HOST}Content-Length: {len(decoy)}\r\n\r\n")
+    async with stage(tmp_path) as world, dialled(world.port) as caller:
+        caller.send(head)
+        await asyncio.sleep(1.0)
+        caller.send(decoy + field("A: \x01"))
+        replies = [await caller.reply(), await caller.reply()]
+        assert [reply.status for reply in replies] == [200, 400]
+        assert replies[1].json["error"].keys() == {"code", "message", "type"}
+
+
 @pytest.mark.parametrize("data", TOO_LARGE.values(), ids=TOO_LARGE.keys())
 async def test_heads_that_are_too_large(data: bytes, tmp_path: Path) -> None:
     """431 as soon as it is known, whether the head comes at once or in segments."""

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
 from steer_policies.idempotency import State
 from steer_proxy.http.body import MemoryBudget
-from steer_proxy.http.live import EVERY, MOST_WAITING, LiveStream, LiveStreams
-from steer_proxy.http.recording import PATIENCE, WINDOW, RecordedHead, Recording
+from steer_proxy.http.live import (
+    EVERY,
+    LINGER,
+    MOST_WAITING,
+    SLACK,
+    WINDOW,
+    LiveStream,
+    LiveStreams,
+)
+from steer_proxy.http.recording import PATIENCE, RecordedHead, Recording
+from steer_proxy.http.recording import WINDOW as READERS_WINDOW
+from steer_proxy.http.stored import CHUNK
 from steer_proxy.ledger.values import CallRow, ChunkRow, Claim, Ref
 from tests.support.books import Books, keeping
 
@@ -116,6 +126,54 @@ async def test_what_is_held_back_is_not_written_before_the_end() -> None:
         assert (stream.chunker.size, stream.chunker.count) == (9, 2)
 
 
+@pytest.mark.parametrize("method", ["begin_answer", "add_chunks"])
+async def test_an_end_waits_for_no_other_stream(method: str) -> None:
+    """Nor for what is being written of its own: that is written once more."""
+    async with stage() as at:
+        recording, stream = await at.stream("one")
+        await put(recording, b"first ")
+        await asyncio.sleep(EVERY * 1.5)
+        for number in range(20):
+            other, _ = await at.stream(f"other-{number}")
+            await put(other, b"x")
+        await put(recording, b"second ")
+        at.ledger.hang(method)
+        await asyncio.sleep(EVERY * 1.5)
+        await put(recording, b"third")
+        began = asyncio.get_running_loop().time()
+        rest = await at.live.finish(stream, 9)
+        assert asyncio.get_running_loop().time() - began < EVERY
+        assert at.opened(rest)[-5:] == b"third"
+        at.ledger.up()
+        await asyncio.sleep(EVERY * 3)
+        assert at.opened(rest) == b"second third"
+        assert [chunk.seq for chunk in rest] == list(range(1, stream.chunker.count))
+
+
+async def test_an_end_that_is_being_cut_is_cut_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a thread, perhaps, while it is the stream's turn to be written."""
+    async with stage() as at:
+        recording, stream = await at.stream("one")
+        await put(recording, b"all of it")
+        cut, go = stream.chunker.cut, asyncio.Event()
+
+        async def slowly(pieces: Sequence[bytes], at_us: int) -> list[ChunkRow]:
+            await go.wait()
+            return await cut(pieces, at_us)
+
+        monkeypatch.setattr(stream.chunker, "cut", slowly)
+        ending = asyncio.create_task(at.live.finish(stream, 9))
+        await asyncio.sleep(0)
+        at.live._streams.add(stream)  # its turn had come just before
+        turn = asyncio.create_task(at.live._cut(stream, 9))
+        await asyncio.sleep(0)
+        at.live._streams.discard(stream)
+        go.set()
+        assert at.opened(await ending) == b"all of it"
+        assert not await turn
+        assert (stream.chunker.count, stream.chunker.size) == (1, 9)
+
+
 async def test_a_short_stream_is_written_with_its_end() -> None:
     """Nothing was written before: all of it is the rest."""
     async with stage() as at:
@@ -176,6 +234,83 @@ async def test_what_grows_too_large_is_taken_back() -> None:
         assert at.memory.used == 0
 
 
+async def test_what_grows_too_large_goes_on_for_who_follows() -> None:
+    """Through a window in the ledger, and to its end, which stays for a while."""
+    async with stage() as at:
+        recording, stream = await at.stream("one", most=10)
+        piece = b"x" * CHUNK
+        async with at.books.memory.watch("one"):
+            for _ in range(3 * WINDOW // CHUNK):
+                await put(recording, piece)
+                await asyncio.sleep(EVERY)
+            await asyncio.sleep(EVERY)
+            assert stream.passing
+            rows = await at.books.memory.chunks("one", -1, 10_000)
+            assert sum(row.raw_bytes for row in rows) <= WINDOW + SLACK
+            assert [row.seq for row in rows] == list(range(rows[0].seq, stream.chunker.count))
+            assert rows[0].seq > 0
+            assert at.live.passes_on(stream)
+            assert await at.live.finish(stream, 9) == []
+            at.live.drop(stream)
+        await asyncio.sleep(LINGER - 1)
+        assert await at.books.memory.chunks("one", -1, 1) != []
+        await asyncio.sleep(2)
+        assert await at.books.memory.chunks("one", -1, 1) == []
+        assert (await at.books.memory.follow("one", -1, 1)).headers is None
+        task = at.live._task
+        assert task is not None
+        await asyncio.sleep(EVERY * 2)
+        assert task.done()
+
+
+async def test_what_grows_too_large_is_taken_back_when_nobody_follows_any_more() -> None:
+    """Nothing of it is left."""
+    async with stage() as at:
+        recording, stream = await at.stream("one", most=10)
+        async with at.books.memory.watch("one"):
+            await put(recording, b"x" * 100)
+            await asyncio.sleep(EVERY * 1.5)
+            assert stream.passing
+        await put(recording, b"x" * 100)
+        await asyncio.sleep(EVERY * 1.5)
+        assert await at.seen("one") is None
+        assert stream.reader not in recording.readers
+
+
+async def test_a_ledger_that_does_not_keep_up_is_not_waited_for() -> None:
+    """Who follows a large answer elsewhere does not hold up who is served here."""
+    async with stage() as at:
+        recording, stream = await at.stream("one", most=10)
+        await put(recording, b"x")
+        await asyncio.sleep(EVERY * 1.5)
+        async with at.books.memory.watch("one"):
+            at.ledger.fail("add_chunks")
+            began = asyncio.get_running_loop().time()
+            for _ in range(4):
+                await put(recording, b"x" * READERS_WINDOW)
+            assert asyncio.get_running_loop().time() - began < 1
+            await asyncio.sleep(EVERY * 2)
+            assert not stream.passing
+            assert await at.seen("one") is None
+
+
+async def test_an_end_that_cannot_be_removed_is_tried_again() -> None:
+    """The ledger may be away when its time has come."""
+    async with stage() as at:
+        recording, stream = await at.stream("one", most=10)
+        async with at.books.memory.watch("one"):
+            await put(recording, b"x" * 100)
+            await asyncio.sleep(EVERY * 1.5)
+            await at.live.finish(stream, 9)
+            at.live.drop(stream)
+        at.ledger.fail("drop_chunks")
+        await asyncio.sleep(LINGER + 1)
+        at.ledger.up()
+        assert await at.books.memory.chunks("one", -1, 1) != []
+        await asyncio.sleep(LINGER + 1)
+        assert await at.books.memory.chunks("one", -1, 1) == []
+
+
 async def test_a_ledger_that_hangs_holds_up_no_answer_for_good() -> None:
     """One too large to keep waits for its slowest reader: the ledger is one of them."""
     async with stage() as at:
@@ -183,7 +318,7 @@ async def test_a_ledger_that_hangs_holds_up_no_answer_for_good() -> None:
         at.ledger.hang("begin_answer")
         began = asyncio.get_running_loop().time()
         for _ in range(4):
-            await put(recording, b"x" * WINDOW)
+            await put(recording, b"x" * READERS_WINDOW)
             await asyncio.sleep(EVERY)
         assert asyncio.get_running_loop().time() - began < PATIENCE + 1
         at.ledger.up()

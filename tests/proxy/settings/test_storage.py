@@ -11,6 +11,7 @@ from steer_policies.idempotency import IdempotencyPolicy, OnLedgerDown, OnUncert
 from steer_proxy.engine.config import Database, EncryptionKey, LedgerTerms
 from steer_proxy.engine.secret import Secret
 from steer_proxy.ledger.address import Memory, Postgres, Sqlite
+from steer_proxy.ledger.sealing import Unreadable
 from tests.proxy.settings.conftest import Load, Refusals
 
 WITH_PASSWORD = "postgresql://steer:hunter2@db/steer"
@@ -115,6 +116,10 @@ def test_a_reference_over_another(configure: Load) -> None:
             "database: {encryption: {keys: [{id: 'a b', secret: {env: K}}]}}",
             "database.encryption.keys[0].id: expected a name of letters",
         ),
+        (
+            f"database: {{encryption: {{plaintext: maybe, keys: [{GOOD}]}}}}",
+            "database.encryption.plaintext: ",
+        ),
         ("ledger: {retention: 0}", "ledger.retention: must be greater than 0, got 0"),
         ("ledger: {max_bytes: much}", "ledger.max_bytes: a size is a whole number"),
         ("ledger: {queue: 0}", "ledger.queue: must be at least 1, got 0"),
@@ -154,6 +159,17 @@ def test_a_ring(configure: Load, tmp_path: Path) -> None:
     assert config.database.ring() == (("new", b"\x0f" * 32), ("old", b"k" * 32))
     assert config.database.encryption[0] == EncryptionKey(id="new", secret=Secret(env="K"))
     assert KEY not in repr(config)
+    assert config.database.plaintext
+
+
+def test_plaintext(configure: Load) -> None:
+    """Answers that are not encrypted can be refused."""
+    config = configure(
+        f"database: {{encryption: {{plaintext: refuse, keys: [{GOOD}]}}}}", {"K": KEY}
+    )
+    assert not config.database.plaintext
+    with pytest.raises(Unreadable):
+        config.database.sealer().open_head("id", "{}")
 
 
 def test_terms(configure: Load) -> None:
