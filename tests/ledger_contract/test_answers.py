@@ -4,7 +4,7 @@ import asyncio
 import os
 
 from steer_policies.idempotency import Move, State
-from steer_proxy.ledger.answers import Followed, KeptAnswer
+from steer_proxy.ledger.values import Following, StoredAnswer
 from tests.ledger_contract.make import alive, chunks, claim, ending, found, fresh_id, made, ref
 from tests.ledger_contract.subject import Subjects
 
@@ -23,7 +23,7 @@ async def test_a_stored_answer_is_read_in_order_page_by_page(subjects: Subjects)
         assert await subject.ledger.finish(
             ending(subject, mine, State.COMPLETED, *bodies, written=3, keyring_id=KEY)
         )
-        assert await subject.ledger.answer(mine.row.id) == KeptAnswer(
+        assert await subject.ledger.answer(mine.row.id) == StoredAnswer(
             mine.row.id, 200, HEAD, sum(map(len, bodies)), 5, "5" * 64, KEY
         )
         page = await subject.ledger.chunks(mine.row.id, -1, 2)
@@ -99,7 +99,7 @@ async def test_a_running_call_is_followed(subjects: Subjects) -> None:
         await alive(subject)
         mine = await made(subject, claim(subject))
         ledger, id_ = subject.ledger, mine.row.id
-        assert await ledger.follow(id_, -1, 10) == Followed(await found(subject), None, None)
+        assert await ledger.follow(id_, -1, 10) == Following(await found(subject), None, None)
         assert not await ledger.begin_answer(ref(mine), 200, HEAD)  # nothing was sent
         assert await ledger.mark_sent(ref(mine))
         assert await ledger.begin_answer(ref(mine), 200, HEAD, KEY)
@@ -199,7 +199,7 @@ async def test_who_follows_sees_a_release_and_a_take_over(subjects: Subjects) ->
         assert seen.record is not None
         assert (seen.record.state, seen.record.lapsed) == (State.UNCERTAIN, True)
 
-        assert await subject.ledger.follow(fresh_id(), -1, 10) == Followed(None, None, None)
+        assert await subject.ledger.follow(fresh_id(), -1, 10) == Following(None, None, None)
 
 
 async def test_who_watches_is_told_or_sees(subjects: Subjects) -> None:

@@ -23,18 +23,19 @@ from enum import Enum, auto
 from typing import Any
 
 from steer_policies.idempotency import Move
-from steer_proxy.ledger.answers import Followed, KeptAnswer
 from steer_proxy.ledger.protocol import Ledger, LedgerUnavailable
 from steer_proxy.ledger.values import (
     Batch,
     ChunkRow,
     Claim,
     Finish,
+    Following,
     Lease,
     Purge,
     Purged,
     Record,
     Ref,
+    StoredAnswer,
 )
 
 Hook = Callable[[], Any]
@@ -207,16 +208,16 @@ class FaultyLedger:
         result: Record | None = await self._do("find", scope)
         return result
 
-    async def answer(self, id: str) -> KeptAnswer | None:  # noqa: A002 - the protocol's name
-        result: KeptAnswer | None = await self._do("answer", id)
+    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the protocol's name
+        result: StoredAnswer | None = await self._do("answer", id)
         return result
 
     async def chunks(self, id: str, after: int, limit: int) -> list[ChunkRow]:  # noqa: A002
         result: list[ChunkRow] = await self._do("chunks", id, after, limit)
         return result
 
-    async def follow(self, id: str, after: int, limit: int) -> Followed:  # noqa: A002
-        result: Followed = await self._do("follow", id, after, limit)
+    async def follow(self, id: str, after: int, limit: int) -> Following:  # noqa: A002
+        result: Following = await self._do("follow", id, after, limit)
         return result
 
     def watch(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:  # noqa: A002

@@ -22,10 +22,9 @@ from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.recording import RecordedHead
 from steer_proxy.http.replies import personal_lines
 from steer_proxy.http.stored import read_head
-from steer_proxy.ledger.answers import KeptAnswer
 from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.sealing import Sealer, Unreadable
-from steer_proxy.ledger.values import ChunkRow, Record
+from steer_proxy.ledger.values import ChunkRow, Record, StoredAnswer
 
 LOGGER: Final = logging.getLogger("steer.ledger")
 
@@ -106,7 +105,7 @@ async def _send(
     await response.write_eof()
 
 
-async def _pages(books: Bookkeeper, stored: KeptAnswer) -> AsyncGenerator[bytes]:
+async def _pages(books: Bookkeeper, stored: StoredAnswer) -> AsyncGenerator[bytes]:
     """The answer's body, a page at a time, and checked at its end."""
     digest, size, seen = hashlib.sha256(), 0, 0
     while seen < stored.chunks:

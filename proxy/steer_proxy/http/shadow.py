@@ -14,10 +14,9 @@ from steer_proxy.http.keyed_problems import KeyedProblem
 from steer_proxy.http.replay import PAGE, Damaged, opened
 from steer_proxy.http.run import Run
 from steer_proxy.http.stored import read_head
-from steer_proxy.ledger.answers import Followed
 from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.sealing import Unreadable
-from steer_proxy.ledger.values import Record
+from steer_proxy.ledger.values import Following, Record
 
 #: How often is looked, in seconds, even when nothing was heard.
 EVERY: Final = 0.25
@@ -80,7 +79,7 @@ class _Shadow:
                     await news.wait()
         return problems.IN_PROGRESS
 
-    def _passed(self, following: Followed) -> bool:
+    def _passed(self, following: Following) -> bool:
         """Whether the answer is too large to be stored, and has gone on without this one."""
         record, chunks = following.record, following.chunks
         if not chunks or (record is not None and record.stored):
@@ -88,7 +87,7 @@ class _Shadow:
         headless = self._run.recording.head is None and following.headers is None
         return headless or chunks[0].seq > self._seen
 
-    async def _take(self, following: Followed) -> None:
+    async def _take(self, following: Following) -> None:
         recording, sealer = self._run.recording, self._books.sealer
         if recording.head is None and following.headers is not None:
             text = sealer.open_head(self._record.id, following.headers, following.keyring_id)
@@ -100,7 +99,7 @@ class _Shadow:
             self._whole = rows[-1].raw_bytes == 0
             recording.release()
 
-    def _end(self, following: Followed) -> KeyedProblem | bool:
+    def _end(self, following: Following) -> KeyedProblem | bool:
         """True when the call is completed, False while it runs, else what went wrong."""
         record = following.record
         self._run.cost_nusd = None if record is None else record.cost_nusd
@@ -116,7 +115,7 @@ class _Shadow:
         again = Found(record).decision(record.fingerprint, self._run.policy)
         return problems.FAILED_ELSEWHERE if isinstance(again, TakeOver) else problems.UNCERTAIN
 
-    async def _complete(self, following: Followed) -> bool:
+    async def _complete(self, following: Following) -> bool:
         """Whether all of a completed answer was copied."""
         answer = await self._books.ledger.answer(self._record.id)
         if answer is None or (self._looked_again and not following.chunks):

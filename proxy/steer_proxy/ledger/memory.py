@@ -14,7 +14,6 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, NamedTuple
 
 from steer_policies.idempotency import Move, State, sources
-from steer_proxy.ledger.answers import Followed, KeptAnswer
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable
 from steer_proxy.ledger.values import (
     MICROSECONDS,
@@ -26,11 +25,13 @@ from steer_proxy.ledger.values import (
     ChunkRow,
     Claim,
     Finish,
+    Following,
     Lease,
     Purge,
     Purged,
     Record,
     Ref,
+    StoredAnswer,
 )
 from steer_proxy.ledger.watching import Watchers
 
@@ -251,12 +252,12 @@ class MemoryLedger:
         there = self._live.get(scope)
         return None if there is None else self._record(self.calls[there])
 
-    async def answer(self, id: str) -> KeptAnswer | None:  # noqa: A002 - the column's name
+    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the column's name
         """See the protocol."""
         row = self.calls.get(id)
         if row is None or row.idem_state != State.COMPLETED or row.resp_chunks is None:
             return None
-        return KeptAnswer(
+        return StoredAnswer(
             row.id,
             row.status or 0,
             row.resp_headers or "",
@@ -271,13 +272,13 @@ class MemoryLedger:
         there = self._chunks.get(id, {})
         return [there[seq] for seq in sorted(there) if seq > after][:limit]
 
-    async def follow(self, id: str, after: int, limit: int) -> Followed:  # noqa: A002
+    async def follow(self, id: str, after: int, limit: int) -> Following:  # noqa: A002
         """See the protocol."""
         row = self.calls.get(id)
         if row is None:
-            return Followed(None, None, None)
+            return Following(None, None, None)
         chunks = tuple(await self.chunks(id, after, limit))
-        return Followed(self._record(row), row.resp_headers, row.status, chunks, row.keyring_id)
+        return Following(self._record(row), row.resp_headers, row.status, chunks, row.keyring_id)
 
     def watch(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:  # noqa: A002
         """See the protocol."""

@@ -17,7 +17,6 @@ from steer_policies.idempotency import Move, State
 from steer_proxy import __version__
 from steer_proxy.ledger import postgres_statements as sql
 from steer_proxy.ledger.address import Postgres
-from steer_proxy.ledger.answers import Followed, KeptAnswer
 from steer_proxy.ledger.migrate import WRITER, check, state_of
 from steer_proxy.ledger.parameters import Statement
 from steer_proxy.ledger.postgres_news import News
@@ -32,12 +31,14 @@ from steer_proxy.ledger.values import (
     ChunkRow,
     Claim,
     Finish,
+    Following,
     Lease,
     Purge,
     Purged,
     Record,
     Ref,
     Row,
+    StoredAnswer,
 )
 
 if TYPE_CHECKING:
@@ -216,13 +217,13 @@ class PostgresLedger:
         rows = await self._fetch(sql.FIND, scope=scope)
         return _record(rows[0]) if rows else None
 
-    async def answer(self, id: str) -> KeptAnswer | None:  # noqa: A002 - the column's name
+    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the column's name
         """See the protocol."""
         rows = await self._fetch(sql.ANSWER, id=id)
         if not rows:
             return None
         (row,) = rows
-        return KeptAnswer(
+        return StoredAnswer(
             row["id"],
             row["status"] or 0,
             row["resp_headers"] or "",
@@ -237,18 +238,18 @@ class PostgresLedger:
         rows = await self._fetch(sql.CHUNKS, id=id, after=after, limit=limit)
         return [ChunkRow(*row) for row in rows]
 
-    async def follow(self, id: str, after: int, limit: int) -> Followed:  # noqa: A002
+    async def follow(self, id: str, after: int, limit: int) -> Following:  # noqa: A002
         """See the protocol. One statement."""
         rows = await self._fetch(sql.FOLLOW, id=id, after=after, limit=limit)
         if not rows:
-            return Followed(None, None, None)
+            return Following(None, None, None)
         head = rows[0]
         chunks = tuple(
             ChunkRow(*(row[name] for name in ChunkRow._fields))
             for row in rows
             if row["seq"] is not None
         )
-        return Followed(
+        return Following(
             _record(head), head["resp_headers"], head["status"], chunks, head["keyring_id"]
         )
 

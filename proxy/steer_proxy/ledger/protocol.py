@@ -12,17 +12,18 @@ from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
 from steer_policies.idempotency import Move
-from steer_proxy.ledger.answers import Followed, KeptAnswer
 from steer_proxy.ledger.values import (
     Batch,
     ChunkRow,
     Claim,
     Finish,
+    Following,
     Lease,
     Purge,
     Purged,
     Record,
     Ref,
+    StoredAnswer,
 )
 
 #: The longest a statement may take, in seconds.
@@ -148,13 +149,13 @@ class Ledger(Protocol):
     async def find(self, scope: str) -> Record | None:
         """A key's live record."""
 
-    async def answer(self, id: str) -> KeptAnswer | None:  # noqa: A002 - the column's name
+    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the column's name
         """A completed record's answer, without its body; None when it is gone."""
 
     async def chunks(self, id: str, after: int, limit: int) -> list[ChunkRow]:  # noqa: A002
         """At most `limit` chunks of an answer with `seq` greater than `after`, in order."""
 
-    async def follow(self, id: str, after: int, limit: int) -> Followed:  # noqa: A002
+    async def follow(self, id: str, after: int, limit: int) -> Following:  # noqa: A002
         """How a running call of another process has come along since chunk `after`."""
 
     def watch(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:  # noqa: A002

@@ -18,7 +18,6 @@ from typing import Any, Final, TypeVar
 import steer_proxy
 from steer_policies.idempotency import Move
 from steer_proxy.ledger import sqlite_work
-from steer_proxy.ledger.answers import Followed, KeptAnswer
 from steer_proxy.ledger.batcher import Batcher, Outcome, Work
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.sqlite_file import BUSY_TIMEOUT, SqliteFile, refuses
@@ -29,11 +28,13 @@ from steer_proxy.ledger.values import (
     ChunkRow,
     Claim,
     Finish,
+    Following,
     Lease,
     Purge,
     Purged,
     Record,
     Ref,
+    StoredAnswer,
 )
 from steer_proxy.ledger.watching import Watchers
 
@@ -185,7 +186,7 @@ class SqliteLedger:
         """See the protocol."""
         return await self._read(sqlite_work.find, scope, self._now())
 
-    async def answer(self, id: str) -> KeptAnswer | None:  # noqa: A002 - the column's name
+    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the column's name
         """See the protocol."""
         return await self._read(sqlite_work.answer, id)
 
@@ -193,7 +194,7 @@ class SqliteLedger:
         """See the protocol."""
         return await self._read(sqlite_work.chunks, id, after, limit)
 
-    async def follow(self, id: str, after: int, limit: int) -> Followed:  # noqa: A002
+    async def follow(self, id: str, after: int, limit: int) -> Following:  # noqa: A002
         """See the protocol."""
         return await self._read(sqlite_work.follow, id, after, limit, self._now())
 

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from steer_policies.idempotency import Move, State
 from steer_proxy.ledger import statements
-from steer_proxy.ledger.answers import Followed, KeptAnswer
 from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.sqlite_insert import Table
 from steer_proxy.ledger.statements import FINISH_COLUMNS, positional
@@ -24,9 +23,11 @@ from steer_proxy.ledger.values import (
     CallRow,
     ChunkRow,
     Finish,
+    Following,
     Lease,
     Record,
     Ref,
+    StoredAnswer,
 )
 
 
@@ -231,10 +232,10 @@ def find(connection: sqlite3.Connection, scope: str, now: int) -> Record | None:
     return None if row is None else _record(row)
 
 
-def answer(connection: sqlite3.Connection, id_: str) -> KeptAnswer | None:
+def answer(connection: sqlite3.Connection, id_: str) -> StoredAnswer | None:
     """A stored answer without its body."""
     row = _ANSWER(connection, id=id_).fetchone()
-    return None if row is None else KeptAnswer(row[0], row[1] or 0, row[2] or "", *row[3:])
+    return None if row is None else StoredAnswer(row[0], row[1] or 0, row[2] or "", *row[3:])
 
 
 def chunks(connection: sqlite3.Connection, id_: str, after: int, limit: int) -> list[ChunkRow]:
@@ -242,14 +243,14 @@ def chunks(connection: sqlite3.Connection, id_: str, after: int, limit: int) -> 
     return [ChunkRow(*row) for row in _CHUNKS(connection, id=id_, after=after, limit=limit)]
 
 
-def follow(connection: sqlite3.Connection, id_: str, after: int, limit: int, now: int) -> Followed:
+def follow(connection: sqlite3.Connection, id_: str, after: int, limit: int, now: int) -> Following:
     """A record, live or not, with the next chunks of its answer."""
     row = _FIND_ROW(connection, id=id_, now=now).fetchone()
     if row is None:
-        return Followed(None, None, None)
+        return Following(None, None, None)
     status, headers, keyring_id = row[-3:]
     new = tuple(chunks(connection, id_, after, limit))
-    return Followed(_record(row), headers, status, new, keyring_id)
+    return Following(_record(row), headers, status, new, keyring_id)
 
 
 def _record(row: tuple[Any, ...]) -> Record:

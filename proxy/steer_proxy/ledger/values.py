@@ -308,6 +308,12 @@ class StoredAnswer:
     bytes: int
     chunks: int
     sha256: str | None
+    keyring_id: str | None = None
+    """The key that its head and its chunks are encrypted with; None: it was stored without keys.
+
+    The pieces of an answer say themselves which key they need. Whoever may write the database could
+    put others in their place that need none: the record's word stands against that.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +329,9 @@ class Following:
     """The head of its answer once it is known (`resp_headers`)."""
     status: int | None
     chunks: tuple[ChunkRow, ...] = ()
+    keyring_id: str | None = None
+    """As in `StoredAnswer`; None also where there is no head yet, or where a version writes that
+    names the key with the end alone."""
 
 
 @dataclass(frozen=True, slots=True)
