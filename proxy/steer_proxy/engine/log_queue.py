@@ -34,7 +34,7 @@ SMALL_BATCH: Final = 50
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 5.0
 
-_Item = tuple[CallRow | BreakerEventRow | None, tuple[AttemptRow, ...]]
+_Item = tuple[CallRow | BreakerEventRow | None, Sequence[AttemptRow]]
 
 
 class LogQueue:
@@ -78,12 +78,13 @@ class LogQueue:
     ) -> None:
         """Let a row, and a call's attempts with it, be written soon. Neither waits nor raises."""
         rows = (row is not None) + len(attempts)
-        if self._closed or self.queued + rows > self._bound:
+        queued = self.queued + rows
+        if self._closed or queued > self._bound:
             self._drop(rows)
             return
-        self._items.append((row, tuple(attempts)))
-        self.queued += rows
-        if self.queued - self._flying >= FULL:
+        self._items.append((row, attempts))
+        self.queued = queued
+        if queued - self._flying >= FULL:
             self._due.set()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(DELAY, self._due.set)

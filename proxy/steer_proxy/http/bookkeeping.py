@@ -39,7 +39,7 @@ MAX_TEXTS: Final = 256
 _NOT_COUNTED: Final = Usage()
 _KEY, _ATTEMPT = CallRow._fields.index("idem_key"), CallRow._fields.index("attempt_model")
 _NO_KEY: Final = (None,) * (_ATTEMPT - _KEY)
-_NO_ATTEMPT: Final = (None,) * (len(CallRow._fields) - _ATTEMPT)
+_NO_ATTEMPT: Final[tuple[Any, ...]] = (None,) * (len(CallRow._fields) - _ATTEMPT)
 _OK: Final = Outcome.OK.value
 _NUL: Final = "\\u0000"  # as JSON writes it; PostgreSQL's JSONB cannot hold it
 
@@ -105,30 +105,32 @@ class CallLog:
         if answer is not None:
             answer.end(verdict, now)
             count(call, answer)
-        last = records[-1] if records else None
-        if upstream is None and last is not None:
-            upstream = last.upstream
-        outcome, error_class = _ending(verdict, problem, answer, last, status)
-        served = _served(records, answer)
+        only = _only_good(spent, verdict, problem, status)
+        served = only or _served(records, answer)
         model, usage, first_token = None, _NOT_COUNTED, None
         if served is not None:
             model = _name(served.trace.model)
             usage = served.trace.usage or _NOT_COUNTED
             first_token = _first_token(served)
-        waited_us = 0 if spent is None else _waited(spent)
         mark = self._marks.caller(call)
         asked = self._asked(call, mark)
         tariff = self._tariff(call, records, model)
         sale = Sale(call.route.name, call.facts.operation, call.size, model)
         attempts: list[AttemptRow] = []
-        only: Sequence[Any] = _NO_ATTEMPT
         cost = source = wasted = None
-        if last is not None and _is_all(records, outcome, status, waited_us):
-            only = self._only(call, last, (started_us, mark))
+        if only is not None:  # as nearly always
+            outcome, error_class, ambiguous = _OK, None, 0
+            waited_us = int(only.waited * MICROSECONDS)
+            told = self._told(call, only, (started_us, mark))
             if tariff is not None:
-                cost, source = tariff.quote(sale, last.upstream, last.model, usage)
+                cost, source = tariff.quote(sale, only.upstream, only.model, usage)
                 wasted = 0
         else:
+            last = records[-1] if records else None
+            if upstream is None and last is not None:
+                upstream = last.upstream
+            outcome, error_class = _ending(verdict, problem, answer, last, status)
+            ambiguous, waited_us, told = _ambiguous(records), _waited(spent), _NO_ATTEMPT
             attempts = [
                 self._attempt(call, each, (asked[0], started_us, mark), tariff, sale)
                 for each in records
@@ -151,7 +153,7 @@ class CallLog:
                 outcome,
                 error_class,
                 len(records),
-                _ambiguous(records),
+                ambiguous,
                 retry_count(call.headers),
                 call.size,
                 bytes_out,
@@ -164,7 +166,7 @@ class CallLog:
                 None,  # nothing was avoided
                 source,
                 *_NO_KEY,
-                *only,
+                *told,
             )
         )
         return row, attempts
@@ -240,7 +242,7 @@ class CallLog:
                 return None
         return tariff
 
-    def _only(
+    def _told(
         self, call: Call, record: AttemptRecord, of: tuple[int, str | None]
     ) -> tuple[Any, ...]:
         """The columns of the only attempt `of` a call: of its start, and its caller's mark."""
@@ -330,14 +332,23 @@ def _served(records: Sequence[AttemptRecord], answer: HttpAnswer | None) -> Atte
     return next((each for each in records if each.trace is answer.trace), last)
 
 
-def _is_all(
-    records: Sequence[AttemptRecord], outcome: str, status: int | None, waited_us: int
-) -> bool:
-    """Whether a call and its only attempt went so well that one row tells of both."""
-    if len(records) != 1 or outcome != _OK:
-        return False
-    (only,) = records
-    return only.final.ok and only.status == status and int(only.waited * MICROSECONDS) == waited_us
+def _only_good(
+    spent: Spent | None, verdict: Verdict | None, problem: Problem | None, status: int | None
+) -> AttemptRecord | None:
+    """The only attempt of a call, if all went so well that one row can tell of both.
+
+    What was waited before the attempt must be what the call waited; what waiting in a queue took
+    is not in the sum.
+    """
+    if spent is None or len(spent.records) != 1 or problem is not None:
+        return None
+    if verdict is None or verdict.failure is not None:
+        return None
+    (only,) = spent.records
+    if only.status != status or not only.final.ok:
+        return None
+    waited = 0.0 if only.wait_source is WaitSource.QUEUE else only.waited
+    return only if spent.waited == waited else None
 
 
 def _ending(
@@ -376,8 +387,10 @@ def _first_token(record: AttemptRecord) -> float | None:
     return None if first is None else max(first, record.started + record.seconds)
 
 
-def _waited(spent: Spent) -> int:
+def _waited(spent: Spent | None) -> int:
     """All that a call waited for before its attempts, in microseconds, in queues too."""
+    if spent is None:
+        return 0
     waited = spent.waited
     for each in spent.records:
         if each.wait_source is WaitSource.QUEUE:
