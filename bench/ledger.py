@@ -47,9 +47,11 @@ _DURABLE: Final = {"fsync": "on", "full_page_writes": "on", "shared_buffers": "1
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured: rounds, calls per caller and round, rows of the full ledger, how many
-    of them are purged under load, and in at most how many windows of time."""
+    """How much is measured: processes of each kind, rounds of each, calls per caller and round,
+    rows of the full ledger, how many of them are purged under load, and in at most how many windows
+    of time."""
 
+    generations: int
     rounds: int
     calls: int
     rows: int
@@ -57,8 +59,8 @@ class Effort:
     windows: int
 
 
-FULL: Final = Effort(rounds=5, calls=40, rows=1_000_000, purged=100_000, windows=60)
-QUICK: Final = Effort(rounds=2, calls=20, rows=100_000, purged=10_000, windows=10)
+FULL: Final = Effort(generations=5, rounds=4, calls=40, rows=1_000_000, purged=100_000, windows=60)
+QUICK: Final = Effort(generations=2, rounds=2, calls=20, rows=100_000, purged=10_000, windows=10)
 
 
 @dataclass(slots=True)
@@ -107,9 +109,12 @@ def measure(effort: Effort, say: Callable[[str], None]) -> Run:
         contextlib.ExitStack() as stack,
         provider(0.0) as upstream,
     ):
-        say("calls with and without a key")
-        with _sqlite(upstream) as (server, _), _forgetful(upstream) as other:
-            runner.run(_compare(effort, server, other, run))
+        # Where things happen to lie in memory makes one process faster than its twin by some
+        # percent: hence several of each.
+        for number in range(effort.generations):
+            say(f"calls with and without a key, {number + 1} of {effort.generations}")
+            with _sqlite(upstream) as (server, _), _forgetful(upstream) as other:
+                runner.run(_compare(effort, server, other, run))
         say("calls with a key, on PostgreSQL")
         with _postgres(upstream) as shared:
             runner.run(_keyed_alone(effort, shared, run.keyed_postgres))
@@ -205,22 +210,17 @@ async def _round(
 
 async def _compare(effort: Effort, server: Server, other: Server, run: Run) -> None:
     known = _keyed("bench-known")
-    turns = [
-        partial(_round, other, JSON_CALL, effort.calls, run.forgotten),
-        partial(_round, server, JSON_CALL, effort.calls, run.unkeyed),
-        partial(_round, server, _new_key, effort.calls, run.keyed),
-        partial(_round, server, known, effort.calls, run.replayed, before=known),
-    ]
-    # Whoever is first finds cold caches, once.
-    for turn in turns:
-        await turn()
-    for costs in (run.forgotten, run.unkeyed, run.keyed, run.replayed):
-        costs.cpu.clear()
-        costs.wall.clear()
-    for _ in range(effort.rounds):
-        for turn in turns:
+    for number in range(effort.rounds + 1):
+        # Whoever is first finds cold caches, once.
+        into = run if number else Run()
+        turns = [
+            partial(_round, other, JSON_CALL, effort.calls, into.forgotten),
+            partial(_round, server, JSON_CALL, effort.calls, into.unkeyed),
+            partial(_round, server, _new_key, effort.calls, into.keyed),
+            partial(_round, server, known, effort.calls, into.replayed, before=known),
+        ]
+        for turn in turns if number % 2 else turns[::-1]:
             await turn()
-        turns.reverse()
 
 
 async def _keyed_alone(effort: Effort, server: Server, costs: Costs) -> None:

@@ -131,9 +131,9 @@ class SqliteFile:
     def sync(self, full: bool) -> None:  # noqa: FBT001 - the one thing it is told
         """Whether the next transaction is to be on disk when it is committed, or soon after.
 
-        Without, a power cut may take it, and never one that came before a `full` one; it costs no
-        wait for the disk, which is a fifth of what a row of the log takes. The file stays sound
-        either way (https://www.sqlite.org/pragma.html#pragma_synchronous).
+        Without, a power cut may take it, though never one that came before a `full` one, and it
+        costs no wait for the disk. The file stays sound either way
+        (https://www.sqlite.org/pragma.html#pragma_synchronous).
         """
         if full is not self._full and self._connection is not None:
             self._connection.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
