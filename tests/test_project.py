@@ -116,6 +116,11 @@ def test_larger_locks_hold_the_smaller_ones(smaller: str, larger: str) -> None:
     assert pins(smaller).items() <= pins(larger).items()
 
 
+def test_what_installs_is_locked_too() -> None:
+    """An interpreter's own pip may be too old for locks that leave extras out, as ours do."""
+    assert "pip" in pins("build")
+
+
 def test_npm_packages_are_exact_and_carry_no_address() -> None:
     """`npm ci` installs one set of packages, checked by hash, from wherever the machine is told."""
     wanted = json.loads((NPM_LOCK.parent / "package.json").read_text("utf-8"))["dependencies"]
