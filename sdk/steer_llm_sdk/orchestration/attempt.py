@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from steer_llm_sdk import telemetry
+from steer_llm_sdk.copies import copied
 from steer_llm_sdk.current import CURRENT, RunTerms
 from steer_llm_sdk.orchestration.metadata import ToolMetadata
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
-from steer_llm_sdk.orchestration.run import Run, copied
+from steer_llm_sdk.orchestration.run import Run
 from steer_llm_sdk.orchestration.tools import Tool
 from steer_policies.outcome import Verdict
 
@@ -104,7 +105,8 @@ async def accepts(run: Run, candidate: Candidate) -> bool:
     valid: Any = validate(copied(run.request))
     if inspect.isawaitable(valid):
         valid = await valid
-    return valid is not False
+    # One that only raises where it has to complain returns nothing.
+    return valid is None or bool(valid)
 
 
 def spanned(run: Run, name: str, facts: dict[str, Any]) -> AbstractContextManager[Any]:

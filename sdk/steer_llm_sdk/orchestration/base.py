@@ -7,9 +7,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from steer_llm_sdk import telemetry
+from steer_llm_sdk import checks, telemetry
+from steer_llm_sdk.checks import shown
 from steer_llm_sdk.current import RunTerms
-from steer_llm_sdk.errors import ConflictError, InvalidValue, OrchestratorError
+from steer_llm_sdk.errors import ConflictError, InvalidValue, OrchestratorError, words_of
 from steer_llm_sdk.orchestration.attempt import Candidate
 from steer_llm_sdk.orchestration.budget import (
     NO_DEADLINE,
@@ -58,6 +59,8 @@ class Orchestrator:
     def _setup(
         self, registry: ToolRegistry | None, clock: Clock | None, executor: ReliableExecutor
     ) -> None:
+        if registry is not None and not isinstance(registry, ToolRegistry):
+            raise InvalidValue("registry", f"must be a ToolRegistry, not {shown(registry)}")
         self.registry = get_global_registry() if registry is None else registry
         self.reliable_executor = executor
         self._clock = clock or loop_clock()
@@ -122,9 +125,13 @@ class Orchestrator:
     ) -> Run:
         """A run, with copies of what its caller could change meanwhile."""
         if not isinstance(options, OrchestrationConfig):
-            raise InvalidValue("options", f"must be an OrchestrationConfig, not {options!r:.64}")
-        if tool_options is not None and not isinstance(tool_options, Mapping):
-            raise InvalidValue("tool_options", f"must be a dictionary, not {tool_options!r:.64}")
+            raise InvalidValue("options", f"must be an OrchestrationConfig, not {shown(options)}")
+        if tool_options is not None:
+            checks.mapping("tool_options", tool_options)
+        if event_manager is not None and not isinstance(event_manager, EventManager):
+            raise InvalidValue(
+                "event_manager", f"must be an EventManager, not {shown(event_manager)}"
+            )
         clock = self._clock
         request_id = options.request_id or new_id(clock.wall())
         trace_id = options.trace_id or request_id
@@ -231,7 +238,7 @@ class Orchestrator:
 async def _tell_failure(run: Run, error: Exception) -> None:
     if run.events is None:
         return
-    told = str(error) or type(error).__name__
+    told = words_of(error)
     if isinstance(error, ConflictError):
         await run.tell(Told.CONFLICT, idempotency_key=run.options.idempotency_key, error=told)
     await run.events.error(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from steer_llm_sdk import telemetry
-from steer_llm_sdk.errors import CircuitOpen, ToolExecutionError
+from steer_llm_sdk.errors import CircuitOpen, ToolExecutionError, words_of
 from steer_llm_sdk.orchestration.attempt import (
     Answer,
     Candidate,
@@ -308,7 +308,7 @@ class Trial:
             delay=delay,
             source=candidate.name,
             tool_name=candidate.name,
-            error=_words(told),
+            error=words_of(told),
         )
         # What watching took is not waited for again; but never earlier than was decided.
         await self.run.clock.sleep(max(0.0, until - self.run.clock.now()))
@@ -334,7 +334,7 @@ class Trial:
             kind = CircuitOpen
             message = f"no tool can be called now ({tale})"
         elif self.last is not None:
-            message = f"{_words(self.last)} ({tale})"
+            message = f"{words_of(self.last)} ({tale})"
         error = kind(
             message,
             tool_name=names[-1] if names else None,
@@ -345,7 +345,3 @@ class Trial:
         )
         error.__cause__ = self.last
         return error
-
-
-def _words(error: BaseException | None) -> str:
-    return "" if error is None else str(error) or type(error).__name__

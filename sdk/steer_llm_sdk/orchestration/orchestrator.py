@@ -8,7 +8,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from steer_llm_sdk import telemetry
-from steer_llm_sdk.errors import InvalidValue, OrchestratorError, PlanningError
+from steer_llm_sdk.checks import shown
+from steer_llm_sdk.copies import copied
+from steer_llm_sdk.errors import InvalidValue, OrchestratorError, PlanningError, words_of
 from steer_llm_sdk.orchestration.attempt import Candidate
 from steer_llm_sdk.orchestration.base import Orchestrator
 from steer_llm_sdk.orchestration.config import OrchestrationConfig
@@ -18,7 +20,7 @@ from steer_llm_sdk.orchestration.planning.planner import Planner, RuleBasedPlann
 from steer_llm_sdk.orchestration.planning.values import PlanDecision, PlanRequest
 from steer_llm_sdk.orchestration.reliability import OrchestratorReliabilityConfig
 from steer_llm_sdk.orchestration.retrying import RetryManager
-from steer_llm_sdk.orchestration.run import Run, copied, loop_clock
+from steer_llm_sdk.orchestration.run import Run, loop_clock
 from steer_llm_sdk.orchestration.tools import ToolRegistry
 from steer_llm_sdk.reliability.breakers import Breakers
 from steer_llm_sdk.streaming.events import Told
@@ -53,14 +55,19 @@ class ReliableOrchestrator(Orchestrator):
         clock: Clock | None = None,
     ) -> None:
         if planner is not None and not callable(getattr(planner, "plan", None)):
-            raise InvalidValue("planner", f"must have a coroutine plan, not {planner!r:.64}")
+            raise InvalidValue("planner", f"must have a coroutine plan, not {shown(planner)}")
         config = (
             OrchestratorReliabilityConfig() if reliability_config is None else reliability_config
         )
         if not isinstance(config, OrchestratorReliabilityConfig):
             raise InvalidValue("reliability_config", "must be an OrchestratorReliabilityConfig")
-        if registry is not None and not isinstance(registry, ToolRegistry):
-            raise InvalidValue("registry", f"must be a ToolRegistry, not {registry!r:.64}")
+        for name in ("get", "store"):
+            if idempotency_manager is not None and not callable(
+                getattr(idempotency_manager, name, None)
+            ):
+                raise InvalidValue(
+                    "idempotency_manager", f"{shown(idempotency_manager)} has no method {name}"
+                )
         clock = clock or loop_clock()
         # Circuits of one process need not be spread: they stay open for exactly as long as told.
         exact = Clock(now=clock.now, wall=clock.wall, jitter=lambda: 0.5)
@@ -211,9 +218,10 @@ class ReliableOrchestrator(Orchestrator):
             raise
         except Exception as error:
             # Whatever a planner of somebody's own raises: the run ends in our words, with its.
-            raise PlanningError(f"the planner failed: {type(error).__name__}: {error}") from error
+            told = f"{type(error).__name__}: {words_of(error)}"
+            raise PlanningError(f"the planner failed: {told}") from error
         if not isinstance(plan, PlanDecision):
-            raise PlanningError(f"the planner must return a PlanDecision, not {plan!r:.64}")
+            raise PlanningError(f"the planner must return a PlanDecision, not {shown(plan)}")
         return plan
 
     def _context(self, run: Run) -> PlanRequest:

@@ -46,6 +46,9 @@ __all__ = [
 
 _DEFAULTS: Final = Terms()
 
+#: Of AES-256, in bytes.
+KEY_SIZE: Final = 32
+
 
 class IdempotencyManager:
     """Remembers what was run for a key, so that its duplicates are given the same result.
@@ -116,8 +119,11 @@ class IdempotencyManager:
         self.join_timeout = join_timeout
         self.max_stored = max_stored
         terms = self._terms()
+        ring = _ring(encryption)
         if database_url is not None:
-            self._sql = _in_sql(database_url, terms, encryption)
+            self._sql = _in_sql(database_url, terms, ring)
+        elif ring:
+            raise InvalidValue("encryption", "is for results in SQL: give a database_url, too")
 
     def _terms(self) -> Terms:
         return Terms(
@@ -215,7 +221,9 @@ def once_of(manager: IdempotencyManager | Store) -> Once:
         return manager.once()
     for name in ("get", "store"):
         if not callable(getattr(manager, name, None)):
-            raise InvalidValue("idempotency_manager", f"{manager!r:.64} has no method {name}")
+            raise InvalidValue(
+                "idempotency_manager", f"{checks.shown(manager)} has no method {name}"
+            )
     try:
         return _ONCES.setdefault(manager, StoreOnce(manager, _DEFAULTS))
     except TypeError:  # it cannot be remembered
@@ -243,6 +251,19 @@ def _as_stored(fingerprint: str, value: Any) -> Any:
 
 async def _given(value: dict[str, Any]) -> dict[str, Any]:
     return value
+
+
+def _ring(encryption: Sequence[tuple[str, bytes]]) -> tuple[tuple[str, bytes], ...]:
+    """A ring of keys, checked."""
+    try:
+        ring = tuple((name, bytes(key)) for name, key in encryption)
+    except (TypeError, ValueError):
+        raise InvalidValue("encryption", "must be a list of pairs of a name and a key") from None
+    for name, key in ring:
+        checks.text("encryption", name)
+        if len(key) != KEY_SIZE:
+            raise InvalidValue("encryption", f"key {name} must have {KEY_SIZE} bytes")
+    return ring
 
 
 def _in_sql(url: str, terms: Terms, encryption: Sequence[tuple[str, bytes]]) -> SqlOnce:

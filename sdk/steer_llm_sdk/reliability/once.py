@@ -25,6 +25,7 @@ from steer_llm_sdk.errors import (
     OrchestratorError,
     PlanningError,
     UnknownTool,
+    words_of,
 )
 from steer_llm_sdk.reliability.idempotency_errors import (
     KeyInProgressError,
@@ -34,7 +35,6 @@ from steer_llm_sdk.reliability.idempotency_errors import (
 from steer_llm_sdk.reliability.json_text import NotJSON, json_text
 from steer_policies.fingerprint import RequestIdentity, fingerprint
 from steer_policies.idempotency import MAX_JOINERS, OnLedgerDown, OnUncertain, State
-from steer_policies.idempotency_key import MAX_KEY
 from steer_policies.outcome import Executed
 
 LOGGER: Final = logging.getLogger("steer.sdk")
@@ -131,7 +131,8 @@ def choice(name: str, kind: type[_Choice], value: str) -> _Choice:
     try:
         return kind(value)
     except ValueError:
-        raise InvalidValue(name, f"must be {' or '.join(kind)}, not {value!r:.64}") from None
+        known = " or ".join(kind)
+        raise InvalidValue(name, f"must be {known}, not {checks.shown(value)}") from None
 
 
 class Once(Protocol):
@@ -199,11 +200,7 @@ def request_text(identity: Identity) -> str:
         InvalidValue: the key is none.
         NotStorableError: the request is not JSON.
     """
-    checks.text("idempotency_key", identity.key)
-    if len(identity.key) > MAX_KEY:
-        raise InvalidValue("idempotency_key", f"must have at most {MAX_KEY} characters")
-    if not identity.key.isprintable():
-        raise InvalidValue("idempotency_key", "must not hold control characters")
+    checks.idempotency_key(identity.key)
     try:
         return json_text(identity.fingerprint_of)
     except NotJSON as error:
@@ -253,13 +250,16 @@ def conflict(key: str) -> ConflictError:
     )
 
 
-async def tell_of_store(tell: Tell | None, terms: Terms, error: object, *, executed: bool) -> None:
+async def tell_of_store(
+    tell: Tell | None, terms: Terms, error: BaseException | str, *, executed: bool
+) -> None:
     """Say that the store failed; whoever is told cannot make it worse."""
-    LOGGER.warning("the store of idempotency records is unavailable: %s", error)
+    why = words_of(error) if isinstance(error, BaseException) else error
+    LOGGER.warning("the store of idempotency records is unavailable: %s", why)
     if tell is None:
         return
     facts = {
-        "error": str(error) or type(error).__name__,
+        "error": why,
         "executed": executed,
         "policy": str(terms.on_store_down),
     }

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
+from steer_llm_sdk.checks import shown
 from steer_llm_sdk.errors import BudgetExceeded, InvalidValue, PlanningError
 from steer_llm_sdk.orchestration.planning.rules import PlanningRule, RuleAction, scope_of
 from steer_llm_sdk.orchestration.planning.values import (
@@ -59,7 +60,7 @@ class RuleBasedPlanner(Planner):
 
     def __init__(self, rules: Iterable[PlanningRule] | None = None) -> None:
         self._rules: tuple[PlanningRule, ...] = ()
-        given = tuple(rules or ())
+        given = _listed(rules or ())
         for index, rule in enumerate(given):
             _check(rule, f"rules[{index}]")
         self._rules = by_priority(given)
@@ -226,8 +227,14 @@ def described(tools: AvailableTools) -> Mapping[str, ToolMetadata]:
     }
 
 
+def _listed(rules: object) -> tuple[PlanningRule, ...]:
+    if not isinstance(rules, Iterable):  # one alone is easily given by mistake
+        raise InvalidValue("rules", f"must be a list of PlanningRule, not {shown(rules)}")
+    return tuple(rules)
+
+
 def _check(rule: object, place: str) -> None:
     if not isinstance(rule, PlanningRule):
-        raise InvalidValue(place, f"must be a PlanningRule, not {rule!r:.64}")
+        raise InvalidValue(place, f"must be a PlanningRule, not {shown(rule)}")
     if rule.action is None:
         raise InvalidValue(f"{place}.action", f"rule {rule.name!r} leads nowhere without one")

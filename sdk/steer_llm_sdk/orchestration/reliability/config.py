@@ -116,15 +116,14 @@ class OrchestratorReliabilityConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.retry_policy, RetryPolicy):
-            raise InvalidValue("retry_policy", f"must be a RetryPolicy, not {self.retry_policy!r}")
-        if not isinstance(self.circuit_breaker_configs, Mapping):
-            raise InvalidValue("circuit_breaker_configs", "must be a dictionary by provider")
+            raise InvalidValue("retry_policy", "must be a RetryPolicy")
+        checks.mapping("circuit_breaker_configs", self.circuit_breaker_configs)
         for name, config in self.circuit_breaker_configs.items():
             checks.text("circuit_breaker_configs", name)
             if not isinstance(config, CircuitBreakerConfig):
                 raise InvalidValue(
                     f"circuit_breaker_configs[{name!r}]",
-                    f"must be a CircuitBreakerConfig, not {config!r:.64}",
+                    f"must be a CircuitBreakerConfig, not {checks.shown(config)}",
                 )
         checks.flag("enable_fallback", self.enable_fallback)
         checks.whole("max_fallback_attempts", self.max_fallback_attempts, least=0)

@@ -1,0 +1,43 @@
+"""Copies of what belongs to others: requests, options, metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from steer_llm_sdk.errors import InvalidValue
+
+#: How deep requests and options may nest.
+MAX_DEPTH: Final = 200
+
+
+def own_copy(field: str, value: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A dictionary that its giver cannot change any more.
+
+    Raises:
+        InvalidValue: it nests too deep.
+    """
+    try:
+        return {key: copied(each) for key, each in value.items()}
+    except RecursionError:
+        raise InvalidValue(field, "nests too deep, or holds itself") from None
+
+
+def copied(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """A value with its dictionaries and lists made anew; anything else is shared.
+
+    Raises:
+        RecursionError: it nests deeper than `depth`.
+    """
+    kind = type(value)
+    if kind is str or kind is int or kind is float or value is None or kind is bool:
+        return value
+    if not depth:
+        raise RecursionError
+    if kind is dict:
+        return {key: copied(each, depth - 1) for key, each in value.items()}
+    if kind is list:
+        return [copied(each, depth - 1) for each in value]
+    if kind is tuple:
+        return tuple([copied(each, depth - 1) for each in value])
+    return value
