@@ -6,12 +6,15 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Final
+from enum import StrEnum
+from typing import Any, Final, TypeVar
 
 from steer_llm_sdk.errors import InvalidValue
 from steer_policies.idempotency_key import MAX_KEY
 
 _INFINITE: Final = math.inf
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 def number(
@@ -84,6 +87,19 @@ def plain_function(field: str, value: Any) -> None:
     function(field, value)
     if inspect.iscoroutinefunction(value):
         raise InvalidValue(field, f"must be a plain function, not a coroutine's: {shown(value)}")
+
+
+def choice(name: str, kind: type[_Choice], value: str) -> _Choice:
+    """A member of an enumeration by its text.
+
+    Raises:
+        InvalidValue: naming the field.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        known = " or ".join(kind)
+        raise InvalidValue(name, f"must be {known}, not {shown(value)}") from None
 
 
 def is_finite(value: Any) -> bool:

@@ -188,7 +188,7 @@ async def test_what_validation_says(said: Any, accepted: bool) -> None:
     ("field", "value"),
     [("usage", None), ("usage", "3"), ("metadata", None), ("per_agent", [1]), ("cost_usd", "dear")],
 )
-@pytest.mark.parametrize("key", [None])
+@pytest.mark.parametrize("key", [None, "k"])
 async def test_an_output_that_cannot_be_used(field: str, value: Any, key: str | None) -> None:
     """The error names the field; the tool was run, and is not run again for its key."""
     tool = Scripted("tool", OrchestrationOutput(content=1, **{field: value}))

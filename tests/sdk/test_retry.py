@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import ssl
+import urllib.error
 from typing import Any
 
 import aiohttp
@@ -13,7 +15,11 @@ import httpx2
 import openai
 import pytest
 
-from steer_llm_sdk.orchestration import OrchestrationConfig, ToolExecutionError
+from steer_llm_sdk.orchestration import (
+    ConflictError,
+    OrchestrationConfig,
+    ToolExecutionError,
+)
 from steer_llm_sdk.orchestration.failures import verdict_on
 from steer_llm_sdk.orchestration.retrying import Count
 from steer_llm_sdk.reliability import ProviderError
@@ -40,8 +46,11 @@ def caused(error: Exception, cause: BaseException) -> Exception:
     ("error", "failure", "executed"),
     [
         (ValueError("503"), Failure.REJECTED, Executed.NO),
-        (TypeError("timeout"), Failure.REJECTED, Executed.NO),
-        (UnicodeDecodeError("utf-8", b"", 0, 1, "x"), Failure.REJECTED, Executed.NO),
+        (UnicodeEncodeError("ascii", "ü", 0, 1, "x"), Failure.REJECTED, Executed.NO),
+        # The answer may have been what was not as expected.
+        (TypeError("timeout"), Failure.REJECTED, Executed.MAYBE),
+        (UnicodeDecodeError("utf-8", b"", 0, 1, "x"), Failure.REJECTED, Executed.MAYBE),
+        (json.JSONDecodeError("x", "", 0), Failure.REJECTED, Executed.MAYBE),
         (caused(ValueError("x"), TimeoutError()), Failure.REJECTED, Executed.NO),
         (TimeoutError(), Failure.FIRST_BYTE_TIMEOUT, Executed.MAYBE),
         (ConnectionRefusedError(), Failure.CONNECT, Executed.NO),
@@ -52,7 +61,19 @@ def caused(error: Exception, cause: BaseException) -> Exception:
         (BrokenPipeError(), Failure.RESET, Executed.MAYBE),
         (OSError(107, "not connected"), Failure.RESET, Executed.MAYBE),
         (ssl.SSLError(), Failure.RESET, Executed.MAYBE),
-        (FileNotFoundError(2, "no file"), Failure.SERVER_ERROR, Executed.MAYBE),
+        (FileNotFoundError(2, "no file"), Failure.FAULT, Executed.MAYBE),
+        (PermissionError(13, "no"), Failure.FAULT, Executed.MAYBE),
+        (OSError("a library's own"), Failure.SERVER_ERROR, Executed.MAYBE),
+        (KeyError("choices"), Failure.FAULT, Executed.MAYBE),
+        (AttributeError("x"), Failure.FAULT, Executed.MAYBE),
+        (ZeroDivisionError(), Failure.FAULT, Executed.MAYBE),
+        (NotImplementedError(), Failure.FAULT, Executed.MAYBE),
+        (caused(KeyError("x"), unwell(503)), Failure.OVERLOADED, Executed.NO),
+        (ConflictError("x"), Failure.FAULT, Executed.MAYBE),
+        (caused(ToolExecutionError("x"), unwell(503)), Failure.OVERLOADED, Executed.NO),
+        (ToolExecutionError("x"), Failure.SERVER_ERROR, Executed.MAYBE),
+        (asyncio.IncompleteReadError(b"", 1), Failure.TRUNCATED, Executed.MAYBE),
+        (urllib.error.URLError("x"), Failure.RESET, Executed.MAYBE),
         (RuntimeError("what"), Failure.SERVER_ERROR, Executed.MAYBE),
         (caused(RuntimeError("x"), ConnectionRefusedError()), Failure.CONNECT, Executed.NO),
         (unwell(None), Failure.SERVER_ERROR, Executed.MAYBE),

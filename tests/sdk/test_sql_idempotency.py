@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from steer_llm_sdk.errors import ConflictError
+from steer_llm_sdk.errors import ConflictError, ToolExecutionError
 from steer_llm_sdk.reliability import open_ledger
 from steer_llm_sdk.reliability.idempotency import (
     IdempotencyManager,
@@ -128,14 +128,33 @@ async def test_results_of_any_size(url: str) -> None:
 
 async def test_a_failure_frees_the_key(url: str, tmp_path: Path) -> None:
     """Its row says how it ended; the next run is a row of its own."""
-    work = Worker(RuntimeError("no"), {"content": 2})
+    work = Worker(ToolExecutionError("no"), {"content": 2})
     async with IdempotencyManager(database_url=url) as manager:
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ToolExecutionError):
             await once_of(manager).run(asking(), work)
         assert (await once_of(manager).run(asking(), work)).value == {"content": 2}
     assert rows(tmp_path, "idem_state, idem_live, outcome, error_class") == [
-        ("released", None, "upstream_5xx", "RuntimeError"),
+        ("released", None, "upstream_5xx", "ToolExecutionError"),
         ("completed", 1, "ok", None),
+    ]
+
+
+async def test_a_failure_that_may_have_had_an_effect(url: str, tmp_path: Path) -> None:
+    """It keeps the key, as a call through a sidecar does; `on_failure="release"` frees it."""
+    async with IdempotencyManager(database_url=url) as manager:
+        with pytest.raises(RuntimeError):
+            await once_of(manager).run(asking(), Worker(RuntimeError("no")))
+        with pytest.raises(UncertainOutcomeError, match="steer ledger resolve"):
+            await once_of(manager).run(asking(), Worker())
+    work = Worker(RuntimeError("no"), {"content": 2})
+    async with IdempotencyManager(database_url=url, on_failure="release") as manager:
+        with pytest.raises(RuntimeError):
+            await once_of(manager).run(asking(key="free"), work)
+        assert (await once_of(manager).run(asking(key="free"), work)).value == {"content": 2}
+    assert rows(tmp_path, "idem_state, outcome") == [
+        ("uncertain", "upstream_5xx"),
+        ("released", "upstream_5xx"),
+        ("completed", "ok"),
     ]
 
 
@@ -407,12 +426,13 @@ async def test_another_process_waits_for_the_run(processes: Callable[[], Any]) -
 async def test_a_run_that_fails_elsewhere(processes: Callable[[], Any]) -> None:
     """Who joined it is told so, and does not run it; the next run does."""
     async with processes() as world:
-        work, one, other = Worker(ValueError("no"), seconds=5.0), world.process(), world.process()
+        work = Worker(ToolExecutionError("no"), seconds=5.0)
+        one, other = world.process(), world.process()
         first = asyncio.create_task(one.run(asking(), work))
         await asyncio.sleep(1.0)
         with pytest.raises(JoinedRunFailedError, match="of another process, has failed"):
             await other.run(asking(), work)
-        with pytest.raises(ValueError, match="no"):
+        with pytest.raises(ToolExecutionError, match="no"):
             await first
         assert work.made == 1
         assert (await other.run(asking(), Worker())).value == {"content": "done"}

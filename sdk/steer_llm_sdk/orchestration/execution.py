@@ -32,7 +32,7 @@ from steer_llm_sdk.streaming.events import Told
 from steer_policies.breaker import Rejected
 from steer_policies.config import Ambiguous
 from steer_policies.outcome import SUCCESS, TRAITS, Elsewhere, Executed, Failure, Verdict
-from steer_policies.retry import Decision, GiveUp, Hop, RetryIn, Standing, decide
+from steer_policies.retry import Decision, GiveUp, Hop, RetryIn, Standing, decide, when_ambiguous
 
 LOGGER: Final = logging.getLogger("steer.sdk")
 
@@ -74,10 +74,16 @@ class Trial:
     retry_at: float | None = None
     last: Exception | None = None
     began: float = field(init=False)
+    ambiguous: Ambiguous = field(init=False)
 
     def __post_init__(self) -> None:
         self.pending = list(self.candidates)
         self.began = self.run.clock.now()
+        options = self.run.options
+        self.ambiguous = when_ambiguous(
+            self.executor.retry_manager.policy(options).ambiguous,
+            once=options.idempotency_key is not None,
+        )
 
     async def result(self) -> Answer:
         """The first result.
@@ -240,11 +246,11 @@ class Trial:
                 return True
             case Hop():
                 self._hop(candidate, verdict)
-            case GiveUp(retry_after=asked):
+            case GiveUp(retry_after=asked, uncertain=uncertain):
                 if asked is not None:
                     self.retry_at = self.run.clock.now() + asked
                 self.pending.clear()
-                if TRAITS[failure].elsewhere is Elsewhere.NEVER:
+                if uncertain or TRAITS[failure].elsewhere is Elsewhere.NEVER:
                     self.deferred.clear()
         return False
 
@@ -256,11 +262,12 @@ class Trial:
             waited=self.waited,
             time_left=self._time_left(),
             others=TRAITS[failure].elsewhere is Elsewhere.ANY and self._others(),
-            ambiguous=Ambiguous.RETRY,
+            ambiguous=self.ambiguous,
             unsent_only=False,
-            idempotent_upstream=False,
+            idempotent_upstream=candidate.metadata.idempotent,
             retry_allowed=True,
             jitter=0.0 if self.run.options.deterministic else self.run.clock.jitter(),
+            executed_before=self.maybe_executed,
             unwanted=failure in manager.unwanted,
         )
         return decide(manager.policy(self.run.options), verdict, standing)
@@ -317,6 +324,10 @@ class Trial:
         """Remember why a tool was not tried."""
         candidate.refused = why
         self.details.append({"tool": candidate.name, "attempt": 0, "refused": why})
+        if self.maybe_executed and self.ambiguous is Ambiguous.FAIL:
+            # It was to be repeated here or nowhere, and here it cannot be.
+            self.pending.clear()
+            self.deferred.clear()
 
     def _failure(self) -> ToolExecutionError:
         """What is raised when no tool gave a result."""

@@ -31,6 +31,7 @@ class ToolMetadata:
     supported_models: Sequence[str] = ()
     default_options: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     resource_requirements: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    idempotent: bool = False
     entrant: Entrant = field(init=False, repr=False, compare=False)
     """The same for the policy that compares tools."""
 
@@ -38,6 +39,7 @@ class ToolMetadata:
         checks.text("name", self.name)
         if self.provider is not None:
             checks.text("provider", self.provider)
+        checks.flag("idempotent", self.idempotent)
         needs = self.resource_requirements
         checks.mapping("resource_requirements", needs)
         checks.mapping("default_options", self.default_options)
@@ -76,4 +78,5 @@ class ToolMetadata:
             supported_models=getattr(tool, "supported_models", None) or (),
             default_options=getattr(tool, "default_options", None) or _NOTHING,
             resource_requirements=getattr(tool, "resource_requirements", None) or _NOTHING,
+            idempotent=getattr(tool, "idempotent", False),
         )

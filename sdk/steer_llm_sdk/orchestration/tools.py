@@ -72,6 +72,15 @@ class Tool(ABC):
         """
         return _NOTHING
 
+    @property
+    def idempotent(self) -> bool:
+        """Whether it may be executed again for one idempotency key without doing its work twice.
+
+        So is a tool that only reads, or hands the key on to who keeps to it. In a run with a key,
+        only such a tool is tried again after an attempt that may have had an effect.
+        """
+        return False
+
     def validate_request(self, request: Request) -> bool:  # noqa: ARG002 - for subclasses
         """Whether this tool can take the request; it is not executed with one it cannot."""
         return True

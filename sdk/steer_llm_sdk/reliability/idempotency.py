@@ -21,7 +21,7 @@ from steer_llm_sdk.reliability.idempotency_errors import (
     UncertainOutcomeError,
 )
 from steer_llm_sdk.reliability.json_text import NotJSON, json_text
-from steer_llm_sdk.reliability.once import Identity, Once, OnFailure, Terms, choice
+from steer_llm_sdk.reliability.once import Identity, Once, OnFailure, Terms
 from steer_llm_sdk.reliability.stored import VERSION, Store, StoreOnce
 from steer_policies.idempotency import OnLedgerDown, OnUncertain, State
 
@@ -67,8 +67,9 @@ class IdempotencyManager:
     wait for its key have been cancelled or have run out of time.
 
     Attributes:
-        on_failure: what becomes of the key when the tool was run and failed: `release` frees it,
-            `uncertain` keeps it. A tool that was interrupted always leaves its key uncertain.
+        on_failure: what becomes of the key when the tool failed and may have had an effect:
+            `uncertain` keeps it, `release` frees it. A tool that was interrupted always leaves its
+            key uncertain, one that provably did nothing always frees it.
         on_uncertain: what a duplicate of such a key gets: `fail` (`UncertainOutcomeError`) or
             `rerun`.
         on_store_down: what becomes of a run while the store cannot be used: `fail`
@@ -94,7 +95,7 @@ class IdempotencyManager:
         max_entries: int = 1000,
         database_url: str | None = None,
         *,
-        on_failure: str = OnFailure.RELEASE,
+        on_failure: str = OnFailure.UNCERTAIN,
         on_uncertain: str = OnUncertain.FAIL,
         on_store_down: str = OnLedgerDown.FAIL,
         join_timeout: float = 300.0,
@@ -128,9 +129,9 @@ class IdempotencyManager:
     def _terms(self) -> Terms:
         return Terms(
             ttl=self._ttl,
-            on_failure=choice("on_failure", OnFailure, self.on_failure),
-            on_uncertain=choice("on_uncertain", OnUncertain, self.on_uncertain),
-            on_store_down=choice("on_store_down", OnLedgerDown, self.on_store_down),
+            on_failure=checks.choice("on_failure", OnFailure, self.on_failure),
+            on_uncertain=checks.choice("on_uncertain", OnUncertain, self.on_uncertain),
+            on_store_down=checks.choice("on_store_down", OnLedgerDown, self.on_store_down),
             join_timeout=self.join_timeout,
             max_stored=self.max_stored,
         )

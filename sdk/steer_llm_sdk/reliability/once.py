@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol
 
 from steer_llm_sdk import checks
 from steer_llm_sdk.errors import (
@@ -52,11 +52,12 @@ Tell = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 
 class OnFailure(StrEnum):
-    """What becomes of a key when its tool has been run and says itself that it failed.
+    """What becomes of a key when its tool failed and may have had an effect before it did: by a
+    time-out, a lost connection, an exception of its own.
 
-    `release` frees the key: another run with it runs the tool again. `uncertain` keeps it, for
-    tools that may have had an effect before they failed, such as payments without a key of their
-    own: duplicates raise `UncertainOutcomeError`.
+    `uncertain` keeps the key: duplicates raise `UncertainOutcomeError`. `release` frees it: another
+    run with it runs the tool again. Where it is known that nothing was executed (a 429, a refused
+    connection, a ValueError), the key is free either way.
     """
 
     RELEASE = "release"
@@ -107,7 +108,7 @@ class Terms:
     """What a store of idempotency records promises; see `IdempotencyManager`."""
 
     ttl: float = 900.0
-    on_failure: OnFailure = OnFailure.RELEASE
+    on_failure: OnFailure = OnFailure.UNCERTAIN
     on_uncertain: OnUncertain = OnUncertain.FAIL
     on_store_down: OnLedgerDown = OnLedgerDown.FAIL
     join_timeout: float = 300.0
@@ -117,22 +118,6 @@ class Terms:
         checks.number("ttl_seconds", self.ttl, least=0.0, above=True)
         checks.number("join_timeout", self.join_timeout, least=0.0, above=True)
         checks.whole("max_stored", self.max_stored, least=1)
-
-
-_Choice = TypeVar("_Choice", bound=StrEnum)
-
-
-def choice(name: str, kind: type[_Choice], value: str) -> _Choice:
-    """A member of an enumeration by its text.
-
-    Raises:
-        InvalidValue: naming the field.
-    """
-    try:
-        return kind(value)
-    except ValueError:
-        known = " or ".join(kind)
-        raise InvalidValue(name, f"must be {known}, not {checks.shown(value)}") from None
 
 
 class Once(Protocol):

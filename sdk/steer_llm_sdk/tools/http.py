@@ -178,6 +178,11 @@ class HttpTool(Tool):
         """See `Tool`."""
         return self._resources
 
+    @property
+    def idempotent(self) -> bool:
+        """The sidecar is given the run's key: a second call joins the first, or gets its answer."""
+        return True
+
     # --- What it does ---------------------------------------------------------------------------
 
     async def execute(
