@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from steer_llm_sdk.errors import ConflictError, ToolExecutionError
+from steer_llm_sdk.errors import ConflictError, RunTimeout, ToolExecutionError
+from steer_llm_sdk.orchestration import OrchestrationConfig
 from steer_llm_sdk.reliability import open_ledger
 from steer_llm_sdk.reliability.idempotency import (
     IdempotencyManager,
@@ -32,6 +33,7 @@ from steer_policies.idempotency import OnLedgerDown, OnUncertain
 from steer_policies.trace_context import trace_id_from
 from steer_proxy.ledger.memory import MemoryLedger
 from steer_proxy.ledger.values import CallRow
+from tests.sdk.stubs import Scripted, lasting, reliable, unwell
 from tests.sdk.test_once import Told, Worker, asking
 from tests.support.books import a_clock
 from tests.support.faulty_ledger import FaultyLedger
@@ -137,6 +139,62 @@ async def test_a_failure_frees_the_key(url: str, tmp_path: Path) -> None:
         ("released", None, "upstream_5xx", "ToolExecutionError"),
         ("completed", 1, "ok", None),
     ]
+
+
+def attempts(tmp_path: Path, columns: str) -> list[tuple[Any, ...]]:
+    """The attempts that the file holds, in their order."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "steer.db")) as connection:
+        statement = (
+            f"SELECT {columns} FROM attempts AS a JOIN requests AS r ON r.id = a.request "
+            "ORDER BY r.started_us, a.n"
+        )
+        return connection.execute(statement).fetchall()
+
+
+async def test_the_rows_of_attempts(url: str, tmp_path: Path) -> None:
+    """Each has its own, retries and fallbacks too, with what its tool said it cost."""
+    paid = {"usage": {"prompt_tokens": 7, "completion_tokens": 2}, "cost_usd": 0.5}
+    tool = Scripted("tool", unwell(503), unwell(429, retry_after=3.0), unwell(401))
+    spare = Scripted("spare", lasting(2.0, paid))
+    async with IdempotencyManager(database_url=url) as manager:
+        runs = reliable(tool, spare, manager=manager)
+        for _ in range(2):  # a duplicate has none
+            await runs.run("go", options=OrchestrationConfig(idempotency_key="a"))
+        tool.script = [TimeoutError()]
+        with pytest.raises(ToolExecutionError):
+            await runs.run("go", options=OrchestrationConfig(idempotency_key="b"))
+        tool.script = [lasting(60.0)]
+        with pytest.raises(RunTimeout):
+            await runs.run("go", options=OrchestrationConfig(idempotency_key="c", timeout_ms=500))
+    what = "n, a.upstream, a.status, a.outcome, a.failure_class, a.executed, a.wasted"
+    assert attempts(tmp_path, what) == [
+        (1, "tool", 503, "upstream_5xx", "overloaded", "no", 0),
+        (2, "tool", 429, "throttled", "throttled", "no", 0),
+        (3, "tool", 401, "client_4xx", "credential", "no", 0),
+        (4, "spare", None, "ok", None, "yes", 0),
+        (1, "tool", None, "timeout", "first_byte_timeout", "maybe", 1),
+        (1, "tool", None, "cancelled", "cancelled", "maybe", 1),
+    ]
+    cost = "a.wait_source, a.wait_us, a.tokens_in, a.tokens_out, a.cost_nusd, a.duration_us"
+    first, second, third, fourth, *_ = attempts(tmp_path, cost)
+    assert first[:5] == ("none", 0, None, None, None)
+    assert second[:2] == ("backoff", 1_000_000)
+    assert third[0] == "retry_after"
+    assert 3_000_000 <= third[1] <= 3_300_000
+    assert fourth[:5] == ("none", 0, 7, 2, 500_000_000)
+    assert fourth[5] == pytest.approx(2_000_000, abs=50_000)
+    run = "upstream, attempts, ambiguous, outcome, error_class"
+    assert rows(tmp_path, run) == [
+        ("spare", 4, 0, "ok", None),
+        (None, 0, 0, "ok", None),
+        ("tool", 1, 1, "timeout", "first_byte_timeout"),
+        ("tool", 1, 1, "cancelled", "CancelledError"),
+    ]
+    with contextlib.closing(sqlite3.connect(tmp_path / "steer.db")) as connection:
+        wasted = connection.execute("SELECT upstream, failure_class FROM v_wasted").fetchall()
+        health = connection.execute("SELECT upstream, attempts, ok FROM v_upstream_health")
+        assert sorted(wasted) == [("tool", "cancelled"), ("tool", "first_byte_timeout")]
+        assert sorted(health.fetchall()) == [("spare", 1, 1), ("tool", 5, 0)]
 
 
 async def test_a_failure_that_may_have_had_an_effect(url: str, tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ class Orchestrator:
             terms=RunTerms(
                 options.idempotency_key, options.budget, options.quality_requirements, deadline.at
             ),
+            records=None if options.idempotency_key is None else [],
         )
 
     async def _told(self, run: Run, tool_name: str | None) -> OrchestrationOutput:

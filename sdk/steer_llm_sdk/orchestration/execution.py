@@ -7,6 +7,7 @@ attempt, and given back however that ends.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from steer_llm_sdk.orchestration.attempt import (
     spanned,
 )
 from steer_llm_sdk.orchestration.circuits import Circuits, Entry
-from steer_llm_sdk.orchestration.failures import provider_of, verdict_on
+from steer_llm_sdk.orchestration.failures import provider_of, status_of, verdict_on
 from steer_llm_sdk.orchestration.metadata import ToolMetadata
 from steer_llm_sdk.orchestration.retrying import RetryManager
 from steer_llm_sdk.orchestration.run import Run
@@ -31,8 +32,18 @@ from steer_llm_sdk.reliability.breakers import Breakers
 from steer_llm_sdk.streaming.events import Told
 from steer_policies.breaker import Rejected
 from steer_policies.config import Ambiguous
-from steer_policies.outcome import SUCCESS, TRAITS, Elsewhere, Executed, Failure, Verdict
-from steer_policies.retry import Decision, GiveUp, Hop, RetryIn, Standing, decide, when_ambiguous
+from steer_policies.outcome import SUCCESS, TRAITS, Elsewhere, Executed, Failure, Verdict, failed
+from steer_policies.retry import (
+    Decision,
+    GiveUp,
+    Hop,
+    RetryIn,
+    Standing,
+    WaitSource,
+    decide,
+    when_ambiguous,
+)
+from steer_proxy.engine.attempt import AttemptRecord
 
 LOGGER: Final = logging.getLogger("steer.sdk")
 
@@ -75,6 +86,8 @@ class Trial:
     last: Exception | None = None
     began: float = field(init=False)
     ambiguous: Ambiguous = field(init=False)
+    before: tuple[float, WaitSource] = (0.0, WaitSource.NONE)
+    """What was waited before the next attempt, and why."""
 
     def __post_init__(self) -> None:
         self.pending = list(self.candidates)
@@ -120,7 +133,7 @@ class Trial:
             or self.waited + delay > policy.max_total_delay
         ):
             return None
-        await self._again(candidate, delay)
+        await self._again(candidate, delay, WaitSource.GATE)
         return candidate
 
     async def _fall_back(self, before: Candidate, candidate: Candidate) -> Answer | None:
@@ -153,12 +166,17 @@ class Trial:
             self.made += 1
             try:
                 value = await attempt(self.run, candidate, entry.provider)
+            except asyncio.CancelledError:
+                self._record(candidate, failed(Failure.CANCELLED), started)
+                raise
             except Exception as error:  # noqa: BLE001 - whatever a tool raises is its failure
                 verdict = verdict_on(error, self.run.clock.wall())
+                self._record(candidate, verdict, started, status_of(error))
                 await self._learn(candidate, entry, verdict, started, provider_of(error))
                 if not await self._once_more(candidate, error, verdict):
                     return None
             else:
+                self._record(candidate, SUCCESS, started)
                 named = named_by(value)
                 await self._learn(candidate, entry, SUCCESS, started, named)
                 if candidate.attempts > 1:
@@ -225,6 +243,27 @@ class Trial:
             self.run, candidate.metadata, entry, verdict, seconds, named
         )
 
+    def _record(
+        self, candidate: Candidate, verdict: Verdict, started: float, status: int | None = None
+    ) -> None:
+        """Keep what became of an attempt, where that is kept."""
+        waited, self.before = self.before, (0.0, WaitSource.NONE)
+        if (records := self.run.records) is None:
+            return
+        records.append(
+            AttemptRecord(
+                number=len(records) + 1,
+                upstream=candidate.name,
+                model=None,
+                started=started,
+                seconds=self.run.clock.now() - started,
+                waited=waited[0],
+                wait_source=waited[1],
+                status=status,
+                verdict=verdict,
+            )
+        )
+
     async def _once_more(self, candidate: Candidate, error: Exception, verdict: Verdict) -> bool:
         """Whether the same tool is tried again; waits before it says yes."""
         self.last = error
@@ -241,8 +280,8 @@ class Trial:
             decision.why,
         )
         match decision:
-            case RetryIn(delay=delay):
-                await self._again(candidate, delay, error)
+            case RetryIn(delay=delay, source=source):
+                await self._again(candidate, delay, source, error)
                 return True
             case Hop():
                 self._hop(candidate, verdict)
@@ -301,10 +340,15 @@ class Trial:
         return min(self.run.left(), self.began + most - self.run.clock.now())
 
     async def _again(
-        self, candidate: Candidate, delay: float, error: Exception | None = None
+        self,
+        candidate: Candidate,
+        delay: float,
+        source: WaitSource,
+        error: Exception | None = None,
     ) -> None:
         """Tell of a retry, and wait for its time."""
         self.waited += delay
+        self.before = (delay, source)
         self.executor.retry_manager.metrics.retried()
         until = self.run.clock.now() + delay
         told = self.last if error is None else error

@@ -107,6 +107,11 @@ def verdict_on(error: BaseException, wall: float) -> Verdict:
     return failed(Failure.SERVER_ERROR, executed=Executed.MAYBE, code=name)
 
 
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an exception, or what it was raised from, carries."""
+    return next((found for each in _causes(error) if (found := _status(each)) is not None), None)
+
+
 def provider_of(error: BaseException) -> str | None:
     """The provider that an exception names."""
     provider = error.provider if isinstance(error, ProviderError) else None

@@ -269,4 +269,5 @@ def _caller(run: Run, tool_name: str | None) -> Caller:
         run.trace_id,
         tool_name,
         {key: value for key, value in labels.items() if isinstance(value, str)},
+        () if run.records is None else run.records,
     )

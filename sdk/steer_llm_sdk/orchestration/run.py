@@ -18,6 +18,7 @@ from steer_llm_sdk.orchestration.tools import Request
 from steer_llm_sdk.streaming.events import Redactor, Told
 from steer_llm_sdk.streaming.manager import EventManager
 from steer_policies.deadline import Deadline
+from steer_proxy.engine.attempt import AttemptRecord
 from steer_proxy.engine.clock import Clock
 
 
@@ -47,6 +48,8 @@ class Run:
     """Executions of tools that have not ended."""
     maybe_executed: bool = False
     """A tool that failed may have had an effect all the same."""
+    records: list[AttemptRecord] | None = None
+    """What became of each attempt, where somebody keeps it: of runs with a key."""
 
     @property
     def doubtful(self) -> bool:

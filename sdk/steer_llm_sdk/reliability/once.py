@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Protocol
@@ -36,6 +36,7 @@ from steer_llm_sdk.reliability.json_text import NotJSON, json_text
 from steer_policies.fingerprint import RequestIdentity, fingerprint
 from steer_policies.idempotency import MAX_JOINERS, OnLedgerDown, OnUncertain, State
 from steer_policies.outcome import Executed
+from steer_proxy.engine.attempt import AttemptRecord
 
 LOGGER: Final = logging.getLogger("steer.sdk")
 
@@ -92,12 +93,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, for the ledger's row: ids, the tool named explicitly, labels."""
+    """Who asks, for the ledger's rows: ids, the tool named explicitly, labels; and what it has
+    tried so far, which grows while the run goes on."""
 
     request_id: str | None = None
     trace_id: str | None = None
     tool: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    records: Sequence[AttemptRecord] = ()
 
 
 NOBODY: Final = Caller()
