@@ -340,6 +340,16 @@ async def test_what_events_hold_is_told() -> None:
         await orchestrator.run("a", options=options, event_manager=events)
     with pytest.raises(ConflictError):
         await orchestrator.run("b", options=options, event_manager=events)
+    shy = _Scripted(refused(429, retry_after=3))
+    registry.register_tool(shy)
+    for _ in range(2):  # the second waits for what the first was told
+        with contextlib.suppress(OrchestratorError):
+            await orchestrator.run(
+                "a",
+                shy.name,
+                options=OrchestrationConfig(retry_on_failure=False),
+                event_manager=events,
+            )
     told["circuit_breaker_state"].discard("provider:tool")
     assert found == told
 

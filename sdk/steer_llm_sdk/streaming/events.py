@@ -29,6 +29,7 @@ class Told(StrEnum):
 
     PLAN_SELECTED = "plan_selected"
     RETRY_ATTEMPT = "retry_attempt"
+    THROTTLED = "throttled"
     FALLBACK = "fallback"
     CIRCUIT_BREAKER_STATE = "circuit_breaker_state"
     IDEMPOTENT_REPLAY = "idempotent_replay"
