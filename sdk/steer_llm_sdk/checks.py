@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from steer_llm_sdk.errors import InvalidValue
@@ -72,7 +73,8 @@ def names(field: str, value: Any) -> None:
 
 def mapping(field: str, value: Any) -> None:
     """A dictionary."""
-    if not isinstance(value, Mapping):
+    kind = type(value)  # the usual ones first: asking an abstract class takes its time
+    if kind is not dict and kind is not MappingProxyType and not isinstance(value, Mapping):
         raise InvalidValue(field, f"must be a dictionary, not {shown(value)}")
 
 

@@ -57,7 +57,8 @@ class Account:
         status: int | None = None,
     ) -> None:
         """Keep an attempt, where attempts are kept."""
-        if (records := self.run.records) is None:
+        records = self.run.records
+        if records is None:
             return
         records.append(
             AttemptRecord(

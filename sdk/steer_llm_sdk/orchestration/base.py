@@ -63,7 +63,8 @@ class Orchestrator:
             raise InvalidValue("registry", f"must be a ToolRegistry, not {shown(registry)}")
         self.registry = get_global_registry() if registry is None else registry
         self.reliable_executor = executor
-        self._clock = clock or loop_clock()
+        self._clock = clock
+        self._here: tuple[asyncio.AbstractEventLoop | None, Clock] = (None, clock or loop_clock())
 
     async def run(
         self,
@@ -132,7 +133,7 @@ class Orchestrator:
             raise InvalidValue(
                 "event_manager", f"must be an EventManager, not {shown(event_manager)}"
             )
-        clock = self._clock
+        clock = self._clock_here()
         request_id = options.request_id or new_id(clock.wall())
         trace_id = options.trace_id or request_id
         redactor = Redactor(options.redactor_cb)
@@ -158,6 +159,14 @@ class Orchestrator:
             ),
             records=None if options.idempotency_key is None else [],
         )
+
+    def _clock_here(self) -> Clock:
+        """The clock of this event loop, kept: asking which loop runs costs more than its time."""
+        loop, clock = self._here
+        if self._clock is None and (running := asyncio.get_running_loop()) is not loop:
+            clock = Clock(now=running.time, wall=clock.wall, jitter=clock.jitter)
+            self._here = (running, clock)
+        return clock
 
     async def _told(self, run: Run, tool_name: str | None) -> OrchestrationOutput:
         """The run, with its beginning and its end told to whoever listens."""

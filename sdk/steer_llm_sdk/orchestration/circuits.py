@@ -14,6 +14,7 @@ from steer_llm_sdk.streaming.events import Told
 from steer_policies.breaker import PermitPair, Rejected
 from steer_policies.outcome import Failure, Verdict
 from steer_policies.throttle import Gate, Pass
+from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.gate import throttled
 from steer_proxy.engine.registry import MAX_REMEMBERED
 
@@ -29,10 +30,11 @@ class Entry:
     gate: Gate | None = None
     admission: Pass | None = None
 
-    def leave_gate(self, throttled: bool | None, now: float) -> None:  # noqa: FBT001 - what came of it
-        """Tell the gate what came of it: throttled, not throttled, or nothing known."""
-        if self.gate is not None and self.admission is not None:
-            self.gate.settle(self.admission, throttled, now)
+    def leave_gate(self, clock: Clock, verdict: Verdict | None) -> None:
+        """Tell the gate what came of it; None for nothing."""
+        if self.admission is not None and self.gate is not None:
+            lesson = None if verdict is None else throttled(verdict)
+            self.gate.settle(self.admission, lesson, clock.now())
             self.admission = None
 
 
@@ -74,7 +76,7 @@ class Circuits:
             return entry
         permit = self._breakers.acquire(entry.provider, metadata.name)
         if isinstance(permit, Rejected):
-            entry.leave_gate(None, run.clock.now())
+            entry.leave_gate(run.clock, None)
             return permit
         entry.permit = permit
         if permit.probe:
@@ -111,7 +113,7 @@ class Circuits:
         if breakers is not None and verdict.failure is Failure.THROTTLED and verdict.hint:
             provider = named if named is not None and moved else entry.provider
             breakers.throttle(provider, name, verdict.hint.seconds)
-        entry.leave_gate(throttled(verdict), run.clock.now())
+        entry.leave_gate(run.clock, verdict)
         if breakers is None or permit is None:
             return
         entry.permit = None
@@ -125,7 +127,7 @@ class Circuits:
 
     def give_back(self, run: Run, metadata: ToolMetadata, entry: Entry) -> None:
         """Give back what nothing was learned with."""
-        entry.leave_gate(None, run.clock.now())
+        entry.leave_gate(run.clock, None)
         if self._breakers is not None and entry.permit is not None:
             self._breakers.settle(entry.provider, metadata.name, entry.permit, None)
 

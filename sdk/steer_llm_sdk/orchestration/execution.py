@@ -155,23 +155,23 @@ class Trial:
         if not await self._accepted(candidate):
             return None
         while (entry := await self._enter(candidate)) is not None:
-            started, waited = self.run.clock.now(), self.patience.taken()
+            started = self.run.clock.now()
             if not candidate.attempts:
                 self.tried.append(candidate)
             self.account.made += 1
             try:
                 value = await attempt(self.run, candidate, entry.provider)
             except asyncio.CancelledError:
-                self.account.record(candidate, failed(Failure.CANCELLED), started, waited)
+                self._record(candidate, failed(Failure.CANCELLED), started)
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a tool raises is its failure
                 verdict = self._heard(verdict_on(error, self.run.clock.wall()))
-                self.account.record(candidate, verdict, started, waited, status_of(error))
+                self._record(candidate, verdict, started, error)
                 await self._learn(candidate, entry, verdict, started, provider_of(error))
                 if not await self._once_more(candidate, error, verdict):
                     return None
             else:
-                self.account.record(candidate, SUCCESS, started, waited)
+                self._record(candidate, SUCCESS, started)
                 named = named_by(value)
                 await self._learn(candidate, entry, SUCCESS, started, named)
                 if candidate.attempts > 1:
@@ -188,6 +188,18 @@ class Trial:
             finally:
                 self.executor.circuits.give_back(self.run, candidate.metadata, entry)
         return None
+
+    def _record(
+        self,
+        candidate: Candidate,
+        verdict: Verdict,
+        started: float,
+        error: Exception | None = None,
+    ) -> None:
+        """Keep what became of an attempt, where that is kept."""
+        if self.run.records is not None:
+            status = None if error is None else status_of(error)
+            self.account.record(candidate, verdict, started, self.patience.taken(), status)
 
     async def _accepted(self, candidate: Candidate) -> bool:
         """Whether the tool itself says that it can take the request."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from steer_llm_sdk import telemetry
 from steer_llm_sdk.checks import shown
@@ -31,6 +31,9 @@ from steer_proxy.engine.clock import Clock
 if TYPE_CHECKING:
     from steer_llm_sdk.reliability.idempotency import IdempotencyManager
     from steer_llm_sdk.reliability.once import Caller, Once
+
+
+_NO_STATES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class ReliableOrchestrator(Orchestrator):
@@ -68,15 +71,16 @@ class ReliableOrchestrator(Orchestrator):
                 raise InvalidValue(
                     "idempotency_manager", f"{shown(idempotency_manager)} has no method {name}"
                 )
-        clock = clock or loop_clock()
+        time = clock or loop_clock()
         # Circuits of one process need not be spread: they stay open for exactly as long as told.
-        exact = Clock(now=clock.now, wall=clock.wall, jitter=lambda: 0.5)
+        exact = Clock(now=time.now, wall=time.wall, jitter=lambda: 0.5)
         self._breakers = Breakers(config.circuit_breaker_configs, exact)
         self._setup(registry, clock, ReliableExecutor(RetryManager(config), self._breakers))
         self._planner = planner or RuleBasedPlanner()
         self._manager = idempotency_manager
         self._once: Once | None = None
         self._calm: tuple[object, int, Mapping[str, str]] = (None, 0, {})
+        self._last_context: tuple[object, object, PlanRequest | None] = (None, None, None)
 
     @property
     def planner(self) -> Planner:
@@ -227,15 +231,21 @@ class ReliableOrchestrator(Orchestrator):
     def _context(self, run: Run) -> PlanRequest:
         """What the planner may consider."""
         options = run.options
-        given = options.metadata
-        return PlanRequest(
-            budget=options.budget,
-            quality_requirements=options.quality_requirements,
-            previous_failures=given.get("previous_failures") or (),
-            circuit_breaker_states=self._states() if options.enable_circuit_breaker else {},
-            user_preferences=given.get("user_preferences") or {},
-            metadata=given,
-        )
+        states = self._states() if options.enable_circuit_breaker else _NO_STATES
+        # The terms cannot change, and neither can what is made of them.
+        before, of, context = self._last_context
+        if context is None or before is not options or of is not states:
+            given = options.metadata
+            context = PlanRequest(
+                budget=options.budget,
+                quality_requirements=options.quality_requirements,
+                previous_failures=given.get("previous_failures") or (),
+                circuit_breaker_states=states,
+                user_preferences=given.get("user_preferences") or {},
+                metadata=given,
+            )
+            self._last_context = (options, states, context)
+        return context
 
     def _states(self) -> Mapping[str, str]:
         """The states of all circuits; while every one is closed, no run has to look."""

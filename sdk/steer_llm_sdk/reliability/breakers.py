@@ -158,7 +158,7 @@ class Breakers:
     def gate(self, provider: str, tool: str) -> Gate | None:
         """The gate that a provider's wish not to be called closes; None while there was none."""
         found = self._states.get(_place(provider, tool))
-        return None if found is None else found.gate(tool, _CREDENTIAL)
+        return None if found is None else found.known_gate(tool, _CREDENTIAL)
 
     def throttle(self, provider: str, tool: str, seconds: float) -> None:
         """The provider asked not to be called for so long."""

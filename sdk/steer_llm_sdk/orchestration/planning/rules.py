@@ -145,6 +145,12 @@ def _failed_at(what: str, error: Exception) -> None:
     LOGGER.warning("%s could not be compared: %s", what, type(error).__name__)
 
 
+class ReadsOnly:
+    """Marks the transformers of our own, which change nothing: they need no copy of the request."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class RuleAction:
     """What a rule that matches leads to.
@@ -191,8 +197,10 @@ class RuleAction:
         if self.option_transformer is None:
             return options
         given: tuple[Any, ...] = (options,)
-        if self._count > 1:  # a copy: a rule looks at a request, and does not change it
-            given = (options, copied(request), context)
+        if self._count > 1:
+            if not isinstance(self.option_transformer, ReadsOnly):
+                request = copied(request)  # a rule looks at it, and does not change it
+            given = (options, request, context)
         return dict(self.option_transformer(*given[: self._count]))
 
 

@@ -37,6 +37,8 @@ def strategy_of(value: str) -> ExecutionStrategy:
     Raises:
         InvalidValue: there is none of this name.
     """
+    if type(value) is ExecutionStrategy:  # the usual case, and found faster
+        return value
     try:
         return ExecutionStrategy(value)
     except ValueError:
