@@ -61,7 +61,8 @@ class IdempotencyManager:
 
     For another store, override `get` and `store`, and nothing else; `super().__init__` need not
     be called. Such a store is given JSON objects, and its duplicates in one process wait for each
-    other; between processes, only completed runs are recognised.
+    other. Between processes only completed runs are recognised: two that begin a key at the same
+    time both execute it, since `get` and `store` cannot claim it.
 
     A run that is under way is never forgotten, whatever the bounds. It ends early only when all who
     wait for its key have been cancelled or have run out of time.
