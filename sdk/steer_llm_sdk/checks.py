@@ -15,6 +15,9 @@ from steer_policies.idempotency_key import MAX_KEY
 
 _INFINITE: Final = math.inf
 
+#: What will do for a list of names; the usual ones first, since asking for others takes its time.
+_LISTS: Final = (list, tuple, Sequence, AbstractSet)
+
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
@@ -65,7 +68,7 @@ def idempotency_key(value: Any) -> None:
 
 def names(field: str, value: Any) -> None:
     """A list of texts, none of them empty."""
-    if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, AbstractSet)):
+    if isinstance(value, (str, bytes)) or not isinstance(value, _LISTS):
         raise InvalidValue(field, f"must be a list of names, not {shown(value)}")
     for each in value:
         text(field, each)

@@ -10,6 +10,8 @@ from steer_llm_sdk.errors import InvalidValue
 #: How deep requests and options may nest.
 MAX_DEPTH: Final = 200
 
+_SCALARS: Final = frozenset({str, int, float, bool, type(None)})
+
 
 def own_copy(field: str, value: Mapping[Any, Any]) -> dict[Any, Any]:
     """A dictionary that its giver cannot change any more.
@@ -30,14 +32,18 @@ def copied(value: Any, depth: int = MAX_DEPTH) -> Any:
         RecursionError: it nests deeper than `depth`.
     """
     kind = type(value)
-    if kind is str or kind is int or kind is float or value is None or kind is bool:
+    if kind in _SCALARS:
         return value
     if not depth:
         raise RecursionError
     if kind is dict:
-        return {key: copied(each, depth - 1) for key, each in value.items()}
+        # Asked here already, for most of what there is: a call costs more.
+        return {
+            key: each if type(each) in _SCALARS else copied(each, depth - 1)
+            for key, each in value.items()
+        }
     if kind is list:
-        return [copied(each, depth - 1) for each in value]
+        return [each if type(each) in _SCALARS else copied(each, depth - 1) for each in value]
     if kind is tuple:
         return tuple([copied(each, depth - 1) for each in value])
     return value

@@ -34,18 +34,20 @@ class Account:
     _retry_at: float | None = None
 
     def attempted(self, candidate: Candidate, provider: str, verdict: Verdict) -> None:
-        """An attempt has ended."""
+        """An attempt has ended; what has succeeded needs no account."""
         failure = verdict.failure
+        if failure is None:
+            return
         self._details.append(
             {
                 "tool": candidate.name,
                 "provider": provider,
                 "attempt": candidate.attempts,
                 "outcome": str(verdict.outcome),
-                "failure": None if failure is None else str(failure),
+                "failure": str(failure),
             }
         )
-        if failure is not None and verdict.executed is not Executed.NO:
+        if verdict.executed is not Executed.NO:
             self.maybe_executed = self.run.maybe_executed = True
 
     def record(
@@ -90,8 +92,7 @@ class Account:
     def failure(self) -> ToolExecutionError:
         """What is raised when no tool gave a result."""
         tale = "; ".join(
-            f"{each['tool']}: {each.get('refused') or each['failure'] or 'ok'}"
-            for each in self._details
+            f"{each['tool']}: {each.get('refused') or each['failure']}" for each in self._details
         )
         wait = None
         if self._retry_at is not None:

@@ -100,7 +100,7 @@ async def accepts(run: Run, candidate: Candidate) -> bool:
         Exception: raising is another way to say no.
     """
     validate = getattr(candidate.tool, "validate_request", None)
-    if validate is None:
+    if validate is None or getattr(validate, "__func__", None) is Tool.validate_request:
         return True
     valid: Any = validate(copied(run.request))
     if inspect.isawaitable(valid):

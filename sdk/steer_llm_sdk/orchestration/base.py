@@ -30,7 +30,7 @@ from steer_llm_sdk.orchestration.result import output_of
 from steer_llm_sdk.orchestration.retrying import RetryManager
 from steer_llm_sdk.orchestration.run import Run, loop_clock, request_copy
 from steer_llm_sdk.orchestration.tools import Request, ToolRegistry, get_global_registry
-from steer_llm_sdk.streaming.events import Redactor, Told
+from steer_llm_sdk.streaming.events import PLAIN, Redactor, Told
 from steer_llm_sdk.streaming.manager import EventManager
 from steer_proxy.engine.clock import Clock, new_id
 
@@ -136,7 +136,7 @@ class Orchestrator:
         clock = self._clock_here()
         request_id = options.request_id or new_id(clock.wall())
         trace_id = options.trace_id or request_id
-        redactor = Redactor(options.redactor_cb)
+        redactor = PLAIN if options.redactor_cb is None else Redactor(options.redactor_cb)
         events = None
         if event_manager is not None:
             events = event_manager.of_run(request_id, trace_id, redactor, clock.wall)

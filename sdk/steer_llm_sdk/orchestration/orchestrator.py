@@ -216,7 +216,7 @@ class ReliableOrchestrator(Orchestrator):
         planner = self._planner
         try:
             if type(planner) is RuleBasedPlanner:
-                return planner.choose(run.request, tools, context)
+                return planner.choose_among(run.request, tools, context)
             plan = await planner.plan(copied(run.request), dict(tools), context)
         except OrchestratorError:
             raise

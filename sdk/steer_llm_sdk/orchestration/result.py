@@ -61,7 +61,7 @@ def _told_by(answer: Answer) -> OrchestrationOutput:
     output = OrchestrationOutput(content=value)
     if not isinstance(value, dict):
         return output
-    if isinstance(usage := value.get("usage"), Mapping):
+    if (usage := value.get("usage")) is not None and isinstance(usage, Mapping):
         output.usage = dict(usage)
     if is_amount(cost := value.get("cost_usd")):
         output.cost_usd = float(cost)

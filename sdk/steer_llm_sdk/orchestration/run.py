@@ -93,6 +93,6 @@ def request_copy(request: Any) -> Request:
     """
     if isinstance(request, str):
         return request
-    if not isinstance(request, Mapping):
+    if type(request) is not dict and not isinstance(request, Mapping):
         raise InvalidValue("request", f"must be text or a dictionary, not {shown(request)}")
     return own_copy("request", request)

@@ -89,3 +89,7 @@ class Redactor:
         if isinstance(value, (list, tuple)):
             return [self.value(each, depth - 1) for each in value]
         return self.text(str(value))
+
+
+#: Of runs that redact nothing.
+PLAIN: Final = Redactor(None)

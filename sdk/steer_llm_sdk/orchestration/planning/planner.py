@@ -102,8 +102,13 @@ class RuleBasedPlanner(Planner):
         context: PlanRequest | None = None,
     ) -> PlanDecision:
         """The same at once: nothing has to be waited for."""
-        tools = described(available_tools)
-        choosing = _Choosing(request, tools, context or PlanRequest())
+        return self.choose_among(request, described(available_tools), context or PlanRequest())
+
+    def choose_among(
+        self, request: Request, tools: Mapping[str, ToolMetadata], context: PlanRequest
+    ) -> PlanDecision:
+        """The same among tools that are described already."""
+        choosing = _Choosing(request, tools, context)
         scope = scope_of(request, choosing.context)
         for rule in self._rules:
             if (
@@ -172,6 +177,8 @@ class _Choosing:
 
     def _listed(self, names: Iterable[str]) -> Sequence[str]:
         names = tuple(names)
+        if self.context.undemanding:
+            return names
         entrants = tuple(self._tools[name].entrant for name in names)
         demands = self.context.demands(entrants)
         if demands is None:
@@ -182,7 +189,7 @@ class _Choosing:
         return found.names
 
     def _able(self, names: Sequence[str]) -> Sequence[str]:
-        kind = self._request.get("type") if isinstance(self._request, Mapping) else None
+        kind = self._request.get("type") if isinstance(self._request, (dict, Mapping)) else None
         if not isinstance(kind, str):
             return ()
         return [name for name in names if kind in self._tools[name].capabilities]

@@ -37,8 +37,6 @@ def strategy_of(value: str) -> ExecutionStrategy:
     Raises:
         InvalidValue: there is none of this name.
     """
-    if type(value) is ExecutionStrategy:  # the usual case, and found faster
-        return value
     try:
         return ExecutionStrategy(value)
     except ValueError:
@@ -128,6 +126,11 @@ class PlanRequest:
                 behind.update((name, name.partition(":")[2]))
         return frozenset(each.name for each in entrants if each.name in behind)
 
+    @property
+    def undemanding(self) -> bool:
+        """Whether nothing is asked of any tool."""
+        return self._demands is None and "open" not in self.circuit_breaker_states.values()
+
     def attribute(self, name: str) -> object:
         """A part of this context by its name, for conditions on `context.*`."""
         if name not in _PARTS:
@@ -180,4 +183,5 @@ class PlanDecision:
         checks.mapping("tool_options", self.tool_options)
         checks.mapping("metadata", self.metadata)
         checks.names("fallback_tools", self.fallback_tools)
-        object.__setattr__(self, "execution_strategy", strategy_of(self.execution_strategy))
+        if type(self.execution_strategy) is not ExecutionStrategy:
+            object.__setattr__(self, "execution_strategy", strategy_of(self.execution_strategy))
