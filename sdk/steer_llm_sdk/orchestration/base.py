@@ -154,9 +154,7 @@ class Orchestrator:
             redactor=redactor,
             events=events,
             tracer=telemetry.tracer(),
-            terms=RunTerms(
-                options.idempotency_key, options.budget, options.quality_requirements, deadline.at
-            ),
+            terms=_terms(options, deadline.at),
             records=None if options.idempotency_key is None else [],
         )
 
@@ -243,6 +241,16 @@ class Orchestrator:
         options["request_id"] = run.request_id
         options["trace_id"] = run.trace_id
         return Candidate(self.registry.get_tool(metadata.name), metadata, options)
+
+
+_NO_TERMS: Final = RunTerms()
+
+
+def _terms(options: OrchestrationConfig, deadline: float) -> RunTerms:
+    """What tools may hand on."""
+    if options is DEFAULT:
+        return _NO_TERMS
+    return RunTerms(options.idempotency_key, options.budget, options.quality_requirements, deadline)
 
 
 async def _tell_failure(run: Run, error: Exception) -> None:

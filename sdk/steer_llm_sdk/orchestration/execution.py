@@ -79,21 +79,36 @@ class Trial:
     run: Run
     candidates: Sequence[Candidate]
     account: Account = field(init=False)
-    patience: Patience = field(init=False)
     pending: list[Candidate] = field(init=False)
     deferred: list[Candidate] = field(default_factory=list)
     tried: list[Candidate] = field(default_factory=list)
-    policy: Policy = field(init=False)
-    ambiguous: Ambiguous = field(init=False)
+    began: float = field(init=False)
+    _patience: Patience | None = None
 
     def __post_init__(self) -> None:
-        manager, options = self.executor.retry_manager, self.run.options
         self.account = Account(self.run)
-        self.patience = Patience(self.run, manager)
         self.pending = list(self.candidates)
-        self.policy = manager.policy(options)
-        keyed = options.idempotency_key is not None
-        self.ambiguous = when_ambiguous(self.policy.ambiguous, once=keyed)
+        self.began = self.run.clock.now()
+
+    # What follows is of use where something failed: most trials never ask for it.
+
+    @property
+    def patience(self) -> Patience:
+        """What was waited, and may be."""
+        if self._patience is None:
+            self._patience = Patience(self.run, self.executor.retry_manager, self.began)
+        return self._patience
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that decides about retries."""
+        return self.executor.retry_manager.policy(self.run.options)
+
+    @property
+    def ambiguous(self) -> Ambiguous:
+        """What follows an attempt that may have had an effect."""
+        keyed = self.run.options.idempotency_key is not None
+        return when_ambiguous(self.policy.ambiguous, once=keyed)
 
     async def result(self) -> Answer:
         """The first result.

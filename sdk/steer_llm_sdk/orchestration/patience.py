@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from steer_llm_sdk.orchestration.attempt import Candidate
 from steer_llm_sdk.orchestration.retrying import RetryManager
@@ -17,16 +17,13 @@ from steer_proxy.engine.gate import pass_gate
 
 @dataclass(slots=True)
 class Patience:
-    """The waits of one trial. `waited` is their sum, in seconds."""
+    """The waits of one trial, which began then. `waited` is their sum, in seconds."""
 
     run: Run
     manager: RetryManager
+    began: float
     waited: float = 0.0
-    began: float = field(init=False)
     _before: tuple[float, WaitSource] = (0.0, WaitSource.NONE)
-
-    def __post_init__(self) -> None:
-        self.began = self.run.clock.now()
 
     def time_left(self) -> float:
         """Seconds until nothing more is tried."""
