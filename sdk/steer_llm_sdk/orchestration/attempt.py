@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from steer_llm_sdk import telemetry
 from steer_llm_sdk.copies import copied
@@ -17,6 +17,8 @@ from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.run import Run
 from steer_llm_sdk.orchestration.tools import Tool
 from steer_policies.outcome import Verdict
+
+_ANYTHING: Final = Tool.validate_request
 
 
 @dataclass(slots=True)
@@ -93,16 +95,19 @@ async def _execute(
         run.under_way -= 1
 
 
+def has_a_say(tool: Tool) -> bool:
+    """Whether a tool has a validation of its own."""
+    validate = getattr(tool, "validate_request", None)
+    return validate is not None and getattr(validate, "__func__", None) is not _ANYTHING
+
+
 async def accepts(run: Run, candidate: Candidate) -> bool:
     """Whether the tool itself says that it can take the request.
 
     Raises:
         Exception: raising is another way to say no.
     """
-    validate = getattr(candidate.tool, "validate_request", None)
-    if validate is None or getattr(validate, "__func__", None) is Tool.validate_request:
-        return True
-    valid: Any = validate(copied(run.request))
+    valid: Any = candidate.tool.validate_request(copied(run.request))
     if inspect.isawaitable(valid):
         valid = await valid
     # One that only raises where it has to complain returns nothing.

@@ -123,7 +123,8 @@ class Circuits:
             breakers.credit(named, name, verdict)
         else:
             breakers.settle(entry.provider, name, permit, verdict, seconds)
-        await self._tell_changes(run, breakers)
+        if breakers.changed:
+            await self._tell_changes(run, breakers)
 
     def give_back(self, run: Run, metadata: ToolMetadata, entry: Entry) -> None:
         """Give back what nothing was learned with."""

@@ -21,6 +21,7 @@ from steer_llm_sdk.orchestration.attempt import (
     Candidate,
     accepts,
     attempt,
+    has_a_say,
     named_by,
     spanned,
 )
@@ -167,7 +168,7 @@ class Trial:
 
     async def _follow(self, candidate: Candidate) -> Answer | None:
         """Try one tool until it gives a result, or it is time to look elsewhere."""
-        if not await self._accepted(candidate):
+        if has_a_say(candidate.tool) and not await self._accepted(candidate):
             return None
         while (entry := await self._enter(candidate)) is not None:
             started = self.run.clock.now()

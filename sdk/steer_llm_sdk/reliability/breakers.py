@@ -193,10 +193,13 @@ class Breakers:
         names = {key: self._known.get(key) or f"{key[0]}:{key[1]}" for key in tools}
         return {name: self.state(*key) for key, name in (names | self._known).items()}
 
+    @property
+    def changed(self) -> bool:
+        """Whether there are changes to tell."""
+        return bool(self._changes)
+
     def changes(self) -> list[Change]:
         """What changed since this was last asked."""
-        if not self._changes:
-            return []
         told, self._changes = self._changes, []
         return [self._change(place, event) for place, event in told]
 

@@ -112,19 +112,9 @@ class RuleCondition:
 
     def _compiled(self, condition: Condition) -> Callable[[Scope], bool]:
         try:
-            test = compile_when(condition, attribute)
+            return compile_when(condition, attribute)
         except ConditionError as error:
             raise _named(error) from None
-
-        def holds(scope: Scope) -> bool:
-            # A request may hold anything; what it holds may fail at being compared.
-            try:
-                return test(scope)
-            except Exception as error:  # noqa: BLE001 - a foreign method must not fail the run
-                _failed_at(f"a value at {self.attribute_path}", error)
-                return False
-
-        return holds
 
     def _custom(self, matcher: Callable[..., object]) -> Callable[[Scope], bool]:
         get, count, value = attribute(self.attribute_path), accepted(matcher, 2), self.value
@@ -234,9 +224,14 @@ class PlanningRule:
 
     def matches(self, scope: Scope) -> bool:
         """Whether every condition holds."""
-        for condition in self.conditions:  # noqa: SIM110 - a generator would cost more
-            if not condition.holds(scope):
-                return False
+        # A request may hold anything; what it holds may fail at being compared.
+        try:
+            for condition in self.conditions:
+                if not condition.holds(scope):
+                    return False
+        except Exception as error:  # noqa: BLE001 - a foreign method must not fail the run
+            _failed_at(f"a value that rule {self.name} asks for", error)
+            return False
         return True
 
 
