@@ -115,7 +115,8 @@ def compile_path(path: str) -> Callable[[object], object]:
 
     def get(value: object) -> object:
         for key, index in steps:
-            if isinstance(value, Mapping):
+            # A dictionary is found to be one before the abstract class has to be asked.
+            if isinstance(value, (dict, Mapping)):
                 value = value.get(key, ABSENT)
             elif index is not None and isinstance(value, (list, tuple)):
                 value = value[index] if -len(value) <= index < len(value) else ABSENT

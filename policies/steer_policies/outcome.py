@@ -71,6 +71,9 @@ class Failure(StrEnum):
     """The provider refuses the content: its answer is the answer."""
     REJECTED = "rejected"
     """Any other 4xx: the request itself is at fault."""
+    FAULT = "fault"
+    """Code of the caller's own that was asked in a provider's place failed by itself: a bug, or
+    something it was not made for. Only where tools are functions."""
     QUEUE = "queue"
     """No free slot at this upstream within the bounded queue: our own limit."""
     DEADLINE = "deadline"
@@ -140,6 +143,8 @@ TRAITS: Final[Mapping[Failure, Traits]] = MappingProxyType(
             Outcome.CLIENT_4XX, False, Elsewhere.IF_ROUTE_ASKS, _OK, _OK, _NO
         ),
         Failure.REJECTED: Traits(Outcome.CLIENT_4XX, False, _NEVER, _OK, _OK, _NO),
+        # A bug says nothing of any provider. What it had done until then, nobody knows.
+        Failure.FAULT: Traits(Outcome.BROKEN, False, _ANY, _NONE, _NONE, _MAYBE),
         # The following three are ours, not the upstream's: nobody learns from them.
         Failure.QUEUE: Traits(Outcome.THROTTLED, False, _ANY, _NONE, _NONE, _NO),
         Failure.DEADLINE: Traits(Outcome.TIMEOUT, False, _NEVER, _NONE, _NONE, _MAYBE),

@@ -111,6 +111,14 @@ class GiveUp:
 Decision = RetryIn | Hop | GiveUp
 
 
+def when_ambiguous(configured: Ambiguous | None, *, once: bool) -> Ambiguous:
+    """What to do when a request may have been executed, unless it is configured: an idempotency key
+    says that it must not be made twice, and so `once` may other things."""
+    if configured is not None:
+        return configured
+    return Ambiguous.FAIL if once else Ambiguous.RETRY
+
+
 def decide(policy: RetryPolicy, verdict: Verdict, standing: Standing) -> Decision:
     """What to do after a failed attempt.
 

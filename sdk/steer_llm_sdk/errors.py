@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from steer_llm_sdk.orchestration.output import OrchestrationOutput
 
 
+def words_of(error: BaseException | None) -> str:
+    """What an exception says of itself, or else its name: foreign ones may fail even at that."""
+    if error is None:
+        return ""
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # noqa: BLE001 - a foreign method
+        return type(error).__name__
+
+
 class OrchestratorError(Exception):
     """Anything that keeps a run from its result.
 

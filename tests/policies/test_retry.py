@@ -32,6 +32,7 @@ from steer_policies.retry import (
     Standing,
     WaitSource,
     decide,
+    when_ambiguous,
 )
 
 POLICY = RetryPolicy()  # 3 here, 6 in all; 0.5 s doubling to 30; 60 s of delays; hop after 5 s
@@ -418,3 +419,12 @@ def test_no_decision_breaks_a_bound(verdict: Verdict, standing: Standing) -> Non
     assert hint <= decision.delay <= standing.time_left - MIN_ATTEMPT_TIME
     assert standing.waited + decision.delay <= POLICY.max_total_delay + 1e-9
     assert not standing.others or ran or hint <= POLICY.hop_after
+
+
+def test_what_a_key_says_of_doubt() -> None:
+    """A call that must not be made twice is not repeated in doubt, unless that is configured."""
+    assert when_ambiguous(None, once=True) is Ambiguous.FAIL
+    assert when_ambiguous(None, once=False) is Ambiguous.RETRY
+    for configured in Ambiguous:
+        for once in (True, False):
+            assert when_ambiguous(configured, once=once) is configured

@@ -18,6 +18,13 @@ QUERY = """
 """
 
 
+ATTEMPTS = """
+    SELECT r.route, a.n, a.upstream, a.outcome, a.failure_class, a.executed, a.wait_source, a.wasted
+    FROM requests AS r JOIN attempts AS a ON a.request = r.id
+    WHERE r.idem_key IS NOT NULL ORDER BY r.started_us, a.n
+"""
+
+
 @pytest.mark.real_time
 async def test_one_query_sees_both(postgres_url: str, tmp_path: Path) -> None:
     """The run's duplicate is replayed in the process; the sidecar sees the call once."""
@@ -43,6 +50,7 @@ async def test_one_query_sees_both(postgres_url: str, tmp_path: Path) -> None:
     connection = await asyncpg.connect(postgres_url)
     try:
         run, call, duplicate = await connection.fetch(QUERY)
+        attempts = [tuple(row) for row in await connection.fetch(ATTEMPTS)]
     finally:
         await connection.close()
     assert tuple(run)[:4] == ("sdk", "python", "owner", "completed")
@@ -50,3 +58,7 @@ async def test_one_query_sees_both(postgres_url: str, tmp_path: Path) -> None:
     assert tuple(duplicate)[:3] == ("sdk", "python", "replayed")
     assert run["trace_id"] == call["trace_id"] == duplicate["trace_id"]
     assert run["request_id"] == call["request_id"] == "req-1"
+    assert attempts == [
+        ("sdk", 1, "relay", "ok", None, "yes", "none", 0),
+        ("route", 1, "primary", "ok", None, "yes", "none", 0),
+    ]

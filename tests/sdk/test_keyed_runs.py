@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from steer_llm_sdk.errors import ConflictError, RunTimeout, ToolExecutionError
+from steer_llm_sdk.errors import ConflictError, InvalidValue, RunTimeout, ToolExecutionError
 from steer_llm_sdk.orchestration import (
     OrchestrationConfig,
     OrchestrationOutput,
@@ -18,6 +18,8 @@ from steer_llm_sdk.orchestration import (
     ToolRegistry,
 )
 from steer_llm_sdk.orchestration.planning import RuleBasedPlanner, create_type_based_rule
+from steer_llm_sdk.orchestration.reliability import OrchestratorReliabilityConfig, RetryPolicy
+from steer_llm_sdk.reliability import CircuitBreakerConfig
 from steer_llm_sdk.reliability.idempotency import (
     IdempotencyManager,
     NotStorableError,
@@ -27,6 +29,7 @@ from steer_llm_sdk.reliability.idempotency import (
 )
 from steer_llm_sdk.streaming.events import Event
 from steer_llm_sdk.streaming.manager import EventManager
+from tests.sdk.stubs import always, unwell
 from tests.sdk.test_once import OnShelf, Shelf
 
 KEYED = OrchestrationConfig(idempotency_key="pay-7")
@@ -234,8 +237,87 @@ async def test_a_run_whose_time_is_up_leaves_its_key_uncertain(
     assert tool.made == 1
 
 
+@pytest.mark.parametrize(
+    "trouble",
+    [TimeoutError(), ConnectionResetError(), unwell(502), unwell(None), RuntimeError(), KeyError()],
+    ids=repr,
+)
+async def test_what_may_have_been_executed_is_not_repeated(
+    manager: IdempotencyManager, trouble: Exception
+) -> None:
+    """Neither by a retry, nor by a fallback, nor by the next run: one key pays once."""
+    tool, spare = Payment("payment", trouble), Payment("spare")
+    planner = always("payment", "spare")
+    async with manager:
+        runs = orchestrator(tool, spare, manager=manager, planner=planner)
+        with pytest.raises(ToolExecutionError) as caught:
+            await runs.run("Pay", options=KEYED)
+        assert caught.value.maybe_executed
+        with pytest.raises(UncertainOutcomeError):
+            await runs.run("Pay", options=KEYED)
+    assert [tool.made, spare.made] == [1, 0]
+
+
+@pytest.mark.parametrize("trouble", [unwell(429), unwell(503), ConnectionRefusedError()], ids=repr)
+async def test_what_provably_had_no_effect_is_repeated(
+    manager: IdempotencyManager, trouble: Exception
+) -> None:
+    """By retries and fallbacks; and when they do not help either, the key is free."""
+    tools = Payment("payment", trouble), Payment("spare", trouble)
+    async with manager:
+        runs = orchestrator(*tools, manager=manager, planner=always("payment", "spare"))
+        with pytest.raises(ToolExecutionError) as caught:
+            await runs.run("Pay", options=KEYED)
+        assert not caught.value.maybe_executed
+        assert [tool.made for tool in tools] == [3, 3]
+        tools[0].results = [{"paid": True}]
+        assert (await runs.run("Pay", options=KEYED)).content == {"paid": True}
+
+
+async def test_an_idempotent_tool_is_repeated_and_nobody_else_asked() -> None:
+    """It hands the key on; another tool would not know what this one has done."""
+
+    class Careful(Payment):
+        idempotent = True
+
+    spare = Payment("spare")
+    planner, manager = always("payment", "spare"), IdempotencyManager()
+    tool = Careful("payment", TimeoutError(), ConnectionResetError(), {"paid": True})
+    runs = orchestrator(tool, spare, manager=manager, planner=planner)
+    assert (await runs.run("Pay", options=KEYED)).content == {"paid": True}
+    assert tool.made == 3
+    lost = Careful("payment", TimeoutError())
+    broken = OrchestratorReliabilityConfig(
+        circuit_breaker_configs={"default": CircuitBreakerConfig(failure_threshold=1)}
+    )
+    for config, made in ((None, 3), (broken, 1)):
+        lost.made, manager = 0, IdempotencyManager()
+        runs = orchestrator(
+            lost, spare, manager=manager, planner=planner, reliability_config=config
+        )
+        with pytest.raises(ToolExecutionError):
+            await runs.run("Pay", options=KEYED)
+        assert (lost.made, spare.made) == (made, 0)
+
+
+async def test_who_wants_it_otherwise() -> None:
+    """`ambiguous="retry"` for runs with a key, `ambiguous="fail"` for those without."""
+    for ambiguous, options, made in (
+        ("retry", KEYED, 3),
+        ("fail", OrchestrationConfig(), 1),
+        (None, OrchestrationConfig(), 3),
+    ):
+        tool = Payment("payment", TimeoutError())
+        config = OrchestratorReliabilityConfig(retry_policy=RetryPolicy(ambiguous=ambiguous))
+        with pytest.raises(ToolExecutionError):
+            await orchestrator(tool, reliability_config=config).run("Pay", options=options)
+        assert tool.made == made
+    with pytest.raises(InvalidValue, match="ambiguous: must be retry or fail"):
+        RetryPolicy(ambiguous="perhaps")
+
+
 async def test_a_failed_run_may_be_run_again(manager: IdempotencyManager) -> None:
-    """Its tool said itself that it failed."""
+    """Its tool said itself that the request was at fault."""
     tool = Payment("payment", ValueError("no such order"), {"paid": True})
     async with manager:
         runs = orchestrator(tool, manager=manager)

@@ -325,8 +325,8 @@ async def test_a_tool_that_fails_frees_the_key(make: Make) -> None:
 
 
 async def test_a_key_may_be_kept_when_its_tool_fails() -> None:
-    """`on_failure="uncertain"`: unless it is known that nothing was executed."""
-    once = once_of(IdempotencyManager(on_failure="uncertain"))
+    """It is kept unless it is known that nothing was executed, or the manager frees it."""
+    once = once_of(IdempotencyManager())
     unexecuted = ToolExecutionError("refused", maybe_executed=False)
     work = Worker(unexecuted, ValueError("halfway"))
     with pytest.raises(ToolExecutionError):
@@ -336,6 +336,11 @@ async def test_a_key_may_be_kept_when_its_tool_fails() -> None:
     with pytest.raises(UncertainOutcomeError, match="may have been run"):
         await once.run(asking(), work)
     assert work.made == 2
+    once = once_of(IdempotencyManager(on_failure="release"))
+    work = Worker(ValueError("halfway"), {"content": 2})
+    with pytest.raises(ValueError, match="halfway"):
+        await once.run(asking(), work)
+    assert (await once.run(asking(), work)).value == {"content": 2}
 
 
 async def test_a_cancelled_run_is_uncertain(make: Make) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from steer_llm_sdk.copies import copied
 from steer_llm_sdk.current import CURRENT
 from steer_llm_sdk.orchestration import (
     InvalidValue,
@@ -19,7 +20,6 @@ from steer_llm_sdk.orchestration import (
     ToolExecutionError,
     UnknownTool,
 )
-from steer_llm_sdk.orchestration.run import copied
 from tests.sdk.stubs import Ear, Scripted, always, lasting, registry_of, reliable, unwell
 
 

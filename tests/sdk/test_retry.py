@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import ssl
+import urllib.error
 from typing import Any
 
 import aiohttp
@@ -13,12 +15,21 @@ import httpx2
 import openai
 import pytest
 
-from steer_llm_sdk.orchestration import OrchestrationConfig, ToolExecutionError
+from steer_llm_sdk.orchestration import (
+    CircuitOpen,
+    ConflictError,
+    OrchestrationConfig,
+    ToolExecutionError,
+)
 from steer_llm_sdk.orchestration.failures import verdict_on
 from steer_llm_sdk.orchestration.retrying import Count
+from steer_llm_sdk.orchestration.run import loop_clock
 from steer_llm_sdk.reliability import ProviderError
+from steer_llm_sdk.reliability.breakers import Breakers
 from steer_policies.outcome import Executed, Failure
-from tests.sdk.stubs import Scripted, reliable, unwell
+from steer_proxy.engine.registry import MAX_REMEMBERED
+from tests.sdk.stubs import Ear, Scripted, lasting, reliable, unwell
+from tests.sdk.test_cancellation import CutAt
 
 WALL = 1_800_000_000.0
 REQUEST = httpx2.Request("POST", "http://api.test/v1")
@@ -40,8 +51,11 @@ def caused(error: Exception, cause: BaseException) -> Exception:
     ("error", "failure", "executed"),
     [
         (ValueError("503"), Failure.REJECTED, Executed.NO),
-        (TypeError("timeout"), Failure.REJECTED, Executed.NO),
-        (UnicodeDecodeError("utf-8", b"", 0, 1, "x"), Failure.REJECTED, Executed.NO),
+        (UnicodeEncodeError("ascii", "ü", 0, 1, "x"), Failure.REJECTED, Executed.NO),
+        # The answer may have been what was not as expected.
+        (TypeError("timeout"), Failure.REJECTED, Executed.MAYBE),
+        (UnicodeDecodeError("utf-8", b"", 0, 1, "x"), Failure.REJECTED, Executed.MAYBE),
+        (json.JSONDecodeError("x", "", 0), Failure.REJECTED, Executed.MAYBE),
         (caused(ValueError("x"), TimeoutError()), Failure.REJECTED, Executed.NO),
         (TimeoutError(), Failure.FIRST_BYTE_TIMEOUT, Executed.MAYBE),
         (ConnectionRefusedError(), Failure.CONNECT, Executed.NO),
@@ -52,7 +66,19 @@ def caused(error: Exception, cause: BaseException) -> Exception:
         (BrokenPipeError(), Failure.RESET, Executed.MAYBE),
         (OSError(107, "not connected"), Failure.RESET, Executed.MAYBE),
         (ssl.SSLError(), Failure.RESET, Executed.MAYBE),
-        (FileNotFoundError(2, "no file"), Failure.SERVER_ERROR, Executed.MAYBE),
+        (FileNotFoundError(2, "no file"), Failure.FAULT, Executed.MAYBE),
+        (PermissionError(13, "no"), Failure.FAULT, Executed.MAYBE),
+        (OSError("a library's own"), Failure.SERVER_ERROR, Executed.MAYBE),
+        (KeyError("choices"), Failure.FAULT, Executed.MAYBE),
+        (AttributeError("x"), Failure.FAULT, Executed.MAYBE),
+        (ZeroDivisionError(), Failure.FAULT, Executed.MAYBE),
+        (NotImplementedError(), Failure.FAULT, Executed.MAYBE),
+        (caused(KeyError("x"), unwell(503)), Failure.OVERLOADED, Executed.NO),
+        (ConflictError("x"), Failure.FAULT, Executed.MAYBE),
+        (caused(ToolExecutionError("x"), unwell(503)), Failure.OVERLOADED, Executed.NO),
+        (ToolExecutionError("x"), Failure.SERVER_ERROR, Executed.MAYBE),
+        (asyncio.IncompleteReadError(b"", 1), Failure.TRUNCATED, Executed.MAYBE),
+        (urllib.error.URLError("x"), Failure.RESET, Executed.MAYBE),
         (RuntimeError("what"), Failure.SERVER_ERROR, Executed.MAYBE),
         (caused(RuntimeError("x"), ConnectionRefusedError()), Failure.CONNECT, Executed.NO),
         (unwell(None), Failure.SERVER_ERROR, Executed.MAYBE),
@@ -246,3 +272,109 @@ def test_a_providers_error() -> None:
         3.0,
     )
     assert ProviderError("no", "acme").status_code is None
+
+
+# --- The provider's wish holds for all runs -------------------------------------------------------
+
+
+async def test_other_runs_keep_to_a_retry_after() -> None:
+    """Whoever comes while a provider wants to be left alone waits until then, and says so."""
+    tool = Scripted("tool", unwell(429, retry_after=30.0), "done")
+    orchestrator, ear = reliable(tool), Ear()
+    first = asyncio.create_task(orchestrator.run("go"))
+    await asyncio.sleep(10.0)
+    others = [
+        asyncio.create_task(orchestrator.run("go", event_manager=ear.manager)) for _ in range(4)
+    ]
+    results = await asyncio.gather(first, *others)
+    assert [result.content for result in results] == ["done"] * 5
+    refused, *later = tool.moments
+    assert all(moment - refused >= 30.0 for moment in later)
+    # One goes ahead; the others come when it was not refused, and not all at once.
+    assert later[1] > later[0]
+    assert {facts["tool_name"] for facts in ear.of("throttled")} == {"tool"}
+    assert all(result.metadata["retry_attempts"] == 1 for result in results[1:])
+    assert orchestrator.reliable_executor.retry_manager.metrics.retry_attempts == 1
+
+
+async def test_a_wish_that_is_waited_for_too_long() -> None:
+    """A run whose time does not suffice asks nobody, and says when another may do better."""
+    tool = Scripted("tool", unwell(429, retry_after=60.0))
+    orchestrator = reliable(tool, retry={"max_attempts": 1})
+    with pytest.raises(ToolExecutionError):
+        await orchestrator.run("go")
+    await asyncio.sleep(20.0)
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(ToolExecutionError, match="asked not to be called yet") as caught:
+        await orchestrator.run("go", options=OrchestrationConfig(timeout_ms=5_000))
+    assert not isinstance(caught.value, CircuitOpen)
+    assert caught.value.retry_after == pytest.approx(40.0)
+    assert not caught.value.maybe_executed
+    assert (tool.calls, asyncio.get_running_loop().time()) == (1, began)
+
+
+async def test_a_fallback_is_asked_meanwhile() -> None:
+    """At once when the wish is long; of the same provider, too, for limits are a model's own."""
+    tool = Scripted("tool", unwell(429, retry_after=60.0), "late", provider="acme")
+    spare = Scripted("spare", "soon", provider="acme")
+    orchestrator = reliable(tool, spare)
+    for _ in range(3):
+        assert (await orchestrator.run("go")).content == "soon"
+    assert (tool.calls, spare.calls) == (1, 3)
+    assert len(set(spare.moments)) == 1
+    # When the fallback cannot do it either, it is waited for.
+    spare.script = [unwell(401)]
+    result = await orchestrator.run("go")
+    assert (result.content, result.metadata["retry_attempts"]) == ("late", 2)
+    assert tool.moments[1] - tool.moments[0] >= 60.0
+
+
+@pytest.mark.parametrize("switch", ["respect_retry_after", "retry_on_rate_limit"])
+async def test_who_does_not_want_to_wait(switch: str) -> None:
+    """Our own pace, or none at all: then nobody waits at a gate."""
+    loop = asyncio.get_running_loop()
+    tool = Scripted("tool", unwell(429, retry_after=60.0), "done")
+    orchestrator = reliable(tool, retry={switch: False, "max_attempts": 1})
+    began = loop.time()
+    with pytest.raises(ToolExecutionError):
+        await orchestrator.run("go")
+    if switch == "respect_retry_after":
+        assert (await orchestrator.run("go")).content == "done"
+    else:
+        with pytest.raises(ToolExecutionError, match="asked not to be called yet"):
+            await orchestrator.run("go")
+    assert loop.time() == began
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+async def test_a_run_cut_at_a_gate_holds_nobody_up(at: int) -> None:
+    """Also when it was the one to go ahead: the next one is."""
+    tool = Scripted("tool", unwell(429, retry_after=10.0), lasting(2.0))
+    orchestrator = reliable(tool, retry={"max_attempts": 1})
+    with pytest.raises(ToolExecutionError):
+        await orchestrator.run("go")
+    run = CutAt(orchestrator.run("go", event_manager=Ear().manager), at)
+    try:
+        await run
+    except asyncio.CancelledError:
+        assert run.cut
+    began = asyncio.get_running_loop().time()
+    tool.script = ["done"]
+    assert (await orchestrator.run("go")).content == "done"
+    # As long as asked, a second of spread, and a turn's for the one that was cut while it waited.
+    assert asyncio.get_running_loop().time() - began <= 12.0
+
+
+async def test_gates_without_circuits() -> None:
+    """They are no breakers: `enable_circuit_breaker=False` leaves them; and they are bounded."""
+    off = OrchestrationConfig(enable_circuit_breaker=False, retry_on_failure=False)
+    tool = Scripted("tool", unwell(429, retry_after=30.0), "done")
+    orchestrator = reliable(tool)
+    with pytest.raises(ToolExecutionError):
+        await orchestrator.run("go", options=off)
+    assert (await orchestrator.run("go", options=off)).content == "done"
+    assert tool.waits[0] >= 30.0
+    breakers = Breakers({}, loop_clock())
+    for number in range(3 * MAX_REMEMBERED):
+        breakers.throttle(f"provider-{number}", "tool", 30.0)
+    assert len(breakers._states) <= MAX_REMEMBERED

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from steer_llm_sdk.errors import ConflictError
+from steer_llm_sdk.errors import ConflictError, RunTimeout, ToolExecutionError
+from steer_llm_sdk.orchestration import OrchestrationConfig
 from steer_llm_sdk.reliability import open_ledger
 from steer_llm_sdk.reliability.idempotency import (
     IdempotencyManager,
@@ -32,6 +33,7 @@ from steer_policies.idempotency import OnLedgerDown, OnUncertain
 from steer_policies.trace_context import trace_id_from
 from steer_proxy.ledger.memory import MemoryLedger
 from steer_proxy.ledger.values import CallRow
+from tests.sdk.stubs import Scripted, lasting, reliable, unwell
 from tests.sdk.test_once import Told, Worker, asking
 from tests.support.books import a_clock
 from tests.support.faulty_ledger import FaultyLedger
@@ -128,14 +130,89 @@ async def test_results_of_any_size(url: str) -> None:
 
 async def test_a_failure_frees_the_key(url: str, tmp_path: Path) -> None:
     """Its row says how it ended; the next run is a row of its own."""
-    work = Worker(RuntimeError("no"), {"content": 2})
+    work = Worker(ToolExecutionError("no"), {"content": 2})
     async with IdempotencyManager(database_url=url) as manager:
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ToolExecutionError):
             await once_of(manager).run(asking(), work)
         assert (await once_of(manager).run(asking(), work)).value == {"content": 2}
     assert rows(tmp_path, "idem_state, idem_live, outcome, error_class") == [
-        ("released", None, "upstream_5xx", "RuntimeError"),
+        ("released", None, "upstream_5xx", "ToolExecutionError"),
         ("completed", 1, "ok", None),
+    ]
+
+
+def attempts(tmp_path: Path, columns: str) -> list[tuple[Any, ...]]:
+    """The attempts that the file holds, in their order."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "steer.db")) as connection:
+        statement = (
+            f"SELECT {columns} FROM attempts AS a JOIN requests AS r ON r.id = a.request "
+            "ORDER BY r.started_us, a.n"
+        )
+        return connection.execute(statement).fetchall()
+
+
+async def test_the_rows_of_attempts(url: str, tmp_path: Path) -> None:
+    """Each has its own, retries and fallbacks too, with what its tool said it cost."""
+    paid = {"usage": {"prompt_tokens": 7, "completion_tokens": 2}, "cost_usd": 0.5}
+    tool = Scripted("tool", unwell(503), unwell(429, retry_after=3.0), unwell(401))
+    spare = Scripted("spare", lasting(2.0, paid))
+    async with IdempotencyManager(database_url=url) as manager:
+        runs = reliable(tool, spare, manager=manager)
+        for _ in range(2):  # a duplicate has none
+            await runs.run("go", options=OrchestrationConfig(idempotency_key="a"))
+        tool.script = [TimeoutError()]
+        with pytest.raises(ToolExecutionError):
+            await runs.run("go", options=OrchestrationConfig(idempotency_key="b"))
+        tool.script = [lasting(60.0)]
+        with pytest.raises(RunTimeout):
+            await runs.run("go", options=OrchestrationConfig(idempotency_key="c", timeout_ms=500))
+    what = "n, a.upstream, a.status, a.outcome, a.failure_class, a.executed, a.wasted"
+    assert attempts(tmp_path, what) == [
+        (1, "tool", 503, "upstream_5xx", "overloaded", "no", 0),
+        (2, "tool", 429, "throttled", "throttled", "no", 0),
+        (3, "tool", 401, "client_4xx", "credential", "no", 0),
+        (4, "spare", None, "ok", None, "yes", 0),
+        (1, "tool", None, "timeout", "first_byte_timeout", "maybe", 1),
+        (1, "tool", None, "cancelled", "cancelled", "maybe", 1),
+    ]
+    cost = "a.wait_source, a.wait_us, a.tokens_in, a.tokens_out, a.cost_nusd, a.duration_us"
+    first, second, third, fourth, *_ = attempts(tmp_path, cost)
+    assert first[:5] == ("none", 0, None, None, None)
+    assert second[:2] == ("backoff", 1_000_000)
+    assert third[0] == "retry_after"
+    assert 3_000_000 <= third[1] <= 3_300_000
+    assert fourth[:5] == ("none", 0, 7, 2, 500_000_000)
+    assert fourth[5] == pytest.approx(2_000_000, abs=50_000)
+    run = "upstream, attempts, ambiguous, outcome, error_class"
+    assert rows(tmp_path, run) == [
+        ("spare", 4, 0, "ok", None),
+        (None, 0, 0, "ok", None),
+        ("tool", 1, 1, "timeout", "first_byte_timeout"),
+        ("tool", 1, 1, "cancelled", "CancelledError"),
+    ]
+    with contextlib.closing(sqlite3.connect(tmp_path / "steer.db")) as connection:
+        wasted = connection.execute("SELECT upstream, failure_class FROM v_wasted").fetchall()
+        health = connection.execute("SELECT upstream, attempts, ok FROM v_upstream_health")
+        assert sorted(wasted) == [("tool", "cancelled"), ("tool", "first_byte_timeout")]
+        assert sorted(health.fetchall()) == [("spare", 1, 1), ("tool", 5, 0)]
+
+
+async def test_a_failure_that_may_have_had_an_effect(url: str, tmp_path: Path) -> None:
+    """It keeps the key, as a call through a sidecar does; `on_failure="release"` frees it."""
+    async with IdempotencyManager(database_url=url) as manager:
+        with pytest.raises(RuntimeError):
+            await once_of(manager).run(asking(), Worker(RuntimeError("no")))
+        with pytest.raises(UncertainOutcomeError, match="steer ledger resolve"):
+            await once_of(manager).run(asking(), Worker())
+    work = Worker(RuntimeError("no"), {"content": 2})
+    async with IdempotencyManager(database_url=url, on_failure="release") as manager:
+        with pytest.raises(RuntimeError):
+            await once_of(manager).run(asking(key="free"), work)
+        assert (await once_of(manager).run(asking(key="free"), work)).value == {"content": 2}
+    assert rows(tmp_path, "idem_state, outcome") == [
+        ("uncertain", "upstream_5xx"),
+        ("released", "upstream_5xx"),
+        ("completed", "ok"),
     ]
 
 
@@ -407,12 +484,13 @@ async def test_another_process_waits_for_the_run(processes: Callable[[], Any]) -
 async def test_a_run_that_fails_elsewhere(processes: Callable[[], Any]) -> None:
     """Who joined it is told so, and does not run it; the next run does."""
     async with processes() as world:
-        work, one, other = Worker(ValueError("no"), seconds=5.0), world.process(), world.process()
+        work = Worker(ToolExecutionError("no"), seconds=5.0)
+        one, other = world.process(), world.process()
         first = asyncio.create_task(one.run(asking(), work))
         await asyncio.sleep(1.0)
         with pytest.raises(JoinedRunFailedError, match="of another process, has failed"):
             await other.run(asking(), work)
-        with pytest.raises(ValueError, match="no"):
+        with pytest.raises(ToolExecutionError, match="no"):
             await first
         assert work.made == 1
         assert (await other.run(asking(), Worker())).value == {"content": "done"}

@@ -21,10 +21,11 @@ from steer_proxy.engine.attempt import Answer, AttemptRecord, Sender, Terms, Tra
 from steer_proxy.engine.attempt_loop import run_attempts
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.conclusion import Best, Reason, Refusal, Settled, Spent, conclude
+from steer_proxy.engine.gate import pass_gate, throttled
 from steer_proxy.engine.hold import Hold
 from steer_proxy.engine.registry import UpstreamState
 from steer_proxy.engine.slots import QueueFull, QueueTimeout
-from steer_proxy.engine.visit import Course, Entry, Tried, Visit, throttled
+from steer_proxy.engine.visit import Course, Entry, Tried, Visit
 
 #: An attempt with less time than this left is not worth its bytes, in seconds.
 LEAST_TIME: Final = 0.05
@@ -239,19 +240,18 @@ class Exchange(Generic[A]):
 
     async def _pass_gate(self, gate: Gate, visit: Visit[A]) -> Pass | float:
         """Wait at the throttle gate if that is worth while; else for how long it stays shut."""
-        while True:
-            now = self._clock.now()
-            shut = gate.closed_for(now)
-            # Asked before `admit`, which counts a turn for everyone it tells to wait.
-            if shut > 0 and not self._worth_waiting(shut, visit.course):
-                return shut
-            admission = gate.admit(now, self._clock.jitter())
-            if isinstance(admission, Pass):
-                return admission
-            if not self._worth_waiting(admission.seconds, visit.course):
-                return admission.seconds
-            await self._wait(admission.seconds)
-            visit.wait(admission.seconds, WaitSource.GATE)
+
+        async def wait(seconds: float) -> None:
+            await self._wait(seconds)
+            visit.wait(seconds, WaitSource.GATE)
+
+        return await pass_gate(
+            gate,
+            self._clock.now,
+            self._clock.jitter,
+            lambda delay: self._worth_waiting(delay, visit.course),
+            wait,
+        )
 
     def _too_dear(self, candidate: Candidate) -> bool:
         """Whether one more attempt could exceed the budget, after what may have been billed."""

@@ -84,6 +84,10 @@ class UpstreamState:
         """The throttle gate of a model under a credential."""
         return self._gates[(model, credential)]
 
+    def known_gate(self, model: str | None, credential: int) -> Gate | None:
+        """The same, unless nobody has asked for it yet: then it is open."""
+        return self._gates.peek((model, credential))
+
     def budget(self, policy: RetryPolicy) -> RetryBudget:
         """The retry budget, shared by all calls that retry by the same ratio, floor and window."""
         key = (policy.budget_ratio, policy.budget_floor, policy.budget_window)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from steer_policies.config import UpstreamPolicy
-from steer_policies.outcome import TRAITS, Failure, Outcome, Verdict
 from steer_policies.plan import Candidate
 from steer_policies.retry import WaitSource
 from steer_policies.throttle import Gate, Pass
@@ -17,20 +16,6 @@ from steer_proxy.engine.hold import Hold
 from steer_proxy.engine.registry import UpstreamState
 
 A = TypeVar("A", bound=Answer)
-
-#: Failures that bring no word of the provider's, and so none on whether it still throttles.
-_UNHEARD: Final = frozenset(
-    failure
-    for failure, traits in TRAITS.items()
-    if traits.outcome in (Outcome.NETWORK, Outcome.TIMEOUT, Outcome.CANCELLED)
-)
-
-
-def throttled(lesson: Verdict | None) -> bool | None:
-    """What a throttle gate learns: None when no provider said anything."""
-    if lesson is None or lesson.failure in _UNHEARD:
-        return None
-    return lesson.failure is Failure.THROTTLED
 
 
 class Runner(Protocol[A]):

@@ -6,9 +6,10 @@ import asyncio
 from typing import Final
 
 from steer_policies.budget import tightest
-from steer_policies.config import Ambiguous, DialectName
+from steer_policies.config import DialectName
 from steer_policies.deadline import call_deadline
 from steer_policies.plan import Plan
+from steer_policies.retry import when_ambiguous
 from steer_proxy.engine.attempt import Terms
 from steer_proxy.engine.prices import GenaiPrices
 from steer_proxy.http.call import Call
@@ -52,15 +53,10 @@ def terms(call: Call, deadline: float) -> Terms:
     policy = call.route.policy
     budget = tightest(call.steering.budget, policy.ceiling)
     idempotent = call.method in _IDEMPOTENT
-    ambiguous = policy.retry.ambiguous
-    if ambiguous is None:
-        # A key says that the call must not be made twice.
-        unsure = call.dialect.name is DialectName.HTTP and not idempotent
-        once = unsure or call.key is not None
-        ambiguous = Ambiguous.FAIL if once else Ambiguous.RETRY
+    unsure = call.dialect.name is DialectName.HTTP and not idempotent
     return Terms(
         deadline=deadline,
-        ambiguous=ambiguous,
+        ambiguous=when_ambiguous(policy.retry.ambiguous, once=unsure or call.key is not None),
         # A stream that is resumed may be older than a call may become until its commit.
         until=None if call.until is None else max(call.until, deadline),
         unsent_only=not call.facts.steered and not idempotent,

@@ -7,15 +7,18 @@ import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from steer_llm_sdk import telemetry
+from steer_llm_sdk.copies import copied
 from steer_llm_sdk.current import CURRENT, RunTerms
 from steer_llm_sdk.orchestration.metadata import ToolMetadata
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
-from steer_llm_sdk.orchestration.run import Run, copied
+from steer_llm_sdk.orchestration.run import Run
 from steer_llm_sdk.orchestration.tools import Tool
 from steer_policies.outcome import Verdict
+
+_ANYTHING: Final = Tool.validate_request
 
 
 @dataclass(slots=True)
@@ -92,19 +95,23 @@ async def _execute(
         run.under_way -= 1
 
 
+def has_a_say(tool: Tool) -> bool:
+    """Whether a tool has a validation of its own."""
+    validate = getattr(tool, "validate_request", None)
+    return validate is not None and getattr(validate, "__func__", None) is not _ANYTHING
+
+
 async def accepts(run: Run, candidate: Candidate) -> bool:
     """Whether the tool itself says that it can take the request.
 
     Raises:
         Exception: raising is another way to say no.
     """
-    validate = getattr(candidate.tool, "validate_request", None)
-    if validate is None:
-        return True
-    valid: Any = validate(copied(run.request))
+    valid: Any = candidate.tool.validate_request(copied(run.request))
     if inspect.isawaitable(valid):
         valid = await valid
-    return valid is not False
+    # One that only raises where it has to complain returns nothing.
+    return valid is None or bool(valid)
 
 
 def spanned(run: Run, name: str, facts: dict[str, Any]) -> AbstractContextManager[Any]:

@@ -7,9 +7,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from steer_llm_sdk import telemetry
+from steer_llm_sdk import checks, telemetry
+from steer_llm_sdk.checks import shown
 from steer_llm_sdk.current import RunTerms
-from steer_llm_sdk.errors import ConflictError, InvalidValue, OrchestratorError
+from steer_llm_sdk.errors import ConflictError, InvalidValue, OrchestratorError, words_of
 from steer_llm_sdk.orchestration.attempt import Candidate
 from steer_llm_sdk.orchestration.budget import (
     NO_DEADLINE,
@@ -29,7 +30,7 @@ from steer_llm_sdk.orchestration.result import output_of
 from steer_llm_sdk.orchestration.retrying import RetryManager
 from steer_llm_sdk.orchestration.run import Run, loop_clock, request_copy
 from steer_llm_sdk.orchestration.tools import Request, ToolRegistry, get_global_registry
-from steer_llm_sdk.streaming.events import Redactor, Told
+from steer_llm_sdk.streaming.events import PLAIN, Redactor, Told
 from steer_llm_sdk.streaming.manager import EventManager
 from steer_proxy.engine.clock import Clock, new_id
 
@@ -58,9 +59,12 @@ class Orchestrator:
     def _setup(
         self, registry: ToolRegistry | None, clock: Clock | None, executor: ReliableExecutor
     ) -> None:
+        if registry is not None and not isinstance(registry, ToolRegistry):
+            raise InvalidValue("registry", f"must be a ToolRegistry, not {shown(registry)}")
         self.registry = get_global_registry() if registry is None else registry
         self.reliable_executor = executor
-        self._clock = clock or loop_clock()
+        self._clock = clock
+        self._here: tuple[asyncio.AbstractEventLoop | None, Clock] = (None, clock or loop_clock())
 
     async def run(
         self,
@@ -122,13 +126,17 @@ class Orchestrator:
     ) -> Run:
         """A run, with copies of what its caller could change meanwhile."""
         if not isinstance(options, OrchestrationConfig):
-            raise InvalidValue("options", f"must be an OrchestrationConfig, not {options!r:.64}")
-        if tool_options is not None and not isinstance(tool_options, Mapping):
-            raise InvalidValue("tool_options", f"must be a dictionary, not {tool_options!r:.64}")
-        clock = self._clock
+            raise InvalidValue("options", f"must be an OrchestrationConfig, not {shown(options)}")
+        if tool_options is not None:
+            checks.mapping("tool_options", tool_options)
+        if event_manager is not None and not isinstance(event_manager, EventManager):
+            raise InvalidValue(
+                "event_manager", f"must be an EventManager, not {shown(event_manager)}"
+            )
+        clock = self._clock_here()
         request_id = options.request_id or new_id(clock.wall())
         trace_id = options.trace_id or request_id
-        redactor = Redactor(options.redactor_cb)
+        redactor = PLAIN if options.redactor_cb is None else Redactor(options.redactor_cb)
         events = None
         if event_manager is not None:
             events = event_manager.of_run(request_id, trace_id, redactor, clock.wall)
@@ -146,10 +154,17 @@ class Orchestrator:
             redactor=redactor,
             events=events,
             tracer=telemetry.tracer(),
-            terms=RunTerms(
-                options.idempotency_key, options.budget, options.quality_requirements, deadline.at
-            ),
+            terms=_terms(options, deadline.at),
+            records=None if options.idempotency_key is None else [],
         )
+
+    def _clock_here(self) -> Clock:
+        """The clock of this event loop, kept: asking which loop runs costs more than its time."""
+        loop, clock = self._here
+        if self._clock is None and (running := asyncio.get_running_loop()) is not loop:
+            clock = Clock(now=running.time, wall=clock.wall, jitter=clock.jitter)
+            self._here = (running, clock)
+        return clock
 
     async def _told(self, run: Run, tool_name: str | None) -> OrchestrationOutput:
         """The run, with its beginning and its end told to whoever listens."""
@@ -228,10 +243,20 @@ class Orchestrator:
         return Candidate(self.registry.get_tool(metadata.name), metadata, options)
 
 
+_NO_TERMS: Final = RunTerms()
+
+
+def _terms(options: OrchestrationConfig, deadline: float) -> RunTerms:
+    """What tools may hand on."""
+    if options is DEFAULT:
+        return _NO_TERMS
+    return RunTerms(options.idempotency_key, options.budget, options.quality_requirements, deadline)
+
+
 async def _tell_failure(run: Run, error: Exception) -> None:
     if run.events is None:
         return
-    told = str(error) or type(error).__name__
+    told = words_of(error)
     if isinstance(error, ConflictError):
         await run.tell(Told.CONFLICT, idempotency_key=run.options.idempotency_key, error=told)
     await run.events.error(

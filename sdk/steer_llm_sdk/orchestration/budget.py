@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, TypeGuard
 
+from steer_llm_sdk.checks import is_finite
 from steer_llm_sdk.errors import BudgetExceeded, RunTimeout
 from steer_llm_sdk.orchestration.config import OrchestrationConfig
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
@@ -90,9 +91,4 @@ def tokens_of(usage: Mapping[str, Any]) -> float | None:
 
 def is_amount(value: object) -> TypeGuard[float]:
     """Whether a value is a finite number that is not negative."""
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value >= 0
-    )
+    return is_finite(value) and value >= 0  # type: ignore[operator]

@@ -12,7 +12,10 @@ from steer_llm_sdk.orchestration.run import Run
 from steer_llm_sdk.reliability.breakers import DEFAULT, Breakers
 from steer_llm_sdk.streaming.events import Told
 from steer_policies.breaker import PermitPair, Rejected
-from steer_policies.outcome import Verdict
+from steer_policies.outcome import Failure, Verdict
+from steer_policies.throttle import Gate, Pass
+from steer_proxy.engine.clock import Clock
+from steer_proxy.engine.gate import throttled
 from steer_proxy.engine.registry import MAX_REMEMBERED
 
 LOGGER: Final = logging.getLogger("steer.sdk")
@@ -20,10 +23,19 @@ LOGGER: Final = logging.getLogger("steer.sdk")
 
 @dataclass(slots=True)
 class Entry:
-    """An attempt that may be made: under whose name, and with what permit."""
+    """An attempt that may be made: under whose name, and with what permit and admission."""
 
     provider: str
     permit: PermitPair | None
+    gate: Gate | None = None
+    admission: Pass | None = None
+
+    def leave_gate(self, clock: Clock, verdict: Verdict | None) -> None:
+        """Tell the gate what came of it; None for nothing."""
+        if self.admission is not None and self.gate is not None:
+            lesson = None if verdict is None else throttled(verdict)
+            self.gate.settle(self.admission, lesson, clock.now())
+            self.admission = None
 
 
 class Circuits:
@@ -46,20 +58,32 @@ class Circuits:
             return True
         return self._breakers.open_for(self.provider(metadata), metadata.name) <= 0
 
-    async def enter(self, run: Run, metadata: ToolMetadata) -> Entry | Rejected:
-        """What an attempt needs to have, to be given back; or for how long there is none."""
-        provider = self.provider(metadata)
+    def gate(self, metadata: ToolMetadata) -> Gate | None:
+        """The gate that a tool's provider may have closed; None while it never has."""
+        if self._breakers is None:
+            return None
+        return self._breakers.gate(self.provider(metadata), metadata.name)
+
+    async def enter(
+        self, run: Run, metadata: ToolMetadata, gate: Gate | None, admission: Pass | None
+    ) -> Entry | Rejected:
+        """What an attempt needs to have, to be given back; or for how long there is none.
+
+        `admission` is what the gate gave.
+        """
+        entry = Entry(self.provider(metadata), None, gate, admission)
         if self._breakers is None or not run.options.enable_circuit_breaker:
-            return Entry(provider, None)
-        permit = self._breakers.acquire(provider, metadata.name)
+            return entry
+        permit = self._breakers.acquire(entry.provider, metadata.name)
         if isinstance(permit, Rejected):
+            entry.leave_gate(run.clock, None)
             return permit
-        entry = Entry(provider, permit)
+        entry.permit = permit
         if permit.probe:
             try:
                 await self._tell_changes(run, self._breakers)
             except BaseException:
-                self.give_back(metadata, entry)
+                self.give_back(run, metadata, entry)
                 raise
         return entry
 
@@ -86,6 +110,10 @@ class Circuits:
                 self._learned.clear()
             self._learned[name] = (metadata, named)
         breakers, permit = self._breakers, entry.permit
+        if breakers is not None and verdict.failure is Failure.THROTTLED and verdict.hint:
+            provider = named if named is not None and moved else entry.provider
+            breakers.throttle(provider, name, verdict.hint.seconds)
+        entry.leave_gate(run.clock, verdict)
         if breakers is None or permit is None:
             return
         entry.permit = None
@@ -95,10 +123,12 @@ class Circuits:
             breakers.credit(named, name, verdict)
         else:
             breakers.settle(entry.provider, name, permit, verdict, seconds)
-        await self._tell_changes(run, breakers)
+        if breakers.changed:
+            await self._tell_changes(run, breakers)
 
-    def give_back(self, metadata: ToolMetadata, entry: Entry) -> None:
-        """Give a permit back that nothing was learned with."""
+    def give_back(self, run: Run, metadata: ToolMetadata, entry: Entry) -> None:
+        """Give back what nothing was learned with."""
+        entry.leave_gate(run.clock, None)
         if self._breakers is not None and entry.permit is not None:
             self._breakers.settle(entry.provider, metadata.name, entry.permit, None)
 

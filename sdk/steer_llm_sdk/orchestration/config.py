@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from steer_llm_sdk import checks
+from steer_llm_sdk.copies import own_copy
 from steer_llm_sdk.errors import InvalidValue
 from steer_policies.budget import Budget, parse_budget
-from steer_policies.idempotency_key import MAX_KEY
 from steer_policies.quality import Quality, parse_quality
 
 
@@ -25,6 +25,8 @@ _MAX_RETRIES: Final = _Default(2)
 @dataclass(frozen=True, slots=True)
 class OrchestrationConfig:
     """The terms of one run; it cannot be changed, and cannot be made with a value out of bounds.
+
+    Its dictionaries are copies of those it was given.
 
     Attributes:
         max_parallel: tools that a plan with the strategy `parallel` runs at once; 1 to 20.
@@ -80,17 +82,19 @@ class OrchestrationConfig:
         for name in ("timeout_ms", "per_agent_timeout_ms"):
             if (value := getattr(self, name)) is not None:
                 checks.number(name, value, least=100)
-        for name in ("trace_id", "request_id", "idempotency_key"):
+        for name in ("trace_id", "request_id"):
             if (value := getattr(self, name)) is not None:
-                checks.text(name, value)
-                if len(value) > MAX_KEY:
-                    raise InvalidValue(name, f"must have at most {MAX_KEY} characters")
-        checks.function("redactor_cb", self.redactor_cb)
-        if not isinstance(self.metadata, Mapping):
-            raise InvalidValue("metadata", f"must be a dictionary, not {self.metadata!r:.64}")
+                checks.key(name, value)
+        if self.idempotency_key is not None:
+            checks.idempotency_key(self.idempotency_key)
+        checks.plain_function("redactor_cb", self.redactor_cb)
+        checks.mapping("metadata", self.metadata)
         object.__setattr__(self, "limits", limits_of("budget", self.budget))
         demands = demands_of("quality_requirements", self.quality_requirements)
         object.__setattr__(self, "demands", demands)
+        for name in ("budget", "quality_requirements", "metadata"):
+            if value := getattr(self, name):
+                object.__setattr__(self, name, own_copy(name, value))
 
     @property
     def own_retries(self) -> int | None:

@@ -7,32 +7,47 @@ attempt, and given back however that ends.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 from steer_llm_sdk import telemetry
-from steer_llm_sdk.errors import CircuitOpen, ToolExecutionError
+from steer_llm_sdk.errors import words_of
+from steer_llm_sdk.orchestration.account import OPEN, SHUT, UNFIT, Account
 from steer_llm_sdk.orchestration.attempt import (
     Answer,
     Candidate,
     accepts,
     attempt,
+    has_a_say,
     named_by,
     spanned,
 )
 from steer_llm_sdk.orchestration.circuits import Circuits, Entry
-from steer_llm_sdk.orchestration.failures import provider_of, verdict_on
+from steer_llm_sdk.orchestration.failures import provider_of, status_of, verdict_on
 from steer_llm_sdk.orchestration.metadata import ToolMetadata
+from steer_llm_sdk.orchestration.patience import Patience
 from steer_llm_sdk.orchestration.retrying import RetryManager
 from steer_llm_sdk.orchestration.run import Run
 from steer_llm_sdk.reliability.breakers import Breakers
 from steer_llm_sdk.streaming.events import Told
 from steer_policies.breaker import Rejected
 from steer_policies.config import Ambiguous
-from steer_policies.outcome import SUCCESS, TRAITS, Elsewhere, Executed, Failure, Verdict
-from steer_policies.retry import Decision, GiveUp, Hop, RetryIn, Standing, decide
+from steer_policies.config import RetryPolicy as Policy
+from steer_policies.outcome import SUCCESS, TRAITS, Elsewhere, Failure, Verdict, failed
+from steer_policies.retry import (
+    Decision,
+    GiveUp,
+    Hop,
+    RetryIn,
+    Standing,
+    WaitSource,
+    decide,
+    when_ambiguous,
+)
+from steer_policies.throttle import Pass
 
 LOGGER: Final = logging.getLogger("steer.sdk")
 
@@ -64,20 +79,37 @@ class Trial:
     executor: ReliableExecutor
     run: Run
     candidates: Sequence[Candidate]
+    account: Account = field(init=False)
     pending: list[Candidate] = field(init=False)
     deferred: list[Candidate] = field(default_factory=list)
     tried: list[Candidate] = field(default_factory=list)
-    details: list[dict[str, Any]] = field(default_factory=list)
-    made: int = 0
-    waited: float = 0.0
-    maybe_executed: bool = False
-    retry_at: float | None = None
-    last: Exception | None = None
     began: float = field(init=False)
+    _patience: Patience | None = None
 
     def __post_init__(self) -> None:
+        self.account = Account(self.run)
         self.pending = list(self.candidates)
         self.began = self.run.clock.now()
+
+    # What follows is of use where something failed: most trials never ask for it.
+
+    @property
+    def patience(self) -> Patience:
+        """What was waited, and may be."""
+        if self._patience is None:
+            self._patience = Patience(self.run, self.executor.retry_manager, self.began)
+        return self._patience
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that decides about retries."""
+        return self.executor.retry_manager.policy(self.run.options)
+
+    @property
+    def ambiguous(self) -> Ambiguous:
+        """What follows an attempt that may have had an effect."""
+        keyed = self.run.options.idempotency_key is not None
+        return when_ambiguous(self.policy.ambiguous, once=keyed)
 
     async def result(self) -> Answer:
         """The first result.
@@ -94,7 +126,7 @@ class Trial:
             if answer is not None:
                 return answer
             before = candidate
-        raise self._failure()
+        raise self.account.failure()
 
     async def _next(self) -> Candidate | None:
         """The next tool; after all of them, the one that asked for the least patience."""
@@ -107,14 +139,12 @@ class Trial:
         candidate = min(self.deferred, key=lambda each: each.available_at)
         self.deferred.remove(candidate)
         delay = max(0.0, candidate.available_at - self.run.clock.now())
-        policy = self.executor.retry_manager.policy(self.run.options)
-        if (
-            self.made >= policy.max_total_attempts
-            or delay > self._time_left()
-            or self.waited + delay > policy.max_total_delay
-        ):
+        if self.account.made >= self.policy.max_total_attempts or not self.patience.fits(delay):
             return None
-        await self._again(candidate, delay)
+        if candidate.attempts:
+            await self._again(candidate, delay, WaitSource.GATE)
+        else:
+            await self.patience.stand_back(candidate, self._provider(candidate), delay)
         return candidate
 
     async def _fall_back(self, before: Candidate, candidate: Candidate) -> Answer | None:
@@ -125,7 +155,7 @@ class Trial:
             reason = str(before.verdict.failure)
         await run.tell(
             Told.FALLBACK,
-            self.executor.provider(candidate.metadata),
+            self._provider(candidate),
             source=before.name,
             from_tool=before.name,
             to_tool=candidate.name,
@@ -138,21 +168,26 @@ class Trial:
 
     async def _follow(self, candidate: Candidate) -> Answer | None:
         """Try one tool until it gives a result, or it is time to look elsewhere."""
-        if not await self._accepted(candidate):
+        if has_a_say(candidate.tool) and not await self._accepted(candidate):
             return None
         while (entry := await self._enter(candidate)) is not None:
             started = self.run.clock.now()
             if not candidate.attempts:
                 self.tried.append(candidate)
-            self.made += 1
+            self.account.made += 1
             try:
                 value = await attempt(self.run, candidate, entry.provider)
+            except asyncio.CancelledError:
+                self._record(candidate, failed(Failure.CANCELLED), started)
+                raise
             except Exception as error:  # noqa: BLE001 - whatever a tool raises is its failure
-                verdict = verdict_on(error, self.run.clock.wall())
+                verdict = self._heard(verdict_on(error, self.run.clock.wall()))
+                self._record(candidate, verdict, started, error)
                 await self._learn(candidate, entry, verdict, started, provider_of(error))
                 if not await self._once_more(candidate, error, verdict):
                     return None
             else:
+                self._record(candidate, SUCCESS, started)
                 named = named_by(value)
                 await self._learn(candidate, entry, SUCCESS, started, named)
                 if candidate.attempts > 1:
@@ -162,34 +197,72 @@ class Trial:
                     value,
                     candidate,
                     provider,
-                    self.made,
+                    self.account.made,
                     tuple(self.tried),
                     fallback_used=candidate is not self.candidates[0],
                 )
             finally:
-                self.executor.circuits.give_back(candidate.metadata, entry)
+                self.executor.circuits.give_back(self.run, candidate.metadata, entry)
         return None
+
+    def _record(
+        self,
+        candidate: Candidate,
+        verdict: Verdict,
+        started: float,
+        error: Exception | None = None,
+    ) -> None:
+        """Keep what became of an attempt, where that is kept."""
+        if self.run.records is not None:
+            status = None if error is None else status_of(error)
+            self.account.record(candidate, verdict, started, self.patience.taken(), status)
 
     async def _accepted(self, candidate: Candidate) -> bool:
         """Whether the tool itself says that it can take the request."""
         try:
             accepted = await accepts(self.run, candidate)
         except Exception as error:  # noqa: BLE001 - raising is another way to say no
-            self.last = error
+            self.account.last = error
             accepted = False
         if not accepted:
-            self._refused(candidate, "refuses the request")
+            self._refuse(candidate, UNFIT)
         return accepted
 
     async def _enter(self, candidate: Candidate) -> Entry | None:
-        """What an attempt needs to have; None when the tool's circuit is open."""
-        entry = await self.executor.circuits.enter(self.run, candidate.metadata)
+        """What an attempt needs to have: the gate first, permits last, so that no probe waits in
+        line. None when the tool's circuit is open, or its provider asked for patience."""
+        circuits, metadata = self.executor.circuits, candidate.metadata
+        gate, admission = circuits.gate(metadata), None
+        if gate is not None and circuits.ready(self.run, metadata):
+            passed = await self.patience.pass_gate(
+                gate, candidate, self._provider(candidate), self._others
+            )
+            if not isinstance(passed, Pass):
+                self._refuse(candidate, SHUT, passed)
+                return None
+            admission = passed
+        entry = await circuits.enter(self.run, metadata, gate, admission)
         if isinstance(entry, Rejected):
-            self._refused(candidate, "its circuit is open")
-            at = self.run.clock.now() + entry.retry_in
-            self.retry_at = at if self.retry_at is None else min(at, self.retry_at)
+            self._refuse(candidate, OPEN, entry.retry_in)
             return None
         return entry
+
+    def _refuse(self, candidate: Candidate, why: str, retry_in: float | None = None) -> None:
+        """A tool is not tried now."""
+        self.account.refused(candidate, why, retry_in)
+        if self.account.maybe_executed and self.ambiguous is Ambiguous.FAIL:
+            # It was to be repeated here or nowhere, and here it cannot be.
+            self.pending.clear()
+            self.deferred.clear()
+        elif why == SHUT and retry_in is not None and self.patience.gates:
+            candidate.available_at = self.run.clock.now() + retry_in
+            self.deferred.append(candidate)
+
+    def _heard(self, verdict: Verdict) -> Verdict:
+        """A verdict as far as its provider's wish is to be respected."""
+        if self.executor.retry_manager.config.retry_policy.respect_retry_after:
+            return verdict
+        return replace(verdict, hint=None)
 
     async def _learn(
         self,
@@ -203,28 +276,15 @@ class Trial:
         seconds = self.run.clock.now() - started
         candidate.verdict = verdict
         candidate.elapsed += seconds
-        failure = verdict.failure
-        self.details.append(
-            {
-                "tool": candidate.name,
-                "provider": entry.provider,
-                "attempt": candidate.attempts,
-                "outcome": str(verdict.outcome),
-                "failure": None if failure is None else str(failure),
-            }
-        )
-        if failure is not None and verdict.executed is not Executed.NO:
-            self.maybe_executed = self.run.maybe_executed = True
+        self.account.attempted(candidate, entry.provider, verdict)
         await self.executor.circuits.learn(
             self.run, candidate.metadata, entry, verdict, seconds, named
         )
 
     async def _once_more(self, candidate: Candidate, error: Exception, verdict: Verdict) -> bool:
         """Whether the same tool is tried again; waits before it says yes."""
-        self.last = error
+        self.account.last = error
         failure = verdict.failure or Failure.SERVER_ERROR
-        if not self.executor.retry_manager.config.retry_policy.respect_retry_after:
-            verdict = replace(verdict, hint=None)
         decision = self._decide(candidate, verdict, failure)
         LOGGER.info(
             "attempt %d at %s failed for request %s (%s): %s",
@@ -235,53 +295,58 @@ class Trial:
             decision.why,
         )
         match decision:
-            case RetryIn(delay=delay):
-                await self._again(candidate, delay, error)
+            case RetryIn(delay=delay, source=source):
+                await self._again(candidate, delay, source)
                 return True
             case Hop():
                 self._hop(candidate, verdict)
-            case GiveUp(retry_after=asked):
+            case GiveUp(retry_after=asked, uncertain=uncertain):
                 if asked is not None:
-                    self.retry_at = self.run.clock.now() + asked
+                    self.account.asked(asked)
                 self.pending.clear()
-                if TRAITS[failure].elsewhere is Elsewhere.NEVER:
+                if uncertain or TRAITS[failure].elsewhere is Elsewhere.NEVER:
                     self.deferred.clear()
         return False
 
     def _decide(self, candidate: Candidate, verdict: Verdict, failure: Failure) -> Decision:
-        manager = self.executor.retry_manager
         standing = Standing(
             attempts_here=candidate.attempts,
-            attempts_total=self.made,
-            waited=self.waited,
-            time_left=self._time_left(),
+            attempts_total=self.account.made,
+            waited=self.patience.waited,
+            time_left=self.patience.time_left(),
             others=TRAITS[failure].elsewhere is Elsewhere.ANY and self._others(),
-            ambiguous=Ambiguous.RETRY,
+            ambiguous=self.ambiguous,
             unsent_only=False,
-            idempotent_upstream=False,
+            idempotent_upstream=candidate.metadata.idempotent,
             retry_allowed=True,
-            jitter=0.0 if self.run.options.deterministic else self.run.clock.jitter(),
-            unwanted=failure in manager.unwanted,
+            jitter=self.patience.jitter(),
+            executed_before=self.account.maybe_executed,
+            unwanted=failure in self.executor.retry_manager.unwanted,
         )
-        return decide(manager.policy(self.run.options), verdict, standing)
+        return decide(self.policy, verdict, standing)
 
     def _hop(self, candidate: Candidate, verdict: Verdict) -> None:
         """Go on to the next tool, or come back to this one after the time asked for."""
-        policy = self.executor.retry_manager.policy(self.run.options)
         if (
             verdict.hint is not None
             and verdict.again
-            and candidate.attempts < policy.max_attempts
+            and candidate.attempts < self.policy.max_attempts
             and verdict.failure not in self.executor.retry_manager.unwanted
         ):
             candidate.available_at = self.run.clock.now() + verdict.hint.seconds
             self.deferred.append(candidate)
 
+    async def _again(self, candidate: Candidate, delay: float, source: WaitSource) -> None:
+        provider, error = self._provider(candidate), words_of(self.account.last)
+        await self.patience.again(candidate, provider, delay, source, error)
+
     def _others(self) -> bool:
         """Whether another tool could be tried now."""
-        circuits = self.executor.circuits
+        circuits, now = self.executor.circuits, self.run.clock.now()
         return self._may_fall_back() and any(
-            circuits.ready(self.run, each.metadata) for each in self.pending
+            circuits.ready(self.run, each.metadata)
+            and ((gate := circuits.gate(each.metadata)) is None or gate.closed_for(now) <= 0)
+            for each in self.pending
         )
 
     def _may_fall_back(self) -> bool:
@@ -289,63 +354,5 @@ class Trial:
         tried = sum(1 for each in self.tried if each is not self.candidates[0])
         return tried < self.executor.retry_manager.config.max_fallback_attempts
 
-    def _time_left(self) -> float:
-        most = self.executor.retry_manager.config.max_total_retry_time
-        return min(self.run.left(), self.began + most - self.run.clock.now())
-
-    async def _again(
-        self, candidate: Candidate, delay: float, error: Exception | None = None
-    ) -> None:
-        """Tell of a retry, and wait for its time."""
-        self.waited += delay
-        self.executor.retry_manager.metrics.retried()
-        until = self.run.clock.now() + delay
-        told = self.last if error is None else error
-        await self.run.tell(
-            Told.RETRY_ATTEMPT,
-            self.executor.provider(candidate.metadata),
-            attempt=candidate.attempts,
-            delay=delay,
-            source=candidate.name,
-            tool_name=candidate.name,
-            error=_words(told),
-        )
-        # What watching took is not waited for again; but never earlier than was decided.
-        await self.run.clock.sleep(max(0.0, until - self.run.clock.now()))
-
-    def _refused(self, candidate: Candidate, why: str) -> None:
-        """Remember why a tool was not tried."""
-        candidate.refused = why
-        self.details.append({"tool": candidate.name, "attempt": 0, "refused": why})
-
-    def _failure(self) -> ToolExecutionError:
-        """What is raised when no tool gave a result."""
-        tale = "; ".join(
-            f"{each['tool']}: {each.get('refused') or each['failure'] or 'ok'}"
-            for each in self.details
-        )
-        wait = None
-        if self.retry_at is not None:
-            wait = max(0.0, self.retry_at - self.run.clock.now())
-        names = [each["tool"] for each in self.details]
-        kind = ToolExecutionError
-        message = f"no tool gave a result ({tale})"
-        if not self.tried and wait is not None:
-            kind = CircuitOpen
-            message = f"no tool can be called now ({tale})"
-        elif self.last is not None:
-            message = f"{_words(self.last)} ({tale})"
-        error = kind(
-            message,
-            tool_name=names[-1] if names else None,
-            attempts=self.made,
-            retry_after=wait,
-            maybe_executed=self.maybe_executed,
-            details=tuple(self.details),
-        )
-        error.__cause__ = self.last
-        return error
-
-
-def _words(error: BaseException | None) -> str:
-    return "" if error is None else str(error) or type(error).__name__
+    def _provider(self, candidate: Candidate) -> str:
+        return self.executor.provider(candidate.metadata)

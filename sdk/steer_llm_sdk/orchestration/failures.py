@@ -8,13 +8,14 @@ SDKs do with what the network raised.
 from __future__ import annotations
 
 import errno
-import math
+import json
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from steer_llm_sdk.errors import ProviderError
+from steer_llm_sdk.checks import is_finite
+from steer_llm_sdk.errors import OrchestratorError, ProviderError, ToolExecutionError
 from steer_policies.classify import by_status
 from steer_policies.config import DialectName
 from steer_policies.outcome import Executed, Failure, HintSource, RetryHint, Verdict, failed
@@ -43,8 +44,27 @@ _LOST: Final = frozenset(
 )
 
 
+#: Of the errors that say that the request is at fault, those that may as well be an answer's: it
+#: was not JSON, not text, or not of the shape that the tool expected.
+_LATE: Final = (TypeError, json.JSONDecodeError, UnicodeDecodeError)
+
+#: What Python raises for bugs, and the SDK for another run's terms: the same again does not mend
+#: them, and no provider is to blame.
+_FAULTS: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    RecursionError,
+    SyntaxError,
+    OrchestratorError,
+)
+
 #: What the network's errors are called by the HTTP libraries that give them classes of their own:
-#: aiohttp, httpx (which the provider SDKs use), requests, http.client.
+#: aiohttp, httpx (which the provider SDKs use), requests, urllib, http.client, asyncio's streams.
 _NAMED: Final[Mapping[str, Failure]] = {
     "ConnectError": Failure.CONNECT,
     "ConnectTimeout": Failure.CONNECT,
@@ -59,23 +79,37 @@ _NAMED: Final[Mapping[str, Failure]] = {
     "ChunkedEncodingError": Failure.TRUNCATED,
     "ClientPayloadError": Failure.TRUNCATED,
     "IncompleteRead": Failure.TRUNCATED,
+    "IncompleteReadError": Failure.TRUNCATED,
+    "BadStatusLine": Failure.PROTOCOL,
+    "ConnectionError": Failure.RESET,
+    "URLError": Failure.RESET,
 }
 
 
 def verdict_on(error: BaseException, wall: float) -> Verdict:
     """What a tool's exception means; `wall` is Unix time in seconds, for delays told as dates.
 
-    ValueError and TypeError say that the request is at fault. What nothing is known of counts as
-    the provider's failure, and as one that may have had an effect.
+    ValueError and TypeError say that the request is at fault, the errors that Python raises for
+    bugs that the tool is. What nothing is known of counts as the provider's failure, and as one
+    that may have had an effect.
     """
+    name = type(error).__name__
     # A certificate that does not verify is a ValueError, too: by Python's ssl, not by a tool.
     if isinstance(error, (ValueError, TypeError)) and not isinstance(error, OSError):
-        return failed(Failure.REJECTED, code=type(error).__name__)
+        executed = Executed.MAYBE if isinstance(error, _LATE) else Executed.NO
+        return failed(Failure.REJECTED, executed=executed, code=name)
     for each in _causes(error):
         verdict = _of(each, wall)
         if verdict is not None:
             return verdict
-    return failed(Failure.SERVER_ERROR, executed=Executed.MAYBE, code=type(error).__name__)
+    if _is_fault(error):
+        return failed(Failure.FAULT, code=name)
+    return failed(Failure.SERVER_ERROR, executed=Executed.MAYBE, code=name)
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an exception, or what it was raised from, carries."""
+    return next((found for each in _causes(error) if (found := _status(each)) is not None), None)
 
 
 def provider_of(error: BaseException) -> str | None:
@@ -125,6 +159,15 @@ def _network(error: BaseException) -> Failure | None:
     return None
 
 
+def _is_fault(error: BaseException) -> bool:
+    """Whether an error of which nothing else is known is the tool's own."""
+    if isinstance(error, ToolExecutionError):  # a run within the tool: its own tool failed
+        return False
+    # One of the operating system's that is not the network's: a file is not there, a disk is full.
+    disk = isinstance(error, OSError) and error.errno is not None
+    return disk or isinstance(error, _FAULTS)
+
+
 def _status(error: BaseException) -> int | None:
     """The HTTP status an exception carries, by the names that HTTP libraries use."""
     for holder in (error, getattr(error, "response", None)):
@@ -162,10 +205,8 @@ def _headers(error: BaseException) -> dict[str, str]:
 
 
 def _asked(error: BaseException) -> RetryHint | None:
-    seconds = getattr(error, "retry_after", None)
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        return None
-    if not math.isfinite(seconds) or seconds < 0:
+    seconds: Any = getattr(error, "retry_after", None)
+    if not is_finite(seconds) or seconds < 0:
         return None
     return RetryHint(float(seconds), HintSource.RETRY_AFTER)
 

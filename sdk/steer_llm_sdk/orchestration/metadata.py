@@ -31,6 +31,7 @@ class ToolMetadata:
     supported_models: Sequence[str] = ()
     default_options: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     resource_requirements: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    idempotent: bool = False
     entrant: Entrant = field(init=False, repr=False, compare=False)
     """The same for the policy that compares tools."""
 
@@ -38,9 +39,12 @@ class ToolMetadata:
         checks.text("name", self.name)
         if self.provider is not None:
             checks.text("provider", self.provider)
+        checks.flag("idempotent", self.idempotent)
         needs = self.resource_requirements
-        if not isinstance(needs, Mapping):
-            raise InvalidValue("resource_requirements", f"must be a dictionary, not {needs!r:.64}")
+        checks.mapping("resource_requirements", needs)
+        checks.mapping("default_options", self.default_options)
+        for name in ("capabilities", "supported_models"):
+            checks.names(name, getattr(self, name))
         for key in ("ms", "tokens", "cost_usd"):
             if (value := needs.get(key)) is not None:
                 checks.number(f"resource_requirements.{key}", value)
@@ -70,8 +74,9 @@ class ToolMetadata:
             description=getattr(tool, "description", "") or "",
             version=str(getattr(tool, "version", "1.0.0")),
             provider=getattr(tool, "provider", None) or None,
-            capabilities=tuple(getattr(tool, "capabilities", None) or ()),
-            supported_models=tuple(getattr(tool, "supported_models", None) or ()),
+            capabilities=getattr(tool, "capabilities", None) or (),
+            supported_models=getattr(tool, "supported_models", None) or (),
             default_options=getattr(tool, "default_options", None) or _NOTHING,
             resource_requirements=getattr(tool, "resource_requirements", None) or _NOTHING,
+            idempotent=getattr(tool, "idempotent", False),
         )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from steer_llm_sdk import telemetry
-from steer_llm_sdk.errors import InvalidValue, OrchestratorError, PlanningError
+from steer_llm_sdk.checks import shown
+from steer_llm_sdk.copies import copied
+from steer_llm_sdk.errors import InvalidValue, OrchestratorError, PlanningError, words_of
 from steer_llm_sdk.orchestration.attempt import Candidate
 from steer_llm_sdk.orchestration.base import Orchestrator
 from steer_llm_sdk.orchestration.config import OrchestrationConfig
@@ -18,7 +20,7 @@ from steer_llm_sdk.orchestration.planning.planner import Planner, RuleBasedPlann
 from steer_llm_sdk.orchestration.planning.values import PlanDecision, PlanRequest
 from steer_llm_sdk.orchestration.reliability import OrchestratorReliabilityConfig
 from steer_llm_sdk.orchestration.retrying import RetryManager
-from steer_llm_sdk.orchestration.run import Run, copied, loop_clock
+from steer_llm_sdk.orchestration.run import Run, loop_clock
 from steer_llm_sdk.orchestration.tools import ToolRegistry
 from steer_llm_sdk.reliability.breakers import Breakers
 from steer_llm_sdk.streaming.events import Told
@@ -29,6 +31,9 @@ from steer_proxy.engine.clock import Clock
 if TYPE_CHECKING:
     from steer_llm_sdk.reliability.idempotency import IdempotencyManager
     from steer_llm_sdk.reliability.once import Caller, Once
+
+
+_NO_STATES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class ReliableOrchestrator(Orchestrator):
@@ -53,23 +58,29 @@ class ReliableOrchestrator(Orchestrator):
         clock: Clock | None = None,
     ) -> None:
         if planner is not None and not callable(getattr(planner, "plan", None)):
-            raise InvalidValue("planner", f"must have a coroutine plan, not {planner!r:.64}")
+            raise InvalidValue("planner", f"must have a coroutine plan, not {shown(planner)}")
         config = (
             OrchestratorReliabilityConfig() if reliability_config is None else reliability_config
         )
         if not isinstance(config, OrchestratorReliabilityConfig):
             raise InvalidValue("reliability_config", "must be an OrchestratorReliabilityConfig")
-        if registry is not None and not isinstance(registry, ToolRegistry):
-            raise InvalidValue("registry", f"must be a ToolRegistry, not {registry!r:.64}")
-        clock = clock or loop_clock()
+        for name in ("get", "store"):
+            if idempotency_manager is not None and not callable(
+                getattr(idempotency_manager, name, None)
+            ):
+                raise InvalidValue(
+                    "idempotency_manager", f"{shown(idempotency_manager)} has no method {name}"
+                )
+        time = clock or loop_clock()
         # Circuits of one process need not be spread: they stay open for exactly as long as told.
-        exact = Clock(now=clock.now, wall=clock.wall, jitter=lambda: 0.5)
+        exact = Clock(now=time.now, wall=time.wall, jitter=lambda: 0.5)
         self._breakers = Breakers(config.circuit_breaker_configs, exact)
         self._setup(registry, clock, ReliableExecutor(RetryManager(config), self._breakers))
         self._planner = planner or RuleBasedPlanner()
         self._manager = idempotency_manager
         self._once: Once | None = None
         self._calm: tuple[object, int, Mapping[str, str]] = (None, 0, {})
+        self._last_context: tuple[object, object, PlanRequest | None] = (None, None, None)
 
     @property
     def planner(self) -> Planner:
@@ -205,29 +216,36 @@ class ReliableOrchestrator(Orchestrator):
         planner = self._planner
         try:
             if type(planner) is RuleBasedPlanner:
-                return planner.choose(run.request, tools, context)
+                return planner.choose_among(run.request, tools, context)
             plan = await planner.plan(copied(run.request), dict(tools), context)
         except OrchestratorError:
             raise
         except Exception as error:
             # Whatever a planner of somebody's own raises: the run ends in our words, with its.
-            raise PlanningError(f"the planner failed: {type(error).__name__}: {error}") from error
+            told = f"{type(error).__name__}: {words_of(error)}"
+            raise PlanningError(f"the planner failed: {told}") from error
         if not isinstance(plan, PlanDecision):
-            raise PlanningError(f"the planner must return a PlanDecision, not {plan!r:.64}")
+            raise PlanningError(f"the planner must return a PlanDecision, not {shown(plan)}")
         return plan
 
     def _context(self, run: Run) -> PlanRequest:
         """What the planner may consider."""
         options = run.options
-        given = options.metadata
-        return PlanRequest(
-            budget=options.budget,
-            quality_requirements=options.quality_requirements,
-            previous_failures=given.get("previous_failures") or (),
-            circuit_breaker_states=self._states() if options.enable_circuit_breaker else {},
-            user_preferences=given.get("user_preferences") or {},
-            metadata=given,
-        )
+        states = self._states() if options.enable_circuit_breaker else _NO_STATES
+        # The terms cannot change, and neither can what is made of them.
+        before, of, context = self._last_context
+        if context is None or before is not options or of is not states:
+            given = options.metadata
+            context = PlanRequest(
+                budget=options.budget,
+                quality_requirements=options.quality_requirements,
+                previous_failures=given.get("previous_failures") or (),
+                circuit_breaker_states=states,
+                user_preferences=given.get("user_preferences") or {},
+                metadata=given,
+            )
+            self._last_context = (options, states, context)
+        return context
 
     def _states(self) -> Mapping[str, str]:
         """The states of all circuits; while every one is closed, no run has to look."""
@@ -261,4 +279,5 @@ def _caller(run: Run, tool_name: str | None) -> Caller:
         run.trace_id,
         tool_name,
         {key: value for key, value in labels.items() if isinstance(value, str)},
+        () if run.records is None else run.records,
     )

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from steer_llm_sdk.checks import shown
+from steer_llm_sdk.errors import ToolExecutionError
 from steer_llm_sdk.orchestration.attempt import Answer, Candidate
 from steer_llm_sdk.orchestration.budget import is_amount
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
@@ -15,7 +17,7 @@ from steer_llm_sdk.orchestration.run import Run
 
 def output_of(run: Run, plan: PlanDecision | None, answer: Answer) -> OrchestrationOutput:
     """A run's output: the tool's own word, and what only the run knows."""
-    output = _told_by(answer.value)
+    output = _told_by(answer)
     chosen = answer.candidate
     metadata = {
         **output.metadata,
@@ -42,20 +44,42 @@ def output_of(run: Run, plan: PlanDecision | None, answer: Answer) -> Orchestrat
     return output
 
 
-def _told_by(value: Any) -> OrchestrationOutput:
-    """What the tool says of its own result."""
+def _told_by(answer: Answer) -> OrchestrationOutput:
+    """What the tool says of its own result.
+
+    Raises:
+        ToolExecutionError: it says it in a shape that nobody can use.
+    """
+    value = answer.value
     if isinstance(value, OrchestrationOutput):
-        return replace(value, metadata=dict(value.metadata))
+        for name in ("usage", "metadata", "per_agent", "cost_breakdown"):
+            if not isinstance(getattr(value, name), Mapping):
+                raise _unusable(answer, name, "a dictionary")
+        if value.cost_usd is not None and not is_amount(value.cost_usd):
+            raise _unusable(answer, "cost_usd", "an amount of US dollars, or None")
+        return replace(value, usage=dict(value.usage), metadata=dict(value.metadata))
     output = OrchestrationOutput(content=value)
     if not isinstance(value, dict):
         return output
-    if isinstance(usage := value.get("usage"), Mapping):
+    if (usage := value.get("usage")) is not None and isinstance(usage, Mapping):
         output.usage = dict(usage)
     if is_amount(cost := value.get("cost_usd")):
         output.cost_usd = float(cost)
     if is_amount(confidence := value.get("confidence")) and confidence <= 1:
         output.metadata["confidence"] = confidence
     return output
+
+
+def _unusable(answer: Answer, field: str, expected: str) -> ToolExecutionError:
+    """The tool was run, and what it returned cannot be used."""
+    name = answer.candidate.name
+    found = shown(getattr(answer.value, field))
+    return ToolExecutionError(
+        f"{name} returned an OrchestrationOutput whose {field} is not {expected}: {found}",
+        tool_name=name,
+        attempts=answer.attempts,
+        maybe_executed=True,
+    )
 
 
 def _tried(each: Candidate, answer: Answer) -> dict[str, Any]:

@@ -7,8 +7,10 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
+from steer_llm_sdk.checks import shown
+from steer_llm_sdk.copies import own_copy
 from steer_llm_sdk.current import RunTerms
 from steer_llm_sdk.errors import InvalidValue
 from steer_llm_sdk.orchestration.config import OrchestrationConfig
@@ -16,10 +18,8 @@ from steer_llm_sdk.orchestration.tools import Request
 from steer_llm_sdk.streaming.events import Redactor, Told
 from steer_llm_sdk.streaming.manager import EventManager
 from steer_policies.deadline import Deadline
+from steer_proxy.engine.attempt import AttemptRecord
 from steer_proxy.engine.clock import Clock
-
-#: How deep requests and options may nest.
-MAX_DEPTH: Final = 200
 
 
 @dataclass(slots=True)
@@ -48,6 +48,8 @@ class Run:
     """Executions of tools that have not ended."""
     maybe_executed: bool = False
     """A tool that failed may have had an effect all the same."""
+    records: list[AttemptRecord] | None = None
+    """What became of each attempt, where somebody keeps it: of runs with a key."""
 
     @property
     def doubtful(self) -> bool:
@@ -91,29 +93,6 @@ def request_copy(request: Any) -> Request:
     """
     if isinstance(request, str):
         return request
-    if not isinstance(request, Mapping):
-        raise InvalidValue("request", f"must be text or a dictionary, not {request!r:.64}")
-    try:
-        return {key: copied(value) for key, value in request.items()}
-    except RecursionError:
-        raise InvalidValue("request", "nests too deep, or holds itself") from None
-
-
-def copied(value: Any, depth: int = MAX_DEPTH) -> Any:
-    """A value with its dictionaries and lists made anew; anything else is shared.
-
-    Raises:
-        RecursionError: it nests deeper than `depth`.
-    """
-    kind = type(value)
-    if kind is str or kind is int or kind is float or value is None or kind is bool:
-        return value
-    if not depth:
-        raise RecursionError
-    if kind is dict:
-        return {key: copied(each, depth - 1) for key, each in value.items()}
-    if kind is list:
-        return [copied(each, depth - 1) for each in value]
-    if kind is tuple:
-        return tuple([copied(each, depth - 1) for each in value])
-    return value
+    if type(request) is not dict and not isinstance(request, Mapping):
+        raise InvalidValue("request", f"must be text or a dictionary, not {shown(request)}")
+    return own_copy("request", request)

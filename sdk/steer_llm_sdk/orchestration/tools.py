@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from steer_llm_sdk.checks import shown
 from steer_llm_sdk.errors import InvalidValue, UnknownTool
 from steer_llm_sdk.orchestration.metadata import ToolMetadata
 
@@ -71,6 +72,15 @@ class Tool(ABC):
         """
         return _NOTHING
 
+    @property
+    def idempotent(self) -> bool:
+        """Whether it may be executed again for one idempotency key without doing its work twice.
+
+        So is a tool that only reads, or hands the key on to who keeps to it. In a run with a key,
+        only such a tool is tried again after an attempt that may have had an effect.
+        """
+        return False
+
     def validate_request(self, request: Request) -> bool:  # noqa: ARG002 - for subclasses
         """Whether this tool can take the request; it is not executed with one it cannot."""
         return True
@@ -109,9 +119,11 @@ class ToolRegistry:
         Raises:
             InvalidValue: for what is no tool, or declares what cannot be; names the field.
         """
+        if isinstance(tool, type):
+            raise InvalidValue("tool", f"{tool.__name__} is a class: register an object of it")
         for member in ("name", "execute"):
             if not hasattr(tool, member):
-                raise InvalidValue("tool", f"{tool!r:.64} has no {member}")
+                raise InvalidValue("tool", f"{shown(tool)} has no {member}")
         metadata = ToolMetadata.of(tool)
         # Made anew, so that a planner may hold the one it was given.
         self._metadata = {**self._metadata, metadata.name: metadata}
@@ -123,10 +135,13 @@ class ToolRegistry:
         Raises:
             UnknownTool: a LookupError that names the known ones.
         """
-        tool = self._tools.get(name)
+        tool = self._found(name)
         if tool is None:
-            raise UnknownTool(str(name), self._unknown(name))
+            raise UnknownTool(f"{name}", self._unknown(name))
         return tool
+
+    def _found(self, name: object) -> Tool | None:
+        return self._tools.get(name) if isinstance(name, str) else None
 
     @property
     def metadata(self) -> Mapping[str, ToolMetadata]:
@@ -159,10 +174,10 @@ class ToolRegistry:
         return len(self._tools)
 
     def _unknown(self, name: object) -> str:
-        close = get_close_matches(str(name), self._tools, n=1)
+        close = get_close_matches(name, self._tools, n=1) if isinstance(name, str) else []
         hint = f", did you mean {close[0]}?" if close else ""
         known = ", ".join(self._tools) or "none"
-        return f"tool_name: no tool {str(name)[:64]!r} is registered{hint}; registered: {known}"
+        return f"tool_name: no tool {shown(name)} is registered{hint}; registered: {known}"
 
 
 _GLOBAL: Final = ToolRegistry()

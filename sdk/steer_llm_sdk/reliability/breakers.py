@@ -1,7 +1,8 @@
 """Circuit breakers of tools: the engine's, one for each provider and tool.
 
 What the engine calls an upstream is a provider here, and what it calls a model is a tool: a failure
-to connect counts against the provider with all its tools, any other against the tool alone.
+to connect counts against the provider with all its tools, any other against the tool alone. Beside
+them the engine keeps a throttle gate for each: what a provider asks for by a 429 holds for all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from steer_policies.breaker import PermitPair, Rejected
 from steer_policies.breaker import State as CircuitState
 from steer_policies.config import BreakerPolicy, DialectName, FailureCount, UpstreamPolicy
 from steer_policies.outcome import Verdict
+from steer_policies.throttle import Gate
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.events import HealthEvent
 from steer_proxy.engine.registry import MAX_REMEMBERED, UpstreamState
@@ -153,6 +155,17 @@ class Breakers:
         """Give a permit back with what the call taught; None for nothing."""
         self._made(provider, tool).settle(tool, permit, verdict, seconds)
 
+    def gate(self, provider: str, tool: str) -> Gate | None:
+        """The gate that a provider's wish not to be called closes; None while there was none."""
+        found = self._states.get(_place(provider, tool))
+        return None if found is None else found.known_gate(tool, _CREDENTIAL)
+
+    def throttle(self, provider: str, tool: str, seconds: float) -> None:
+        """The provider asked not to be called for so long."""
+        if len(self._states) >= MAX_REMEMBERED:
+            self._forget()
+        self._made(provider, tool).close_gate(tool, _CREDENTIAL, seconds)
+
     def credit(self, provider: str, tool: str, verdict: Verdict) -> None:
         """Teach a circuit what a call taught that was made under another provider's name."""
         permit = self.acquire(provider, tool)
@@ -180,10 +193,13 @@ class Breakers:
         names = {key: self._known.get(key) or f"{key[0]}:{key[1]}" for key in tools}
         return {name: self.state(*key) for key, name in (names | self._known).items()}
 
+    @property
+    def changed(self) -> bool:
+        """Whether there are changes to tell."""
+        return bool(self._changes)
+
     def changes(self) -> list[Change]:
         """What changed since this was last asked."""
-        if not self._changes:
-            return []
         told, self._changes = self._changes, []
         return [self._change(place, event) for place, event in told]
 
@@ -207,6 +223,8 @@ class Breakers:
         return state
 
     def _note(self, place: str, event: HealthEvent) -> None:
+        if event.kind != _BREAKER:  # a gate: who waits at it tells of that
+            return
         self._changes.append((place, event))
         circuit = (place, event.model)
         if event.after == _CLOSED:
@@ -228,9 +246,8 @@ class Breakers:
 
     def _forget(self) -> None:
         """Make room: a closed circuit is as good as none; without any, the oldest goes."""
-        for key in [key for key in self._known if self.state(*key) == _CLOSED] or [
-            next(iter(self._known))
-        ]:
+        closed = [key for key in self._known if self.state(*key) == _CLOSED]
+        for key in closed or list(self._known)[:1]:
             del self._known[key]
         used = {_place(*key) for key in self._known}
         self._states = {place: state for place, state in self._states.items() if place in used}
@@ -238,6 +255,10 @@ class Breakers:
 
 
 _CLOSED: Final = str(CircuitState.CLOSED)
+_BREAKER: Final = "breaker"
+
+#: Tools have their credentials to themselves; to us there is one for each.
+_CREDENTIAL: Final = 0
 
 
 def _place(provider: str, tool: str) -> str:

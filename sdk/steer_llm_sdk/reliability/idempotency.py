@@ -21,7 +21,7 @@ from steer_llm_sdk.reliability.idempotency_errors import (
     UncertainOutcomeError,
 )
 from steer_llm_sdk.reliability.json_text import NotJSON, json_text
-from steer_llm_sdk.reliability.once import Identity, Once, OnFailure, Terms, choice
+from steer_llm_sdk.reliability.once import Identity, Once, OnFailure, Terms
 from steer_llm_sdk.reliability.stored import VERSION, Store, StoreOnce
 from steer_policies.idempotency import OnLedgerDown, OnUncertain, State
 
@@ -46,6 +46,9 @@ __all__ = [
 
 _DEFAULTS: Final = Terms()
 
+#: Of AES-256, in bytes.
+KEY_SIZE: Final = 32
+
 
 class IdempotencyManager:
     """Remembers what was run for a key, so that its duplicates are given the same result.
@@ -58,14 +61,16 @@ class IdempotencyManager:
 
     For another store, override `get` and `store`, and nothing else; `super().__init__` need not
     be called. Such a store is given JSON objects, and its duplicates in one process wait for each
-    other; between processes, only completed runs are recognised.
+    other. Between processes only completed runs are recognised: two that begin a key at the same
+    time both execute it, since `get` and `store` cannot claim it.
 
     A run that is under way is never forgotten, whatever the bounds. It ends early only when all who
     wait for its key have been cancelled or have run out of time.
 
     Attributes:
-        on_failure: what becomes of the key when the tool was run and failed: `release` frees it,
-            `uncertain` keeps it. A tool that was interrupted always leaves its key uncertain.
+        on_failure: what becomes of the key when the tool failed and may have had an effect:
+            `uncertain` keeps it, `release` frees it. A tool that was interrupted always leaves its
+            key uncertain, one that provably did nothing always frees it.
         on_uncertain: what a duplicate of such a key gets: `fail` (`UncertainOutcomeError`) or
             `rerun`.
         on_store_down: what becomes of a run while the store cannot be used: `fail`
@@ -91,7 +96,7 @@ class IdempotencyManager:
         max_entries: int = 1000,
         database_url: str | None = None,
         *,
-        on_failure: str = OnFailure.RELEASE,
+        on_failure: str = OnFailure.UNCERTAIN,
         on_uncertain: str = OnUncertain.FAIL,
         on_store_down: str = OnLedgerDown.FAIL,
         join_timeout: float = 300.0,
@@ -116,15 +121,18 @@ class IdempotencyManager:
         self.join_timeout = join_timeout
         self.max_stored = max_stored
         terms = self._terms()
+        ring = _ring(encryption)
         if database_url is not None:
-            self._sql = _in_sql(database_url, terms, encryption)
+            self._sql = _in_sql(database_url, terms, ring)
+        elif ring:
+            raise InvalidValue("encryption", "is for results in SQL: give a database_url, too")
 
     def _terms(self) -> Terms:
         return Terms(
             ttl=self._ttl,
-            on_failure=choice("on_failure", OnFailure, self.on_failure),
-            on_uncertain=choice("on_uncertain", OnUncertain, self.on_uncertain),
-            on_store_down=choice("on_store_down", OnLedgerDown, self.on_store_down),
+            on_failure=checks.choice("on_failure", OnFailure, self.on_failure),
+            on_uncertain=checks.choice("on_uncertain", OnUncertain, self.on_uncertain),
+            on_store_down=checks.choice("on_store_down", OnLedgerDown, self.on_store_down),
             join_timeout=self.join_timeout,
             max_stored=self.max_stored,
         )
@@ -215,7 +223,9 @@ def once_of(manager: IdempotencyManager | Store) -> Once:
         return manager.once()
     for name in ("get", "store"):
         if not callable(getattr(manager, name, None)):
-            raise InvalidValue("idempotency_manager", f"{manager!r:.64} has no method {name}")
+            raise InvalidValue(
+                "idempotency_manager", f"{checks.shown(manager)} has no method {name}"
+            )
     try:
         return _ONCES.setdefault(manager, StoreOnce(manager, _DEFAULTS))
     except TypeError:  # it cannot be remembered
@@ -243,6 +253,19 @@ def _as_stored(fingerprint: str, value: Any) -> Any:
 
 async def _given(value: dict[str, Any]) -> dict[str, Any]:
     return value
+
+
+def _ring(encryption: Sequence[tuple[str, bytes]]) -> tuple[tuple[str, bytes], ...]:
+    """A ring of keys, checked."""
+    try:
+        ring = tuple((name, bytes(key)) for name, key in encryption)
+    except (TypeError, ValueError):
+        raise InvalidValue("encryption", "must be a list of pairs of a name and a key") from None
+    for name, key in ring:
+        checks.text("encryption", name)
+        if len(key) != KEY_SIZE:
+            raise InvalidValue("encryption", f"key {name} must have {KEY_SIZE} bytes")
+    return ring
 
 
 def _in_sql(url: str, terms: Terms, encryption: Sequence[tuple[str, bytes]]) -> SqlOnce:

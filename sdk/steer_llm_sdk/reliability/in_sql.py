@@ -246,6 +246,7 @@ class _Execution:
     # --- Our own run ----------------------------------------------------------------------------
 
     async def _make(self, owned: Owned, row: RunRow, work: Work) -> Done:
+        value: dict[str, Any] | None = None
         started = False
 
         async def begin() -> dict[str, Any]:
@@ -255,20 +256,23 @@ class _Execution:
 
         try:
             value = await self._run.interruptibly(begin)
+            try:
+                text = result_text(value, self._terms)
+            except NotStorableError:
+                told = row.completed(self._terms.ttl, None, 0, answers.STATUS)
+                await self._end(owned, State.COMPLETED, told)
+                raise
+            return await self._complete(owned, row, text, value)
         except BaseException as error:
+            if value is not None:
+                raise
             if self._run.lost:
                 raise self._taken_over() from None
             state = state_after(error, self._terms, self._executed) if started else State.RELEASED
             await self._end(owned, state, row.failed(self._terms.ttl, error))
             raise
-        try:
-            text = result_text(value, self._terms)
-        except NotStorableError:
-            await self._end(
-                owned, State.COMPLETED, row.completed(self._terms.ttl, None, 0, answers.STATUS)
-            )
-            raise
-        return await self._complete(owned, row, text, value)
+        finally:
+            self._books.log_attempts(row.attempts(value))
 
     async def _complete(self, owned: Owned, row: RunRow, text: str, value: Any) -> Done:
         """Commit the result, before anybody gets it."""

@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol
 
 from steer_llm_sdk import checks
 from steer_llm_sdk.errors import (
@@ -25,6 +25,7 @@ from steer_llm_sdk.errors import (
     OrchestratorError,
     PlanningError,
     UnknownTool,
+    words_of,
 )
 from steer_llm_sdk.reliability.idempotency_errors import (
     KeyInProgressError,
@@ -34,8 +35,8 @@ from steer_llm_sdk.reliability.idempotency_errors import (
 from steer_llm_sdk.reliability.json_text import NotJSON, json_text
 from steer_policies.fingerprint import RequestIdentity, fingerprint
 from steer_policies.idempotency import MAX_JOINERS, OnLedgerDown, OnUncertain, State
-from steer_policies.idempotency_key import MAX_KEY
 from steer_policies.outcome import Executed
+from steer_proxy.engine.attempt import AttemptRecord
 
 LOGGER: Final = logging.getLogger("steer.sdk")
 
@@ -52,11 +53,12 @@ Tell = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 
 class OnFailure(StrEnum):
-    """What becomes of a key when its tool has been run and says itself that it failed.
+    """What becomes of a key when its tool failed and may have had an effect before it did: by a
+    time-out, a lost connection, an exception of its own.
 
-    `release` frees the key: another run with it runs the tool again. `uncertain` keeps it, for
-    tools that may have had an effect before they failed, such as payments without a key of their
-    own: duplicates raise `UncertainOutcomeError`.
+    `uncertain` keeps the key: duplicates raise `UncertainOutcomeError`. `release` frees it: another
+    run with it runs the tool again. Where it is known that nothing was executed (a 429, a refused
+    connection, a ValueError), the key is free either way.
     """
 
     RELEASE = "release"
@@ -91,12 +93,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, for the ledger's row: ids, the tool named explicitly, labels."""
+    """Who asks, for the ledger's rows: ids, the tool named explicitly, labels; and what it has
+    tried so far, which grows while the run goes on."""
 
     request_id: str | None = None
     trace_id: str | None = None
     tool: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    records: Sequence[AttemptRecord] = ()
 
 
 NOBODY: Final = Caller()
@@ -107,7 +111,7 @@ class Terms:
     """What a store of idempotency records promises; see `IdempotencyManager`."""
 
     ttl: float = 900.0
-    on_failure: OnFailure = OnFailure.RELEASE
+    on_failure: OnFailure = OnFailure.UNCERTAIN
     on_uncertain: OnUncertain = OnUncertain.FAIL
     on_store_down: OnLedgerDown = OnLedgerDown.FAIL
     join_timeout: float = 300.0
@@ -117,21 +121,6 @@ class Terms:
         checks.number("ttl_seconds", self.ttl, least=0.0, above=True)
         checks.number("join_timeout", self.join_timeout, least=0.0, above=True)
         checks.whole("max_stored", self.max_stored, least=1)
-
-
-_Choice = TypeVar("_Choice", bound=StrEnum)
-
-
-def choice(name: str, kind: type[_Choice], value: str) -> _Choice:
-    """A member of an enumeration by its text.
-
-    Raises:
-        InvalidValue: naming the field.
-    """
-    try:
-        return kind(value)
-    except ValueError:
-        raise InvalidValue(name, f"must be {' or '.join(kind)}, not {value!r:.64}") from None
 
 
 class Once(Protocol):
@@ -199,11 +188,7 @@ def request_text(identity: Identity) -> str:
         InvalidValue: the key is none.
         NotStorableError: the request is not JSON.
     """
-    checks.text("idempotency_key", identity.key)
-    if len(identity.key) > MAX_KEY:
-        raise InvalidValue("idempotency_key", f"must have at most {MAX_KEY} characters")
-    if not identity.key.isprintable():
-        raise InvalidValue("idempotency_key", "must not hold control characters")
+    checks.idempotency_key(identity.key)
     try:
         return json_text(identity.fingerprint_of)
     except NotJSON as error:
@@ -253,13 +238,16 @@ def conflict(key: str) -> ConflictError:
     )
 
 
-async def tell_of_store(tell: Tell | None, terms: Terms, error: object, *, executed: bool) -> None:
+async def tell_of_store(
+    tell: Tell | None, terms: Terms, error: BaseException | str, *, executed: bool
+) -> None:
     """Say that the store failed; whoever is told cannot make it worse."""
-    LOGGER.warning("the store of idempotency records is unavailable: %s", error)
+    why = words_of(error) if isinstance(error, BaseException) else error
+    LOGGER.warning("the store of idempotency records is unavailable: %s", why)
     if tell is None:
         return
     facts = {
-        "error": str(error) or type(error).__name__,
+        "error": why,
         "executed": executed,
         "policy": str(terms.on_store_down),
     }

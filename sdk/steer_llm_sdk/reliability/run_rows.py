@@ -1,7 +1,9 @@
-"""A run's row in the ledger: the columns that a sidecar fills for a call, as far as a run has them.
+"""A run's rows in the ledger: the columns that a sidecar fills for a call, as far as a run has
+them.
 
-`route` is `sdk`, `dialect` `python`, `method` `RUN`; `operation` is the tool named explicitly and
-`upstream` the one that gave the result.
+`route` is `sdk`, `dialect` `python`, `method` `RUN`; `operation` is the tool named explicitly.
+`upstream` is a tool: the one that gave the result or was asked last, and in `attempts` the one that
+was asked.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from steer_llm_sdk.errors import ToolExecutionError
 from steer_llm_sdk.reliability.once import METHOD, ROUTE, Caller
 from steer_policies.idempotency import Role, State
-from steer_policies.outcome import Outcome
+from steer_policies.outcome import Executed, Outcome
 from steer_policies.trace_context import safe_request_id, trace_id_from
+from steer_proxy.engine.attempt import AttemptRecord
 from steer_proxy.engine.clock import Clock
-from steer_proxy.ledger.values import MICROSECONDS, NANO_USD, CallRow
+from steer_proxy.ledger.values import MICROSECONDS, NANO_USD, AttemptRow, CallRow
 
 DIALECT: Final = "python"
 
@@ -29,12 +33,17 @@ _TOKENS_IN: Final = ("prompt_tokens", "input_tokens", "tokens_in")
 _TOKENS_OUT: Final = ("completion_tokens", "output_tokens", "tokens_out")
 
 
+#: Of what a result reports, the columns that its attempt has, too.
+_TOLD: Final = ("tokens_in", "tokens_out", "cost_nusd", "cost_source")
+
+
 class RunRow:
     """Makes the rows of one run; `began` and all durations by the loop's clock."""
 
     def __init__(self, id: str, instance: str, caller: Caller, clock: Clock, size: int) -> None:  # noqa: A002 - the column's name
         self._clock = clock
         self._began = clock.now()
+        self._records = caller.records
         self._opening = CallRow(
             id=id,
             request_id=_text(caller.request_id) or id,
@@ -76,16 +85,52 @@ class RunRow:
             status=status, outcome=Outcome.OK.value, bytes_out=size, **_reported(value)
         )
 
+    def attempts(self, value: Any) -> list[AttemptRow]:
+        """The rows of its attempts; `value` is the run's result, None when it gave none.
+
+        What the tool says of tokens and cost is that of the attempt that brought the result.
+        """
+        reported = _reported(value)
+        told = {name: reported[name] for name in _TOLD}
+        return [self._attempt(each, told if each.verdict.ok else {}) for each in self._records]
+
+    def _attempt(self, record: AttemptRecord, told: Mapping[str, Any]) -> AttemptRow:
+        verdict = record.verdict
+        began_us = int((record.started - self._began) * MICROSECONDS)
+        return AttemptRow(
+            request=self._opening.id,
+            n=record.number,
+            upstream=_text(record.upstream) or "",
+            started_us=self._opening.started_us + began_us,
+            duration_us=int(record.seconds * MICROSECONDS),
+            wait_us=int(record.waited * MICROSECONDS),
+            wait_source=record.wait_source.value,
+            status=record.status,
+            outcome=verdict.outcome.value,
+            failure_class=None if verdict.failure is None else verdict.failure.value,
+            executed=verdict.executed.value,
+            wasted=int(not verdict.ok and verdict.executed is not Executed.NO),
+            **told,
+        )
+
     def failed(self, ttl: float, error: BaseException) -> CallRow:
         """The row of a run that ended with an error."""
+        last = self._records[-1] if self._records else None
+        kind = type(error).__name__
         if isinstance(error, asyncio.CancelledError):
             ended = Outcome.CANCELLED
+        elif isinstance(error, ToolExecutionError) and last is not None and last.verdict.failure:
+            ended, kind = last.verdict.outcome, last.verdict.failure.value
         else:
             # To those who look at calls, the tool is the upstream, and it has failed.
             timed_out = isinstance(error, TimeoutError)
             ended = Outcome.TIMEOUT if timed_out else Outcome.UPSTREAM_5XX
-        kind = type(error).__name__
-        return self._ended(ttl)._replace(outcome=ended.value, error_class=_text(kind))
+        return self._ended(ttl)._replace(
+            outcome=ended.value,
+            error_class=_text(kind),
+            upstream=None if last is None else _text(last.upstream),
+            attempts=len(self._records),
+        )
 
     def duplicate(
         self, key: str, scope: str, print_: str, role: Role, source: str, cost_nusd: int | None
@@ -107,6 +152,8 @@ class RunRow:
         now_us = self.now_us()
         return self._opening._replace(
             ended_us=now_us,
+            wait_us=int(sum(each.waited for each in self._records) * MICROSECONDS),
+            ambiguous=int(any(each.verdict.executed is Executed.MAYBE for each in self._records)),
             duration_us=int((self._clock.now() - self._began) * MICROSECONDS),
             expires_us=None if ttl is None else now_us + int(ttl * MICROSECONDS),
         )

@@ -13,6 +13,7 @@ import json
 from collections import OrderedDict
 from typing import Any, Final, Protocol
 
+from steer_llm_sdk.errors import words_of
 from steer_llm_sdk.reliability.idempotency_errors import (
     NotStorableError,
     ResultNotStoredError,
@@ -122,7 +123,7 @@ class StoreOnce:
             try:
                 await self.save(key, unsaved)
             except Exception as error:  # noqa: BLE001 - the record is here all the same
-                LOGGER.warning("a record is not stored yet: %s", error)
+                LOGGER.warning("a record is not stored yet: %s", words_of(error))
             return unsaved
         async with asyncio.timeout(STORE_TIME):
             found = await self._store.get(key)
@@ -130,6 +131,7 @@ class StoreOnce:
             not isinstance(found, dict)
             or found.get("steer") != VERSION
             or found.get("state") not in (State.COMPLETED, State.UNCERTAIN)
+            or not isinstance(found.get("value", {}), dict)
         ):
             raise ValueError("what is stored under this key is no record of a run")
         return found
@@ -193,7 +195,7 @@ class _Execution:
                 return None
             raise StoreUnavailableError(
                 "the store of idempotency records cannot be asked for the key "
-                f"{self._key!r}: {_words(error)}. Nothing was run."
+                f"{self._key!r}: {words_of(error)}. Nothing was run."
             ) from error
         return found
 
@@ -227,7 +229,7 @@ class _Execution:
                 return False
             raise StoreUnavailableError(
                 f"the result for the idempotency key {self._key!r} could not be stored: "
-                f"{_words(error)}. The tool was run; `value` holds its result.",
+                f"{words_of(error)}. The tool was run; `value` holds its result.",
                 value=value,
             ) from error
         return True
@@ -254,7 +256,3 @@ def uncertain(key: str, remedy: str = "") -> UncertainOutcomeError:
         f"the tool may have been run for the idempotency key {key!r}, and its result is lost, so "
         f"it is not run again: find out what it did, then {remedy}use a new key"
     )
-
-
-def _words(error: BaseException) -> str:
-    return str(error) or type(error).__name__

@@ -29,6 +29,7 @@ class Told(StrEnum):
 
     PLAN_SELECTED = "plan_selected"
     RETRY_ATTEMPT = "retry_attempt"
+    THROTTLED = "throttled"
     FALLBACK = "fallback"
     CIRCUIT_BREAKER_STATE = "circuit_breaker_state"
     IDEMPOTENT_REPLAY = "idempotent_replay"
@@ -88,3 +89,7 @@ class Redactor:
         if isinstance(value, (list, tuple)):
             return [self.value(each, depth - 1) for each in value]
         return self.text(str(value))
+
+
+#: Of runs that redact nothing.
+PLAIN: Final = Redactor(None)

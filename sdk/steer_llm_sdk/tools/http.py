@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from steer_llm_sdk import checks
+from steer_llm_sdk.checks import shown
 from steer_llm_sdk.errors import InvalidValue
 from steer_llm_sdk.orchestration.output import OrchestrationOutput
 from steer_llm_sdk.orchestration.tools import Tool
@@ -109,7 +110,7 @@ class HttpTool(Tool):
         checks.text("url", url)
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidValue("url", f"must be an absolute http or https URL, not {url!r:.64}")
+            raise InvalidValue("url", f"must be an absolute http or https URL, not {shown(url)}")
         checks.text("method", method)
         checks.number("timeout", timeout, least=0.0, above=True)
         checks.whole("max_request", max_request, least=1)
@@ -176,6 +177,11 @@ class HttpTool(Tool):
     def resource_requirements(self) -> Mapping[str, Any]:
         """See `Tool`."""
         return self._resources
+
+    @property
+    def idempotent(self) -> bool:
+        """The sidecar is given the run's key: a second call joins the first, or gets its answer."""
+        return True
 
     # --- What it does ---------------------------------------------------------------------------
 

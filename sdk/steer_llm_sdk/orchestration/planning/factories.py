@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from steer_llm_sdk import checks
@@ -10,6 +11,7 @@ from steer_llm_sdk.errors import InvalidValue
 from steer_llm_sdk.orchestration.planning.rules import (
     CUSTOM,
     PlanningRule,
+    ReadsOnly,
     RuleAction,
     RuleCondition,
 )
@@ -70,20 +72,28 @@ def create_budget_aware_rule(
     for name, k in (("low_budget_k", low_budget_k), ("high_budget_k", high_budget_k)):
         checks.whole(name, k, least=1)
 
-    def by_budget(options: dict[str, Any], _: Any, context: PlanRequest) -> dict[str, Any]:
+    return PlanningRule(
+        name=f"budget of {tool_name}",
+        priority=priority,
+        action=RuleAction(tool_name, option_transformer=_ByBudget(low_budget_k, high_budget_k)),
+        description=f"k = {low_budget_k} on a low budget, else {high_budget_k}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _ByBudget(ReadsOnly):
+    """Sets `k` by the budget."""
+
+    low: int
+    high: int
+
+    def __call__(self, options: dict[str, Any], _: Any, context: PlanRequest) -> dict[str, Any]:
         budget = context.budget or {}
         low = (
             budget.get("tokens", LOW_TOKENS) < LOW_TOKENS
             or budget.get("cost_usd", LOW_COST_USD) < LOW_COST_USD
         )
-        return {**options, "k": low_budget_k if low else high_budget_k}
-
-    return PlanningRule(
-        name=f"budget of {tool_name}",
-        priority=priority,
-        action=RuleAction(tool_name, option_transformer=by_budget),
-        description=f"k = {low_budget_k} on a low budget, else {high_budget_k}",
-    )
+        return {**options, "k": self.low if low else self.high}
 
 
 def _holds_any(keywords: Sequence[str]) -> Callable[[object], bool]:

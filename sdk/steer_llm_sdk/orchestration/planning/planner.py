@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
+from steer_llm_sdk.checks import shown
 from steer_llm_sdk.errors import BudgetExceeded, InvalidValue, PlanningError
 from steer_llm_sdk.orchestration.planning.rules import PlanningRule, RuleAction, scope_of
 from steer_llm_sdk.orchestration.planning.values import (
@@ -59,7 +60,7 @@ class RuleBasedPlanner(Planner):
 
     def __init__(self, rules: Iterable[PlanningRule] | None = None) -> None:
         self._rules: tuple[PlanningRule, ...] = ()
-        given = tuple(rules or ())
+        given = _listed(rules or ())
         for index, rule in enumerate(given):
             _check(rule, f"rules[{index}]")
         self._rules = by_priority(given)
@@ -101,8 +102,13 @@ class RuleBasedPlanner(Planner):
         context: PlanRequest | None = None,
     ) -> PlanDecision:
         """The same at once: nothing has to be waited for."""
-        tools = described(available_tools)
-        choosing = _Choosing(request, tools, context or PlanRequest())
+        return self.choose_among(request, described(available_tools), context or PlanRequest())
+
+    def choose_among(
+        self, request: Request, tools: Mapping[str, ToolMetadata], context: PlanRequest
+    ) -> PlanDecision:
+        """The same among tools that are described already."""
+        choosing = _Choosing(request, tools, context)
         scope = scope_of(request, choosing.context)
         for rule in self._rules:
             if (
@@ -171,6 +177,8 @@ class _Choosing:
 
     def _listed(self, names: Iterable[str]) -> Sequence[str]:
         names = tuple(names)
+        if self.context.undemanding:
+            return names
         entrants = tuple(self._tools[name].entrant for name in names)
         demands = self.context.demands(entrants)
         if demands is None:
@@ -181,7 +189,7 @@ class _Choosing:
         return found.names
 
     def _able(self, names: Sequence[str]) -> Sequence[str]:
-        kind = self._request.get("type") if isinstance(self._request, Mapping) else None
+        kind = self._request.get("type") if isinstance(self._request, (dict, Mapping)) else None
         if not isinstance(kind, str):
             return ()
         return [name for name in names if kind in self._tools[name].capabilities]
@@ -226,8 +234,14 @@ def described(tools: AvailableTools) -> Mapping[str, ToolMetadata]:
     }
 
 
+def _listed(rules: object) -> tuple[PlanningRule, ...]:
+    if not isinstance(rules, Iterable):  # one alone is easily given by mistake
+        raise InvalidValue("rules", f"must be a list of PlanningRule, not {shown(rules)}")
+    return tuple(rules)
+
+
 def _check(rule: object, place: str) -> None:
     if not isinstance(rule, PlanningRule):
-        raise InvalidValue(place, f"must be a PlanningRule, not {rule!r:.64}")
+        raise InvalidValue(place, f"must be a PlanningRule, not {shown(rule)}")
     if rule.action is None:
         raise InvalidValue(f"{place}.action", f"rule {rule.name!r} leads nowhere without one")

@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from steer_llm_sdk import checks
 from steer_llm_sdk.calling import accepted
+from steer_llm_sdk.copies import copied
 from steer_llm_sdk.errors import InvalidValue
-from steer_llm_sdk.orchestration.planning.values import ExecutionStrategy, PlanRequest
+from steer_llm_sdk.orchestration.planning.values import ExecutionStrategy, PlanRequest, strategy_of
 from steer_policies.attributes import compile_path
 from steer_policies.conditions import Condition, ConditionError, compile_when, parse_when
 from steer_policies.operators import ABSENT, Operator
@@ -89,7 +90,7 @@ class RuleCondition:
 
     def __post_init__(self) -> None:
         checks.text("attribute_path", self.attribute_path)
-        checks.function("custom_matcher", self.custom_matcher)
+        checks.plain_function("custom_matcher", self.custom_matcher)
         if self.custom_matcher is not None and self.operator == CUSTOM:
             holds = self._custom(self.custom_matcher)
         else:
@@ -121,14 +122,23 @@ class RuleCondition:
         def holds(scope: Scope) -> bool:
             found = get(scope)
             try:
-                return bool(matcher(*(None if found is ABSENT else found, value)[:count]))
+                given = None if found is ABSENT else copied(found)
+                return bool(matcher(*(given, value)[:count]))
             except Exception as error:  # noqa: BLE001 - a user's function must not fail the run
-                LOGGER.warning(
-                    "the matcher of %s failed: %s", self.attribute_path, type(error).__name__
-                )
+                _failed_at(f"the matcher of {self.attribute_path}", error)
                 return False
 
         return holds
+
+
+def _failed_at(what: str, error: Exception) -> None:
+    LOGGER.warning("%s could not be compared: %s", what, type(error).__name__)
+
+
+class ReadsOnly:
+    """Marks the transformers of our own, which change nothing: they need no copy of the request."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,24 +168,14 @@ class RuleAction:
 
     def __post_init__(self) -> None:
         checks.text("tool_name", self.tool_name)
-        if not isinstance(self.tool_options, Mapping):
-            raise InvalidValue("tool_options", f"must be a dictionary, not {self.tool_options!r}")
-        if isinstance(self.fallback_tools, str):
-            raise InvalidValue("fallback_tools", "must be a list of tools' names")
-        for name in self.fallback_tools:
-            checks.text("fallback_tools", name)
-        checks.function("option_transformer", self.option_transformer)
+        checks.mapping("tool_options", self.tool_options)
+        checks.names("fallback_tools", self.fallback_tools)
+        checks.plain_function("option_transformer", self.option_transformer)
         transformer = self.option_transformer
         object.__setattr__(self, "_count", accepted(transformer, 3) if transformer else 0)
         tools = tuple(dict.fromkeys((self.tool_name, *self.fallback_tools)))
         object.__setattr__(self, "tools", tools)
-        try:
-            object.__setattr__(
-                self, "execution_strategy", ExecutionStrategy(self.execution_strategy)
-            )
-        except ValueError:
-            known = ", ".join(ExecutionStrategy)
-            raise InvalidValue("execution_strategy", f"must be one of {known}") from None
+        object.__setattr__(self, "execution_strategy", strategy_of(self.execution_strategy))
 
     def options(self, request: Any, context: PlanRequest) -> dict[str, Any]:
         """The options for a request.
@@ -186,7 +186,12 @@ class RuleAction:
         options = dict(self.tool_options)
         if self.option_transformer is None:
             return options
-        return dict(self.option_transformer(*(options, request, context)[: self._count]))
+        given: tuple[Any, ...] = (options,)
+        if self._count > 1:
+            if not isinstance(self.option_transformer, ReadsOnly):
+                request = copied(request)  # a rule looks at it, and does not change it
+            given = (options, request, context)
+        return dict(self.option_transformer(*given[: self._count]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +224,14 @@ class PlanningRule:
 
     def matches(self, scope: Scope) -> bool:
         """Whether every condition holds."""
-        for condition in self.conditions:  # noqa: SIM110 - a generator would cost more
-            if not condition.holds(scope):
-                return False
+        # A request may hold anything; what it holds may fail at being compared.
+        try:
+            for condition in self.conditions:
+                if not condition.holds(scope):
+                    return False
+        except Exception as error:  # noqa: BLE001 - a foreign method must not fail the run
+            _failed_at(f"a value that rule {self.name} asks for", error)
+            return False
         return True
 
 

@@ -31,6 +31,19 @@ class ExecutionStrategy(StrEnum):
     result counts, and the others are cancelled."""
 
 
+def strategy_of(value: str) -> ExecutionStrategy:
+    """A strategy by its name.
+
+    Raises:
+        InvalidValue: there is none of this name.
+    """
+    try:
+        return ExecutionStrategy(value)
+    except ValueError:
+        known = ", ".join(ExecutionStrategy)
+        raise InvalidValue("execution_strategy", f"must be one of {known}") from None
+
+
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
     """What a planner may consider beside the request itself.
@@ -72,8 +85,8 @@ class PlanRequest:
                 preferences=self._preferences(),
                 failed=self._failures(),
             )
-        if not isinstance(self.circuit_breaker_states, Mapping):
-            raise InvalidValue("circuit_breaker_states", "must be a dictionary of states")
+        checks.mapping("circuit_breaker_states", self.circuit_breaker_states)
+        checks.mapping("metadata", self.metadata)
         object.__setattr__(self, "_demands", demands)
 
     def _preferences(self) -> Preferences:
@@ -85,10 +98,10 @@ class PlanRequest:
             raise InvalidValue("user_preferences", str(error)) from None
 
     def _failures(self) -> frozenset[str]:
-        names = self.previous_failures
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-            raise InvalidValue("previous_failures", "must be a list of tools' names")
-        return frozenset(names)
+        if not self.previous_failures:
+            return frozenset()
+        checks.names("previous_failures", self.previous_failures)
+        return frozenset(self.previous_failures)
 
     def demands(self, entrants: Iterable[Entrant]) -> Demands | None:
         """What is asked of these tools; None when nothing is."""
@@ -109,9 +122,14 @@ class PlanRequest:
         if "open" not in self.circuit_breaker_states.values():
             return frozenset()
         for name, state in self.circuit_breaker_states.items():
-            if state == "open":
+            if state == "open" and isinstance(name, str):
                 behind.update((name, name.partition(":")[2]))
         return frozenset(each.name for each in entrants if each.name in behind)
+
+    @property
+    def undemanding(self) -> bool:
+        """Whether nothing is asked of any tool."""
+        return self._demands is None and "open" not in self.circuit_breaker_states.values()
 
     def attribute(self, name: str) -> object:
         """A part of this context by its name, for conditions on `context.*`."""
@@ -145,6 +163,9 @@ class PlanDecision:
         confidence: how sure the planner is of its choice, 0 to 1; None when it does not say.
         reasoning: why this tool, and why each of the others dropped out or stands behind.
         metadata: `matched_rule`, and `reasons` as a list.
+
+    Raises:
+        InvalidValue: naming the field.
     """
 
     selected_tool: str
@@ -159,3 +180,8 @@ class PlanDecision:
 
     def __post_init__(self) -> None:
         checks.text("selected_tool", self.selected_tool)
+        checks.mapping("tool_options", self.tool_options)
+        checks.mapping("metadata", self.metadata)
+        checks.names("fallback_tools", self.fallback_tools)
+        if type(self.execution_strategy) is not ExecutionStrategy:
+            object.__setattr__(self, "execution_strategy", strategy_of(self.execution_strategy))

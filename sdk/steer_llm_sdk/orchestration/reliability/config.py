@@ -9,6 +9,7 @@ from typing import Final
 from steer_llm_sdk import checks
 from steer_llm_sdk.errors import InvalidValue
 from steer_llm_sdk.reliability.breakers import USUAL, CircuitBreakerConfig
+from steer_policies.config import Ambiguous
 from steer_policies.config import RetryPolicy as Policy
 from steer_policies.outcome import Failure
 
@@ -29,6 +30,10 @@ class RetryPolicy:
         respect_retry_after: wait as long as the provider asks, longer than `max_delay` if need be;
             what does not fit is not waited for at all. False keeps our own pace.
         max_total_delay: all delays of a run together.
+        ambiguous: what follows an attempt that may have had an effect although it gave no result
+            (a time-out, a lost connection, an exception of its own): `retry` tries again and falls
+            back, `fail` does neither. None is `fail` in a run with an idempotency key, but for
+            tools that are `idempotent`, else `retry`.
 
     Raises:
         InvalidValue: naming the field.
@@ -45,6 +50,7 @@ class RetryPolicy:
     retry_on_network_error: bool = True
     respect_retry_after: bool = True
     max_total_delay: float = 300.0
+    ambiguous: str | None = None
 
     def __post_init__(self) -> None:
         checks.whole("max_attempts", self.max_attempts, least=1, most=20)
@@ -54,6 +60,9 @@ class RetryPolicy:
         checks.number("jitter_factor", self.jitter_factor, most=1)
         for name in _FLAGS:
             checks.flag(name, getattr(self, name))
+        if self.ambiguous is not None:
+            ambiguous = checks.choice("ambiguous", Ambiguous, self.ambiguous)
+            object.__setattr__(self, "ambiguous", ambiguous)
         if self.initial_delay > self.max_delay:
             raise InvalidValue(
                 "initial_delay", f"must not exceed max_delay, which is {self.max_delay:g}"
@@ -116,15 +125,14 @@ class OrchestratorReliabilityConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.retry_policy, RetryPolicy):
-            raise InvalidValue("retry_policy", f"must be a RetryPolicy, not {self.retry_policy!r}")
-        if not isinstance(self.circuit_breaker_configs, Mapping):
-            raise InvalidValue("circuit_breaker_configs", "must be a dictionary by provider")
+            raise InvalidValue("retry_policy", "must be a RetryPolicy")
+        checks.mapping("circuit_breaker_configs", self.circuit_breaker_configs)
         for name, config in self.circuit_breaker_configs.items():
             checks.text("circuit_breaker_configs", name)
             if not isinstance(config, CircuitBreakerConfig):
                 raise InvalidValue(
                     f"circuit_breaker_configs[{name!r}]",
-                    f"must be a CircuitBreakerConfig, not {config!r:.64}",
+                    f"must be a CircuitBreakerConfig, not {checks.shown(config)}",
                 )
         checks.flag("enable_fallback", self.enable_fallback)
         checks.whole("max_fallback_attempts", self.max_fallback_attempts, least=0)
@@ -142,4 +150,5 @@ class OrchestratorReliabilityConfig:
             backoff_factor=own.backoff_factor,
             jitter_factor=0.0 if deterministic else own.jitter_factor,
             max_total_delay=own.max_total_delay,
+            ambiguous=None if own.ambiguous is None else Ambiguous(own.ambiguous),
         )
