@@ -20,7 +20,9 @@ def own_copy(field: str, value: Mapping[Any, Any]) -> dict[Any, Any]:
         InvalidValue: it nests too deep.
     """
     try:
-        return {key: copied(each) for key, each in value.items()}
+        return {
+            key: each if type(each) in _SCALARS else copied(each) for key, each in value.items()
+        }
     except RecursionError:
         raise InvalidValue(field, "nests too deep, or holds itself") from None
 

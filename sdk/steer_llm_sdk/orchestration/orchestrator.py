@@ -206,8 +206,9 @@ class ReliableOrchestrator(Orchestrator):
         config = self.reliable_executor.retry_manager.config
         if plan.fallback_tools and config.enable_fallback and run.options.enable_fallback:
             names = tuple(dict.fromkeys((plan.selected_tool, *plan.fallback_tools)))
-        self.registry.get_tool(plan.selected_tool)
         tools, options = self.registry.metadata, plan.tool_options
+        if plan.selected_tool not in tools:
+            self.registry.get_tool(plan.selected_tool)  # which says so
         found = [self._candidate(run, tools[name], options) for name in names if name in tools]
         return plan, found
 

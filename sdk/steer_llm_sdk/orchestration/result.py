@@ -37,10 +37,8 @@ def output_of(run: Run, plan: PlanDecision | None, answer: Answer) -> Orchestrat
             metadata.setdefault("confidence", plan.confidence)
     output.metadata = metadata
     output.elapsed_ms = run.elapsed_ms()
-    output.per_agent = {
-        **output.per_agent,
-        **{each.name: _tried(each, answer) for each in answer.tried},
-    }
+    told = {each.name: _tried(each, answer) for each in answer.tried}
+    output.per_agent = {**output.per_agent, **told} if output.per_agent else told
     return output
 
 
@@ -63,9 +61,10 @@ def _told_by(answer: Answer) -> OrchestrationOutput:
         return output
     if (usage := value.get("usage")) is not None and isinstance(usage, Mapping):
         output.usage = dict(usage)
-    if is_amount(cost := value.get("cost_usd")):
+    if (cost := value.get("cost_usd")) is not None and is_amount(cost):
         output.cost_usd = float(cost)
-    if is_amount(confidence := value.get("confidence")) and confidence <= 1:
+    confidence = value.get("confidence")
+    if confidence is not None and is_amount(confidence) and confidence <= 1:
         output.metadata["confidence"] = confidence
     return output
 

@@ -123,6 +123,8 @@ class RuleCondition:
             found = get(scope)
             try:
                 given = None if found is ABSENT else copied(found)
+                if count == 1:  # the usual case, and the cheaper one
+                    return bool(matcher(given))
                 return bool(matcher(*(given, value)[:count]))
             except Exception as error:  # noqa: BLE001 - a user's function must not fail the run
                 _failed_at(f"the matcher of {self.attribute_path}", error)
