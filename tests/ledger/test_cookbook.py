@@ -143,18 +143,12 @@ def test_uncertain_calls_are_found_by_their_lease(filled_postgres: Filled) -> No
 def filled_duckdb(
     filled_sqlite: FilledSqlite,  # noqa: F811
 ) -> Any:
-    """DuckDB with the same rows.
+    """DuckDB with the same rows, by way of Python, views as tables.
 
-    Its extension for SQLite is downloaded when it is first used, so tests cannot rely on it;
-    without it the rows come by way of Python, views as tables.
+    Its extensions are downloaded when they are first used, so tests cannot rely on them.
     """
     with duckdb.connect(config={"autoinstall_known_extensions": "false"}) as connection:
-        try:
-            connection.execute("LOAD sqlite")
-            connection.execute(f"ATTACH '{filled_sqlite.path}' AS ledger (TYPE sqlite, READ_ONLY)")
-            connection.execute("USE ledger")
-        except duckdb.Error:
-            _copy(filled_sqlite, connection)
+        _copy(filled_sqlite, connection)
         yield connection
 
 

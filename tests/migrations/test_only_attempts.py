@@ -6,6 +6,7 @@ import pytest
 
 from steer_proxy.ledger import migrate
 from steer_proxy.ledger.values import AttemptRow, only_attempt
+from tests.ledger.test_cookbook import COOKBOOK
 from tests.migrations.places import Place, SqlitePlace
 from tests.support.ledger_data import made_up
 
@@ -46,11 +47,20 @@ def test_going_back_gives_every_attempt_a_row(place: Place) -> None:
     assert place.run(_HEALTH) == health
 
 
-@pytest.mark.parametrize("wanted", ["request = 'x' ORDER BY n", "called_us > 5"])
-def test_attempts_are_found_by_indexes(wanted: str, sqlite_place: SqlitePlace) -> None:
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT * FROM v_attempts WHERE request = 'x' ORDER BY n",
+        "SELECT * FROM v_attempts WHERE called_us > 5",
+        "SELECT upstream, COUNT(*) FROM v_attempts WHERE called_us > 5 GROUP BY upstream",
+        COOKBOOK["One call with all its attempts"],
+    ],
+)
+def test_attempts_are_found_by_indexes(query: str, sqlite_place: SqlitePlace) -> None:
     """Those of a call, and those of a time: nobody else's are looked at."""
     migrate.upgrade(sqlite_place.url)
-    plan = sqlite_place.run(f"EXPLAIN QUERY PLAN SELECT * FROM v_attempts WHERE {wanted}")
+    plan = sqlite_place.run(f"EXPLAIN QUERY PLAN {query}")
     steps = [str(row[-1]) for row in plan]
-    assert any(step.startswith("SEARCH requests") for step in steps)
-    assert not any(step.startswith("SCAN requests") for step in steps)
+    searched = ("SEARCH requests", "SEARCH attempts")
+    assert all(any(step.startswith(each) for step in steps) for each in searched)
+    assert not any(step.startswith(("SCAN requests", "SCAN attempts")) for step in steps)

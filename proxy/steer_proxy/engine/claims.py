@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from typing import Any, Final
 
 from steer_policies.idempotency import (
     Decision,
@@ -26,6 +26,7 @@ from steer_policies.idempotency import (
 )
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable
+from steer_proxy.ledger.statements import ANSWER_COLUMNS
 from steer_proxy.ledger.values import MICROSECONDS, CallRow, Claim, Finish, Record, Ref
 
 LOGGER: Final = logging.getLogger("steer.ledger")
@@ -211,7 +212,7 @@ class Claims:
         """A record could not be finished, and nobody runs its call any more: it is finished as soon
         as that can be written, or when somebody asks for it."""
         if len(self._owed) >= MOST_OWED:
-            finish = _bare(finish)
+            finish = _without_answer(finish)
         if len(self._owed) < MOST_STRAYS:
             self._owed[finish.ref] = finish
         self._tidy_up()
@@ -315,6 +316,12 @@ def standing(record: Record) -> Standing:
         expired=record.expired,
         stored=record.stored,
     )
+
+
+def _without_answer(finish: Finish) -> Finish:
+    """The same end, of which only the answer is missing."""
+    nothing: dict[str, Any] = dict.fromkeys(ANSWER_COLUMNS)
+    return Finish(finish.ref, finish.state, finish.row._replace(**nothing))
 
 
 def _bare(finish: Finish) -> Finish:

@@ -7,6 +7,7 @@ and on disk what it brought before its caller has all of it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -40,7 +41,14 @@ from steer_proxy.http.shadow import shadow
 from steer_proxy.http.stored import Chunker, head_text
 from steer_proxy.http.terms import deadline_of
 from steer_proxy.ledger.protocol import LedgerUnavailable
-from steer_proxy.ledger.values import MICROSECONDS, CallRow, Finish, Ref
+from steer_proxy.ledger.values import (
+    MICROSECONDS,
+    AttemptRow,
+    CallRow,
+    Finish,
+    Ref,
+    told_apart,
+)
 
 
 class Ended(NamedTuple):
@@ -50,6 +58,14 @@ class Ended(NamedTuple):
     settled: Settled[HttpAnswer]
     verdict: Verdict | None
     response: RecordedResponse
+
+
+class Ending(NamedTuple):
+    """A call's end, and what is told of its attempts: what the record's row does not say."""
+
+    finish: Finish
+    row: CallRow
+    attempts: list[AttemptRow]
 
 
 class Services(DeliveryServices, Protocol):
@@ -122,7 +138,7 @@ class Executions:
                 return
         run.resolve(Owned(Ref(run.call.id, 1), recorded=False))
         run.say(refusal.problem)
-        self.books.log(*self.journal.broken_off(run.call, None, Spent(), refusal.problem))
+        self.books.log(*await self.journal.broken_off(run.call, None, Spent(), refusal.problem))
 
     async def _follow(self, run: Run, found: Found) -> None:
         record = found.record
@@ -153,7 +169,7 @@ class Execution:
         self._addresses = addresses
         self._owned: Owned | None = None
         self._stream: LiveStream | None = None
-        self._ending: Finish | None = None
+        self._ending: Ending | None = None
         call = run.call
         deadline = deadline_of(call, made.timeouts.total)
         # The caller's patience ends its waiting, not the call.
@@ -229,7 +245,7 @@ class Execution:
         try:
             await self._conclude(owned, await self._execute())
         except ClaimLost:
-            self._lost()
+            await self._lost()
         except LedgerUnavailable:
             state = State.UNCERTAIN if self._doubtful() else State.RELEASED
             await self._abort(
@@ -241,7 +257,7 @@ class Execution:
                 await self._abort(owned, state, problems.DRAINING)
                 raise
             # Ours, from `Run.lose`: turned into the answer that tells of it.
-            self._lost()
+            await self._lost()
             if run.task is not None and run.task.uncancel() > 0:
                 raise
         finally:
@@ -251,13 +267,13 @@ class Execution:
     def _doubtful(self) -> bool:
         return any(may_have_run(record, self._run.call) for record in self._spent.records)
 
-    def _lost(self) -> None:
+    async def _lost(self) -> None:
         """Somebody else has the key: the row is theirs to judge, what was spent is told."""
         self._run.say(problems.TAKEN_OVER)
-        _, attempts = self._journal.broken_off(
+        row, attempts = await self._journal.broken_off(
             self._run.call, self._made, self._spent, problems.TAKEN_OVER.problem
         )
-        self._books.log_attempts(attempts)
+        self._books.log_attempts(_unserved(row, attempts))
 
     async def _execute(self) -> Ended:
         run = self._run
@@ -291,18 +307,22 @@ class Execution:
     async def _conclude(self, owned: Owned, ended: Ended) -> None:
         """The call has come to its end: first the record, then the rest of the answer."""
         run, response, recording = self._run, ended.response, self._run.recording
-        owned = await self._caught_up(owned)
+        owned, owing = await self._caught_up(owned)
         row, attempts = await self._journal.closing(
             run.call, self._made, ended.settled, ended.verdict, response.status, recording.size
         )
-        self._books.log_attempts(attempts)
-        run.cost_nusd = row.cost_nusd
-        finish = self._ending = await self._finish(owned, ended, row)
         if not owned.recorded:
-            self._books.log(row)
+            row, attempts = told_apart(row, attempts)  # another row may be there in its place
+        run.cost_nusd = row.cost_nusd
+        finish = await self._finish(owned, ended, row)
+        if not owned.recorded:
+            self._books.log(row, attempts)
+            if owing:
+                self._claims.owe(finish)
             result = Finished.DONE
         else:
-            result = await self._claims.finish(finish)
+            self._ending = Ending(finish, row, attempts)
+            result = await self._told(self._ending)
         if result is Finished.LOST:
             self._run.say(problems.TAKEN_OVER)
             return
@@ -318,23 +338,35 @@ class Execution:
         recording.end(broken=response.abandoned)
         if result is Finished.LATER:
             result = await self._claims.finish_later(finish)
+            if result is Finished.LOST:
+                self._books.log_attempts(told_apart(row, attempts)[1])
         if result is Finished.LATER:
             self._claims.owe(finish)
 
-    async def _caught_up(self, owned: Owned) -> Owned:
-        """What was sent although that could not be written: it may be written now."""
+    async def _told(self, ending: Ending) -> Finished:
+        """Finish the record, and tell what its row does not: of all attempts, where the row is not
+        ours any more."""
+        result = await self._claims.finish(ending.finish)
+        lost = result is Finished.LOST
+        self._books.log_attempts(
+            _unserved(ending.row, ending.attempts) if lost else ending.attempts
+        )
+        return result
+
+    async def _caught_up(self, owned: Owned) -> tuple[Owned, bool]:
+        """What was sent although that could not be written: it may be written now. Else, whether
+        its end is owed to a record that may be there."""
         now = self._owned or owned
         if now.recorded:
-            return now
+            return now, False
         there = replace(now, recorded=True)
         try:
             await self._claims.announce(there)
         except ClaimLost:
-            return now
+            return now, False
         except LedgerUnavailable:
-            self._claims.owe(Finish(now.ref, State.UNCERTAIN, self.row))
-            return now
-        return there
+            return now, True
+        return there, False
 
     async def _finish(self, owned: Owned, ended: Ended, row: CallRow) -> Finish:
         """The record's end, with the answer where it is to be kept."""
@@ -377,17 +409,29 @@ class Execution:
     async def _abort(self, owned: Owned, state: State, problem: KeyedProblem) -> None:
         """End a call in a hurry; its record keeps the answer if that has come."""
         self._run.say(problem)
-        row, attempts = self._journal.broken_off(
-            self._run.call, self._made, self._spent, problem.problem
-        )
-        self._books.log_attempts(attempts)
-        owned = await self._caught_up(owned)
-        if not owned.recorded:
-            return
-        row = self._books.redacted(row)._replace(expires_us=self._expires_us())
-        finish = self._ending or Finish(owned.ref, state, row)
-        if await self._claims.finish(finish) is Finished.LATER:
-            self._claims.owe(finish)
+        ending = self._ending
+        if ending is None:
+            owned, owing = await self._caught_up(owned)
+            row, attempts = await self._journal.broken_off(
+                self._run.call, self._made, self._spent, problem.problem
+            )
+            redacted = self._books.redacted(row)._replace(expires_us=self._expires_us())
+            ending = Ending(Finish(owned.ref, state, redacted), row, attempts)
+            if not owned.recorded:
+                self._books.log(row, attempts)
+                if owing:
+                    self._claims.owe(ending.finish)
+                return
+        if await self._told(ending) is Finished.LATER:
+            self._claims.owe(ending.finish)
+
+
+def _unserved(row: CallRow, attempts: Sequence[AttemptRow]) -> list[AttemptRow]:
+    """Rows of all attempts of a call whose answer nobody gets."""
+    return [
+        each._replace(wasted=int(each.executed != Executed.NO))
+        for each in told_apart(row, attempts)[1]
+    ]
 
 
 def state_after(

@@ -51,13 +51,15 @@ class Journal:
         )
         return await self._costing.price_call(row, attempts)
 
-    def broken_off(
+    async def broken_off(
         self, call: Call, made: Plan | None, spent: Spent, problem: Problem
     ) -> tuple[CallRow, list[AttemptRow]]:
-        """The rows of a call that ended with a problem of ours before it had an answer."""
-        return self._log.rows(
+        """The rows of a call that ended with a problem of ours before it had an answer, with its
+        costs."""
+        row, attempts = self._log.rows(
             call, status=problem.status, bytes_out=0, made=made, spent=spent, problem=problem
         )
+        return await self._costing.price_call(row, attempts)
 
     # --- All others -------------------------------------------------------------------------------
 

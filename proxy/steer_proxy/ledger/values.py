@@ -7,8 +7,9 @@ flags 0 or 1; None is "not known", never zero.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from steer_policies.idempotency import State
 
@@ -98,6 +99,10 @@ class CallRow(NamedTuple):
     attempt_bytes_received: int | None = None
 
 
+#: The columns that tell of an only attempt.
+ATTEMPT_COLUMNS: Final = tuple(name for name in CallRow._fields if name.startswith("attempt_"))
+_NO_ATTEMPT: Final[Mapping[str, Any]] = dict.fromkeys(ATTEMPT_COLUMNS)
+
 #: The columns that become known when a call ends: what finishing a keyed call's row sets, besides
 #: `idem_state`, `idem_live`, `expires_us` and the stored answer.
 RESULT_COLUMNS: Final = (
@@ -121,18 +126,7 @@ RESULT_COLUMNS: Final = (
     "cost_nusd",
     "wasted_nusd",
     "cost_source",
-    "attempt_model",
-    "attempt_credential",
-    "attempt_upstream_request_id",
-    "attempt_started_us",
-    "attempt_duration_us",
-    "attempt_connect_us",
-    "attempt_headers_us",
-    "attempt_first_token_us",
-    "attempt_wait_source",
-    "attempt_reused_conn",
-    "attempt_bytes_sent",
-    "attempt_bytes_received",
+    *ATTEMPT_COLUMNS,
 )
 
 
@@ -203,6 +197,14 @@ def only_attempt(call: CallRow) -> AttemptRow | None:
         cost_source=call.cost_source,
         wasted=0,
     )
+
+
+def told_apart(call: CallRow, attempts: Sequence[AttemptRow]) -> tuple[CallRow, list[AttemptRow]]:
+    """The same rows with one for every attempt: for who cannot count on writing the call's."""
+    only = only_attempt(call)
+    if only is None:
+        return call, list(attempts)
+    return call._replace(**_NO_ATTEMPT), [only, *attempts]
 
 
 class BreakerEventRow(NamedTuple):
