@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from steer_proxy.engine.redaction import ATTEMPT_COLUMNS, CALL_COLUMNS, EVENT_COLUMNS
 from steer_proxy.ledger.memory import MemoryLedger
 from steer_proxy.ledger.values import CallRow
 from tests.provider import faults
@@ -53,7 +54,29 @@ async def test_owners_and_duplicates(tmp_path: Path, stream: bool) -> None:
             assert WORD not in str(row)
             assert (row.idem_key, row.path, row.labels) == (None, None, None)
             assert (row.model_requested, row.model_answered) == (None, None)
+            assert (row.attempt_model, row.attempt_upstream_request_id) == (None, None)
             assert row.request_id == row.id
+        assert sum(row.attempt_started_us is not None for row in written) == 1
+
+
+async def test_a_call_without_a_key(tmp_path: Path) -> None:
+    """What is told of its only attempt is the caller's and the provider's word as well."""
+    async with stage(tmp_path, ledger={"redact": f"{__name__}:nothing"}) as one:
+        assert (
+            await ask(one.port, chat(f"X-Request-ID: {WORD}", model=WORD), "POST")
+        ).status == 200
+        (row,) = await rows(one)
+        assert row.attempt_started_us is not None
+        assert (row.attempt_model, row.attempt_upstream_request_id) == (None, None)
+        assert WORD not in str(row)
+
+
+def test_the_handbook_names_what_is_given() -> None:
+    """Who writes a function has to know every name."""
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text("utf-8")
+    told = text.partition("`redact` names a function")[2].partition("###")[0]
+    for name in (*CALL_COLUMNS, *ATTEMPT_COLUMNS, *EVENT_COLUMNS):
+        assert f"`{name}`" in told
 
 
 @pytest.mark.parametrize("status", [400, 504])

@@ -269,11 +269,12 @@ class Execution:
 
     async def _lost(self) -> None:
         """Somebody else has the key: the row is theirs to judge, what was spent is told."""
-        self._run.say(problems.TAKEN_OVER)
         row, attempts = await self._journal.broken_off(
             self._run.call, self._made, self._spent, problems.TAKEN_OVER.problem
         )
         self._books.log_attempts(_unserved(row, attempts))
+        # Last: whoever hears it and asks again is not to join this run.
+        self._run.say(problems.TAKEN_OVER)
 
     async def _execute(self) -> Ended:
         run = self._run

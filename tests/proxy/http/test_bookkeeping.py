@@ -456,6 +456,27 @@ async def test_attempts_that_failed(tmp_path: Path) -> None:
         assert attempts[1].bytes_received is None
 
 
+@pytest.mark.parametrize(
+    ("told", "waited", "apart"), [(200, 0.0, False), (200, 1.0, True), (206, 0.0, True)]
+)
+async def test_one_row_tells_of_both_only_where_they_agree(
+    tmp_path: Path, told: int, waited: float, apart: bool
+) -> None:
+    """Else the attempt has a row: the call waited elsewhere, or its caller was told otherwise."""
+    async with bench(tmp_path) as parties:
+        call, spent = parties.call("/chat/completions", CHAT), Spent()
+        made, settled = await parties.settle(call, spent)
+        verdict = await _delivered(settled, Sink())
+        spent.waited += waited
+        row, attempts = parties.log.rows(
+            call, made=made, settled=settled, verdict=verdict, status=told, bytes_out=1
+        )
+        assert (row.attempt_started_us is None) == apart
+        (attempt,) = every_attempt(row, attempts)
+        assert (attempt.status, attempt.wait_us, attempt.outcome) == (200, 0, "ok")
+        assert (row.status, row.wait_us) == (told, int(waited * 1e6))
+
+
 async def test_another_credential_has_another_mark(tmp_path: Path) -> None:
     """The fallback is called in Steer's own name, and neither credential is in any row."""
     async with bench(tmp_path) as parties:
