@@ -187,8 +187,8 @@ async def test_a_ledger_that_is_not(tmp_path: Path) -> None:
     ledger.fail("open", times=1)
     ledger.fail("renew")
     ledger.fail("write")
-    async with stage(tmp_path, ledger, ledger={"queue": 3}) as world:
-        for _ in range(3):
+    async with stage(tmp_path, ledger, ledger={"queue": 2}) as world:
+        for _ in range(6):
             assert (await ask(world.port, get())).status == 200
         reply = await ask(world.admin_port, get("/readyz"))
         assert reply.status == 200

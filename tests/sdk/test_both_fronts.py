@@ -20,7 +20,7 @@ QUERY = """
 
 ATTEMPTS = """
     SELECT r.route, a.n, a.upstream, a.outcome, a.failure_class, a.executed, a.wait_source, a.wasted
-    FROM requests AS r JOIN attempts AS a ON a.request = r.id
+    FROM requests AS r JOIN v_attempts AS a ON a.request = r.id
     WHERE r.idem_key IS NOT NULL ORDER BY r.started_us, a.n
 """
 
