@@ -33,7 +33,7 @@ pytestmark = pytest.mark.real_time
 #: The lease of these processes, and what may pass after it until a duplicate has its answer, in
 #: seconds.
 LEASE: Final = 0.6
-GRACE: Final = 3.0
+GRACE: Final = 8.0
 
 _PATIENT: Final = Patience(30.0)
 

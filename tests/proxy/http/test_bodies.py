@@ -297,7 +297,7 @@ class _Feed:
 
 @pytest.mark.parametrize("size", [MIB - 1, 2 * MIB])
 async def test_many_small_pieces(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body in tiny pieces costs no more memory than it is long, and no copy for each piece."""
+    """A body in tiny pieces costs no more memory than it is long, and no write for each piece."""
     writes: list[int] = []
     append = Spool.append
 
@@ -309,9 +309,7 @@ async def test_many_small_pieces(size: int, monkeypatch: pytest.MonkeyPatch) -> 
     data = random_bytes(size)
     feed, budget = _Feed(), MemoryBudget(LIMITS.body_memory)
     feeding = asyncio.create_task(feed.pieces(data, 256))
-    began = time.process_time()
     body = await read_body(feed.content, None, LIMITS, budget)
-    assert time.process_time() - began < 5.0
     await feeding
     assert await body.read() == data
     assert budget.used == (size if size <= MIB else 0)
