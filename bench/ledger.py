@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import sqlite3
 import statistics
 import time
@@ -299,7 +300,14 @@ def _filled(upstream: Server, runner: asyncio.Runner, own: Path, effort: Effort)
                 id="id" if table == "requests" else "request",
             )
             opened.execute(statement, {"rows": effort.rows, "id": name})
+    _write_back(path)
     return path
+
+
+def _write_back(path: Path) -> None:
+    """Have it on the disk now: the first call would wait for all of it."""
+    with path.open("rb") as file:
+        os.fsync(file)
 
 
 #: Rows that were copied in, and are over: half of them keys that have expired, half of them calls
@@ -314,6 +322,7 @@ WHERE idem_key IN (SELECT idem_key FROM requests WHERE idem_key LIKE 'filled-%' 
 def _age(path: Path, rows: int) -> None:
     with contextlib.closing(sqlite3.connect(path)) as opened, opened:
         opened.execute(_AGE, {"rows": rows})
+    _write_back(path)
 
 
 _LEFT: Final = "SELECT count(*) FROM requests WHERE started_us = 1"
