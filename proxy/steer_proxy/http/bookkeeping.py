@@ -39,6 +39,7 @@ MAX_TEXTS: Final = 256
 _NOT_COUNTED: Final = Usage()
 _KEY, _ATTEMPT = CallRow._fields.index("idem_key"), CallRow._fields.index("attempt_model")
 _NO_KEY: Final = (None,) * (_ATTEMPT - _KEY)
+_WAIT_SOURCE: Final = CallRow._fields.index("attempt_wait_source") - _ATTEMPT
 _NO_ATTEMPT: Final[tuple[Any, ...]] = (None,) * (len(CallRow._fields) - _ATTEMPT)
 _OK: Final = Outcome.OK.value
 _NUL: Final = "\\u0000"  # as JSON writes it; PostgreSQL's JSONB cannot hold it
@@ -245,7 +246,8 @@ class CallLog:
     def _told(
         self, call: Call, record: AttemptRecord, of: tuple[int, str | None]
     ) -> tuple[Any, ...]:
-        """The columns of the only attempt `of` a call: of its start, and its caller's mark."""
+        """What the log has of an attempt `of` a call (its start, and its caller's mark), in the
+        order of a call's own columns for it."""
         started_us, mark = of
         trace = record.trace
         started, ended, reused = record.started, trace.ended, trace.reused
@@ -274,9 +276,8 @@ class CallLog:
     ) -> AttemptRow:
         """The row of an attempt `of` a call: its id, its start, and its caller's mark."""
         id_, started_us, mark = of
-        trace, verdict = record.trace, record.final
-        usage = trace.usage or _NOT_COUNTED
-        started, ended, reused = record.started, trace.ended, trace.reused
+        told = self._told(call, record, (started_us, mark))
+        verdict, usage = record.final, record.trace.usage or _NOT_COUNTED
         executed, failure = verdict.executed, verdict.failure
         wasted = failure is not None and executed is not Executed.NO
         cost = source = None
@@ -294,23 +295,14 @@ class CallLog:
                 id_,
                 record.number,
                 record.upstream,
-                _name(record.model),
-                self._marks.used(call, record.upstream, mark),
-                trace.request_id,
-                started_us + int((started - call.accepted_at) * MICROSECONDS),
-                int((record.seconds if ended is None else ended - started) * MICROSECONDS),
-                None if reused else _since(started, trace.connected),
-                _since(started, trace.headed),
-                _since(started, trace.first_token),
+                *told[:_WAIT_SOURCE],
                 int(record.waited * MICROSECONDS),
-                record.wait_source.value,
+                told[_WAIT_SOURCE],
                 record.status,
                 verdict.outcome.value,
                 None if failure is None else failure.value,
                 executed.value,
-                None if reused is None else int(reused),
-                trace.sent,
-                trace.received,
+                *told[_WAIT_SOURCE + 1 :],
                 usage.input,
                 usage.cached,
                 usage.output,
