@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 # Nine digits are 31 years. Twenty decimals are what Python's str(float) can produce, and more.
@@ -112,4 +113,9 @@ def retry_count(headers: Mapping[str, str]) -> int | None:
     From `x-stainless-retry-count`; at most six digits.
     """
     value = headers.get("x-stainless-retry-count")
-    return int(value) if value is not None and _COUNT.fullmatch(value) else None
+    return None if value is None else _number(value)
+
+
+@lru_cache(16)  # it is 0, nearly always
+def _number(text: str) -> int | None:
+    return int(text) if _COUNT.fullmatch(text) else None

@@ -116,7 +116,7 @@ def test_rows_that_agree_go_together(connection: sqlite3.Connection) -> None:
 def test_a_column_without_values_is_not_named(connection: sqlite3.Connection) -> None:
     """Neither a shared one nor another."""
     (text,) = statements(connection, MIXED, [(1, None, "here", None, 2, None)])
-    assert "(place, id, number)" in text
+    assert "(id, place, number)" in text
 
 
 def test_the_largest_statement_is_within_sqlites_limit(connection: sqlite3.Connection) -> None:

@@ -9,11 +9,11 @@ from typing import Final, Self
 
 from steer_proxy.engine.clock import Clock, new_id
 from steer_proxy.engine.config import LedgerTerms
-from steer_proxy.engine.costing import is_priced
+from steer_proxy.engine.costing import all_priced
 from steer_proxy.engine.events import HealthEvent
 from steer_proxy.engine.key_check import KeyCheck
 from steer_proxy.engine.lease import LeaseKeeper
-from steer_proxy.engine.log_queue import LogQueue
+from steer_proxy.engine.log_queue import Attempted, LogQueue
 from steer_proxy.engine.purging import Purger
 from steer_proxy.engine.redaction import Redaction
 from steer_proxy.engine.trouble import LOGGER, Reach, Seldom
@@ -155,12 +155,12 @@ class Bookkeeper:
     def log(self, call: CallRow, attempts: Sequence[AttemptRow] = ()) -> None:
         """Let a call and its attempts be written soon. Never waits, never raises; beyond
         `terms.queue` waiting rows they are dropped, and counted."""
-        self._queue.put(call, attempts)
+        self._queue.put(Attempted(call, attempts) if attempts else call)
 
     def log_attempts(self, attempts: Sequence[AttemptRow]) -> None:
         """Let the attempts of a call be written soon, whose own row its claim has written."""
         if attempts:
-            self._queue.put(None, attempts)
+            self._queue.put(Attempted(None, attempts))
 
     def event(self, event: HealthEvent) -> None:
         """Let a change of a breaker, a gate or a credential be written soon."""
@@ -191,7 +191,7 @@ class Bookkeeper:
 
     async def _prepare(self, batch: Batch) -> Batch:
         """Rows as they may be written; what takes its time happens in a thread."""
-        price = None if all(map(is_priced, batch.calls)) else self._price
+        price = None if all_priced(batch.calls) else self._price
         if price is None and not self._redaction.active:
             return batch
         return await asyncio.to_thread(self._prepared, batch, price)

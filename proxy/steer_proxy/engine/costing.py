@@ -69,6 +69,7 @@ _REPORTED, _ESTIMATED, _UNKNOWN = (
     CostSource.ESTIMATED.value,
     CostSource.UNKNOWN.value,
 )
+_NO_PRICE: Final[Quote] = (None, _UNKNOWN)
 
 
 class Costing:
@@ -144,6 +145,11 @@ def is_priced(call: CallRow) -> bool:
     return call.wasted_nusd is not None or call.cost_source is not None
 
 
+def all_priced(calls: Iterable[CallRow]) -> bool:
+    """Whether all rows have their costs."""
+    return all(call.wasted_nusd is not None or is_priced(call) for call in calls)
+
+
 def total(attempts: Sequence[AttemptRow]) -> Total:
     """The costs of a call by those of its attempts."""
     if len(attempts) == 1 and not attempts[0].wasted:  # as nearly all are
@@ -196,6 +202,20 @@ class Tariff:
             answered is None or answered == model or knows(upstream, answered)
         )
 
+    def at_once(
+        self, upstream: str, model: str | None, answered: str | None, counted: Usage
+    ) -> Quote | None:
+        """The `quote` of an attempt that went well, where all of it was asked for before; else
+        None."""
+        rates = self._rates.get((upstream, model, answered))
+        if rates is None or (counted.input is None and counted.output is None):
+            return None
+        for rate in rates:
+            cost = rate(counted)
+            if cost is not None:
+                return round(cost * NANO_USD), _REPORTED
+        return _NO_PRICE
+
     def priced(self, attempt: AttemptRow, sale: Sale) -> AttemptRow:
         """An attempt with its cost."""
         usage = Usage(
@@ -238,24 +258,20 @@ class Tariff:
             # Without a model, it is nothing that is sold by tokens.
             return None, None if model is None else _UNKNOWN
         cost = self._cost(upstream, model, None if wasted else sale.answered, usage)
-        return (None, _UNKNOWN) if cost is None else (cost, source)
+        return _NO_PRICE if cost is None else (cost, source)
 
     def _cost(
         self, upstream: str, model: str | None, answered: str | None, usage: Usage
     ) -> int | None:
         """Nano-dollars; None when no price is known."""
         key = (upstream, model, answered)
-        rates = self._rates.get(key)
-        if rates is None:
+        if key not in self._rates:
             rates = tuple(self._found(upstream, model, answered))
             if len(self._rates) >= MAX_REMEMBERED:
                 self._rates.clear()
             self._rates[key] = rates
-        for rate in rates:
-            cost = rate(usage)
-            if cost is not None:
-                return round(cost * NANO_USD)
-        return None
+        quote = self.at_once(upstream, model, answered, usage)
+        return None if quote is None else quote[0]
 
     def _found(self, upstream: str, model: str | None, answered: str | None) -> Iterator[Rate]:
         """What may price an attempt, the best first: the operator's own prices come first."""

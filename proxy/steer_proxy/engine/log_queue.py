@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.trouble import LOGGER, Reach, Seldom
@@ -34,7 +34,18 @@ SMALL_BATCH: Final = 50
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 5.0
 
-_Item = tuple[CallRow | BreakerEventRow | None, Sequence[AttemptRow]]
+
+class Attempted(NamedTuple):
+    """A call with rows for its attempts, which are written together; `row` is None where the call's
+    own is written by its claim."""
+
+    row: CallRow | None
+    attempts: Sequence[AttemptRow]
+
+
+Item = CallRow | BreakerEventRow | Attempted
+"""What waits together: nearly always one row with nothing around it, since the collector looks at
+all that waits."""
 
 
 class LogQueue:
@@ -61,7 +72,7 @@ class LogQueue:
         self._reach = reach
         self._bound = bound
         self._prepare = prepare
-        self._items: deque[_Item] = deque()
+        self._items: deque[Item] = deque()
         self._most = BATCH
         self._flying = 0
         self._due = asyncio.Event()
@@ -73,16 +84,14 @@ class LogQueue:
         self.written = 0
         self.dropped = 0
 
-    def put(
-        self, row: CallRow | BreakerEventRow | None, attempts: Sequence[AttemptRow] = ()
-    ) -> None:
-        """Let a row, and a call's attempts with it, be written soon. Neither waits nor raises."""
-        rows = (row is not None) + len(attempts)
+    def put(self, item: Item) -> None:
+        """Let it be written soon. Neither waits nor raises."""
+        rows = 1 if type(item) is CallRow else _size(item)
         queued = self.queued + rows
         if self._closed or queued > self._bound:
             self._drop(rows)
             return
-        self._items.append((row, attempts))
+        self._items.append(item)
         self.queued = queued
         if queued - self._flying >= FULL:
             self._due.set()
@@ -137,20 +146,23 @@ class LogQueue:
                 break
         return True
 
-    def _take(self) -> list[_Item]:
-        taken: list[_Item] = []
-        rows = 0
-        while self._items:
-            row, attempts = self._items[0]
-            more = (row is not None) + len(attempts)
-            if taken and rows + more > self._most:
-                break
-            taken.append(self._items.popleft())
-            rows += more
+    def _take(self) -> list[Item]:
+        items, waiting = self._items, self.queued
+        if waiting <= self._most:
+            taken, rows = list(items), waiting
+            items.clear()
+        else:
+            taken, rows = [], 0
+            while items:
+                more = _size(items[0])
+                if taken and rows + more > self._most:
+                    break
+                taken.append(items.popleft())
+                rows += more
         self._flying = rows
         return taken
 
-    async def _write(self, items: list[_Item]) -> bool:
+    async def _write(self, items: list[Item]) -> bool:
         """Write a batch; False when the ledger is away. What was not written waits again."""
         rows, done = self._flying, False
         try:
@@ -198,12 +210,23 @@ class LogQueue:
             )
 
 
-def _batch(items: list[_Item]) -> Batch:
+def _size(item: Item) -> int:
+    """How many rows it is."""
+    if not isinstance(item, Attempted):
+        return 1
+    return (item.row is not None) + len(item.attempts)
+
+
+def _batch(items: list[Item]) -> Batch:
+    calls = [item for item in items if type(item) is CallRow]
+    if len(calls) == len(items):  # as nearly always
+        return Batch(calls)
     batch = Batch()
-    for row, attempts in items:
+    for item in items:
+        row, attempts = item if isinstance(item, Attempted) else (item, ())
         batch.attempts.extend(attempts)
-        if isinstance(row, CallRow):
-            batch.calls.append(row)
-        elif row is not None:
+        if isinstance(row, BreakerEventRow):
             batch.events.append(row)
+        elif row is not None:
+            batch.calls.append(row)
     return batch

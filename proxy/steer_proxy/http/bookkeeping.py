@@ -42,6 +42,8 @@ _NO_KEY: Final = (None,) * (_ATTEMPT - _KEY)
 _WAIT_SOURCE: Final = CallRow._fields.index("attempt_wait_source") - _ATTEMPT
 _NO_ATTEMPT: Final[tuple[Any, ...]] = (None,) * (len(CallRow._fields) - _ATTEMPT)
 _OK: Final = Outcome.OK.value
+_QUEUE: Final = WaitSource.QUEUE
+_NO_PRICE: Final = (None, None, None)
 _NUL: Final = "\\u0000"  # as JSON writes it; PostgreSQL's JSONB cannot hold it
 
 _Asked = tuple[Any, ...]
@@ -85,7 +87,7 @@ class CallLog:
         settled: Settled[HttpAnswer] | None = None,
         verdict: Verdict | None = None,
         problem: Problem | None = None,
-    ) -> tuple[CallRow, list[AttemptRow]]:
+    ) -> tuple[CallRow, Sequence[AttemptRow]]:
         """The rows of a call that is over, however it ended.
 
         `status` is what its caller was told, None when it was gone before. `settled` is how its
@@ -110,34 +112,27 @@ class CallLog:
         served = only or _served(records, answer)
         model, usage, first_token = None, _NOT_COUNTED, None
         if served is not None:
-            model = _name(served.trace.model)
-            usage = served.trace.usage or _NOT_COUNTED
-            first_token = _first_token(served)
+            trace = served.trace
+            model, usage = _name(trace.model), trace.usage or _NOT_COUNTED
+            if trace.first_token is not None:
+                # The caller could not have it before the commit.
+                first_token = max(trace.first_token, served.started + served.seconds)
         mark = self._marks.caller(call)
         asked = self._asked(call, mark)
-        tariff = self._tariff(call, records, model)
-        sale = Sale(call.route.name, call.facts.operation, call.size, model)
-        attempts: list[AttemptRow] = []
-        cost = source = wasted = None
+        attempts: Sequence[AttemptRow] = ()
         if only is not None:  # as nearly always
             outcome, error_class, ambiguous = _OK, None, 0
             waited_us = int(only.waited * MICROSECONDS)
             told = self._told(call, only, (started_us, mark))
-            if tariff is not None:
-                cost, source = tariff.quote(sale, only.upstream, only.model, usage)
-                wasted = 0
+            cost, source, wasted = self._price(call, only, model, usage)
         else:
             last = records[-1] if records else None
             if upstream is None and last is not None:
                 upstream = last.upstream
             outcome, error_class = _ending(verdict, problem, answer, last, status)
             ambiguous, waited_us, told = _ambiguous(records), _waited(spent), _NO_ATTEMPT
-            attempts = [
-                self._attempt(call, each, (asked[0], started_us, mark), tariff, sale)
-                for each in records
-            ]
-            if tariff is not None:
-                cost, source, wasted = total(attempts)
+            of = (asked[0], started_us, mark)
+            attempts, cost, source, wasted = self._attempts(call, records, of, model)
         duration_us = int(elapsed * MICROSECONDS)
         row = CallRow._make(
             (
@@ -158,10 +153,7 @@ class CallLog:
                 retry_count(call.headers),
                 call.size,
                 bytes_out,
-                usage.input,
-                usage.cached,
-                usage.output,
-                usage.reasoning,
+                *usage,
                 cost,
                 wasted,
                 None,  # nothing was avoided
@@ -223,25 +215,46 @@ class CallLog:
             mark,
             _labels(call.steering.metadata, config.ledger.labels),
             call.route.name,
-            str(call.dialect.name),
+            call.dialect.name._value_,
             facts.operation,
             call.method,
-            _path(call),
+            _path(call.route.path, call.path),
             int(facts.stream),
             _name(facts.model),
         )
 
-    def _tariff(
-        self, call: Call, records: Sequence[AttemptRecord], answered: str | None
-    ) -> Tariff | None:
-        """What to price a call by now; None when that would take its time."""
+    def _price(
+        self, call: Call, only: AttemptRecord, answered: str | None, usage: Usage
+    ) -> tuple[int | None, str | None, int | None]:
+        """A call's cost, its source and what was wasted, by its only attempt, which was good; all
+        None when finding out would take its time."""
         if self._costing is None:
-            return None
+            return _NO_PRICE
         tariff = self._costing.tariff(call.config.revision)
-        for each in records:
-            if not tariff.knows(each.upstream, each.model, answered):
-                return None
-        return tariff
+        quote = tariff.at_once(only.upstream, only.model, answered, usage)
+        if quote is None:
+            if not tariff.knows(only.upstream, only.model, answered):
+                return _NO_PRICE
+            sale = Sale(call.route.name, call.facts.operation, call.size, answered)
+            quote = tariff.quote(sale, only.upstream, only.model, usage)
+        return (*quote, 0)
+
+    def _attempts(
+        self,
+        call: Call,
+        records: Sequence[AttemptRecord],
+        of: tuple[str, int, str | None],
+        answered: str | None,
+    ) -> tuple[list[AttemptRow], int | None, str | None, int | None]:
+        """A row for each attempt `of` a call, and what they cost together, as `_price` has it."""
+        tariff = None
+        if self._costing is not None:
+            tariff = self._costing.tariff(call.config.revision)
+            if not all(tariff.knows(each.upstream, each.model, answered) for each in records):
+                tariff = None
+        sale = Sale(call.route.name, call.facts.operation, call.size, answered)
+        attempts = [self._attempt(call, each, of, tariff, sale) for each in records]
+        return attempts, *(_NO_PRICE if tariff is None else total(attempts))
 
     def _told(
         self, call: Call, record: AttemptRecord, of: tuple[int, str | None]
@@ -260,7 +273,7 @@ class CallLog:
             None if reused else _since(started, trace.connected),
             _since(started, trace.headed),
             _since(started, trace.first_token),
-            record.wait_source.value,
+            record.wait_source._value_,  # `value` is a call of two functions
             reused if reused is None else int(reused),
             trace.sent,
             trace.received,
@@ -337,9 +350,9 @@ def _only_good(
     if verdict is None or verdict.failure is not None:
         return None
     (only,) = spent.records
-    if only.status != status or not only.final.ok:
+    if only.status != status or (only.trace.verdict or only.verdict).failure is not None:
         return None
-    waited = 0.0 if only.wait_source is WaitSource.QUEUE else only.waited
+    waited = 0.0 if only.wait_source is _QUEUE else only.waited
     return only if spent.waited == waited else None
 
 
@@ -373,19 +386,13 @@ def _refused(status: int) -> str:
     return (Outcome.CLIENT_4XX if status < 500 else Outcome.BROKEN).value
 
 
-def _first_token(record: AttemptRecord) -> float | None:
-    """When the caller could have the first content: not before the commit."""
-    first = record.trace.first_token
-    return None if first is None else max(first, record.started + record.seconds)
-
-
 def _waited(spent: Spent | None) -> int:
     """All that a call waited for before its attempts, in microseconds, in queues too."""
     if spent is None:
         return 0
     waited = spent.waited
     for each in spent.records:
-        if each.wait_source is WaitSource.QUEUE:
+        if each.wait_source is _QUEUE:
             waited += each.waited
     return int(waited * MICROSECONDS)
 
@@ -402,12 +409,12 @@ def _since(start: float, moment: float | None) -> int | None:
     return None if moment is None else max(0, int((moment - start) * MICROSECONDS))
 
 
-def _path(call: Call) -> str:
-    prefix = call.route.path
-    return _storable(call.path if prefix == "/" else prefix + call.path, MAX_PATH)
-
-
 @lru_cache(MAX_TEXTS)
+def _path(prefix: str, path: str) -> str:
+    """The path that a call asked for, by its route's and the rest."""
+    return _storable(path if prefix == "/" else prefix + path, MAX_PATH)
+
+
 def _storable(text: str, most: int) -> str:
     """Foreign text as every database takes it: no NUL, no halves of characters, bounded."""
     if text.isascii() and text.isprintable():
@@ -415,6 +422,7 @@ def _storable(text: str, most: int) -> str:
     return text[:most].encode("ascii", "backslashreplace").decode().replace("\0", "")[:most]
 
 
+@lru_cache(MAX_TEXTS)
 def _name(text: str | None) -> str | None:
     """A model's name, as every database takes it."""
     return None if text is None else _storable(text, MAX_NAME)

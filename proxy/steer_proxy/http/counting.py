@@ -19,13 +19,16 @@ PARSED_WHOLE: Final = 32 * 1024
 MAX_ENCODED: Final = 64 * 1024
 MAX_DECODED: Final = 512 * 1024
 
+_NOWHERE: Final = Where.NOWHERE
+_JSON_BEGINS: Final = b"{[ \n\r\t"
+
 
 def count(call: Call, answer: HttpAnswer) -> None:
     """Read the model and the usage of a plain answer; a stream's reader has them already."""
     trace = answer.trace
-    if answer.reader is not None or not answer.verdict.ok or trace.usage is not None:
+    if answer.reader is not None or answer.verdict.failure is not None or trace.usage is not None:
         return
-    if call.facts.model_in is Where.NOWHERE or answer.status == 101:
+    if call.facts.model_in is _NOWHERE or answer.status == 101:
         return
     trace.model, trace.usage = _read(call, answer)
 
@@ -34,7 +37,7 @@ def _read(call: Call, answer: HttpAnswer) -> tuple[str | None, Usage | None]:
     body = answer.held
     if answer.tail:
         return call.dialect.read_answer(call.facts, glimpse(body, answer.tail))
-    if body[:1] not in (b"{", b"[", b" ", b"\n", b"\r", b"\t"):
+    if body and body[0] not in _JSON_BEGINS:
         body = _decoded(body)
     if len(body) > PARSED_WHOLE:
         body = glimpse(body[:GLIMPSE], body[-GLIMPSE:])

@@ -10,7 +10,6 @@ from steer_policies.fingerprint import caller_mark, principal
 from steer_proxy.engine.secret import SecretUnavailable
 from steer_proxy.http.call import Call
 from steer_proxy.http.identity import principal_of
-from steer_proxy.http.outbound import presents_caller
 
 #: Marks remembered; credentials are foreign input.
 MAX_MARKS: Final = 1024
@@ -28,9 +27,11 @@ class Marks:
 
     def caller(self, call: Call) -> str | None:
         """The mark of what a caller presented; None when it presented nothing."""
-        secret = self._fresh()
+        secret = self._secret()
         if secret is None:
             return None
+        if secret is not self._made_with:
+            self._renew(secret)
         number = call.credentials.get(call.route.home)
         if number is not None and number in self._known:
             return self._known[number]
@@ -39,13 +40,15 @@ class Marks:
 
     def used(self, call: Call, upstream: str, caller: str | None) -> str | None:
         """The mark of the credential that a call uses at an upstream."""
-        configured = call.config.upstreams[upstream]
-        credential = configured.credential
+        if upstream in call.credentials:  # it is the caller's own
+            return None if call.token_is_key else caller
+        credential = call.config.upstreams[upstream].credential
         if credential is None:
-            return caller if presents_caller(call, configured) else None
-        secret = self._fresh()
+            return None
+        secret = self._secret()
         if secret is None:
             return None
+        self._renew(secret)
         try:
             value = credential.value()
         except SecretUnavailable:
@@ -56,12 +59,11 @@ class Marks:
         parts = (b"own", credential.header.encode(), value.encode())
         return self._mark(secret, number, pack(parts))
 
-    def _fresh(self) -> bytes | None:
-        secret = self._secret()
+    def _renew(self, secret: bytes) -> None:
+        """Forget what was made with another secret."""
         if secret != self._made_with:
-            self._made_with = secret
             self._known.clear()
-        return secret
+        self._made_with = secret
 
     def _mark(self, secret: bytes, number: int, who: bytes) -> str | None:
         mark = None if who == _NOBODY else caller_mark(secret, who)

@@ -71,7 +71,7 @@ _finished = attrgetter(*FINISH_COLUMNS)
 
 #: Of these there are a few values each: what the configuration names, and words of our own. Not
 #: what callers choose: rows that differ in everything would each be a statement of its own.
-_OFTEN_ALIKE: Final = (
+_KINDS: Final = (
     "instance",
     "config_rev",
     "route",
@@ -90,7 +90,19 @@ _OFTEN_ALIKE: Final = (
     "attempt_wait_source",
     "attempt_reused_conn",
 )
-_CALLS: Final = Table("requests", CallRow._fields, _OFTEN_ALIKE)
+#: In these the calls of one application agree, more often than not: who calls, for what, and that
+#: nothing waited and nothing was tried again.
+_AT_TIMES_ALIKE: Final = (
+    "caller",
+    "path",
+    "model_requested",
+    "model_answered",
+    "wait_us",
+    "sdk_retry",
+    "attempt_model",
+    "attempt_credential",
+)
+_CALLS: Final = Table("requests", CallRow._fields, _KINDS, _AT_TIMES_ALIKE)
 _ATTEMPTS: Final = Table("attempts", AttemptRow._fields)
 _EVENTS: Final = Table("breaker_events", BreakerEventRow._fields)
 

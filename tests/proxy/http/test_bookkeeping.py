@@ -124,14 +124,14 @@ class Bench:
 
     async def rows(
         self, call: Call, sink: Sink | None = None, **changes: Any
-    ) -> tuple[CallRow, list[AttemptRow]]:
+    ) -> tuple[CallRow, Sequence[AttemptRow]]:
         """The row of a call that is made and delivered to its end, and all its attempts."""
         call_row, attempts = await self.written(call, sink, **changes)
         return call_row, every_attempt(call_row, attempts)
 
     async def written(
         self, call: Call, sink: Sink | None = None, **changes: Any
-    ) -> tuple[CallRow, list[AttemptRow]]:
+    ) -> tuple[CallRow, Sequence[AttemptRow]]:
         """The rows of a call that is made and delivered to its end."""
         sink = sink or Sink()
         spent = Spent()
@@ -337,7 +337,7 @@ async def test_a_whole_row(tmp_path: Path) -> None:
         call = parties.call("/chat/completions", CHAT, fields=fields, query="key=1")
         opening = parties.log.opening(call)
         row, rows = await parties.written(call)
-        assert rows == []
+        assert not rows
         (attempt,) = every_attempt(row, rows)
         sent = parties.primary.attempts[-1]
         started_us = int((EPOCH + call.accepted_at) * 1e6)
