@@ -15,20 +15,25 @@ def openai_usage(value: Any) -> Usage | None:
     `prompt_cache_hit_tokens`. xAI leaves the reasoning part out of `completion_tokens`, which shows
     in `total_tokens`.
     """
-    get = mapping(value).get
+    if not isinstance(value, dict):
+        return None
+    get = value.get
     received, output = count(get("prompt_tokens")), count(get("completion_tokens"))
     if received is None:
         received = count(get("input_tokens"))
     if output is None:
         output = count(get("output_tokens"))
-    details = mapping(
+    cached = reasoning = None
+    details = (
         get("prompt_tokens_details") or get("input_tokens_details") or get("input_token_details")
     )
-    cached = count(details.get("cached_tokens"))
+    if isinstance(details, dict):
+        cached = count(details.get("cached_tokens"))
     if cached is None:
         cached = count(get("prompt_cache_hit_tokens"))
-    details = mapping(get("completion_tokens_details") or get("output_tokens_details"))
-    reasoning = count(details.get("reasoning_tokens"))
+    details = get("completion_tokens_details") or get("output_tokens_details")
+    if isinstance(details, dict):
+        reasoning = count(details.get("reasoning_tokens"))
     if (
         reasoning
         and received is not None

@@ -13,7 +13,7 @@ from steer_proxy.engine.costing import all_priced
 from steer_proxy.engine.events import HealthEvent
 from steer_proxy.engine.key_check import KeyCheck
 from steer_proxy.engine.lease import LeaseKeeper
-from steer_proxy.engine.log_queue import Attempted, LogQueue
+from steer_proxy.engine.log_queue import Attempted, LogQueue, Make
 from steer_proxy.engine.purging import Purger
 from steer_proxy.engine.redaction import Redaction
 from steer_proxy.engine.trouble import LOGGER, Reach, Seldom
@@ -156,6 +156,10 @@ class Bookkeeper:
         """Let a call and its attempts be written soon. Never waits, never raises; beyond
         `terms.queue` waiting rows they are dropped, and counted."""
         self._queue.put(Attempted(call, attempts) if attempts else call)
+
+    def log_later(self, make: Make) -> None:
+        """Let the rows that this makes of a call be written soon, as `log` does."""
+        self._queue.put_later(make)
 
     def log_attempts(self, attempts: Sequence[AttemptRow]) -> None:
         """Let the attempts of a call be written soon, whose own row its claim has written."""

@@ -121,6 +121,21 @@ class Costing:
         """The prices of a configuration's revision, or of the newest one where it is forgotten."""
         return self._tables.get(revision or "", self._newest)
 
+    def at_once(
+        self,
+        revision: str,
+        upstream: str,
+        model: str | None,
+        answered: str | None,
+        counted: Usage,
+    ) -> Quote | None:
+        """The quote of an attempt that went well, where its like was priced before; else None."""
+        rates = self._tables.get(revision, self._newest).rates.get((upstream, model, answered))
+        if rates is None or (counted.input is None and counted.output is None):
+            return None
+        cost = _cost(rates, counted)
+        return _NO_PRICE if cost is None else (cost, _REPORTED)
+
     def _price(
         self, call: CallRow, attempts: Sequence[AttemptRow]
     ) -> tuple[CallRow, list[AttemptRow]]:
@@ -177,21 +192,26 @@ def _worst(attempts: Iterable[AttemptRow]) -> str | None:
 
 
 class Tariff:
-    """Prices, and what is assumed where nothing was counted, by one configuration."""
+    """Prices, and what is assumed where nothing was counted, by one configuration.
+
+    Attributes:
+        rates: what may price an attempt, the best first, by its upstream, its model and the one
+            that answered, as far as it was looked for.
+    """
 
     def __init__(self, config: Config) -> None:
         self.prices = GenaiPrices({each.name: each.base_url for each in config.upstreams.values()})
         self._declared: Mapping[str, Mapping[str, ModelFacts]] = {
             each.name: each.policy.models for each in config.upstreams.values()
         }
-        self._rates: dict[tuple[str, str | None, str | None], tuple[Rate, ...]] = {}
+        self.rates: Final[dict[tuple[str, str | None, str | None], tuple[Rate, ...]]] = {}
         self._assumed = {
             route.name: route.policy.budget.completion_tokens for route in config.routes
         }
 
     def knows(self, upstream: str, model: str | None, answered: str | None) -> bool:
         """Whether an attempt can be priced without a first look at the list of prices."""
-        if (upstream, model, answered) in self._rates:
+        if (upstream, model, answered) in self.rates:
             return True
         declared = self._declared.get(upstream)
         facts = None if declared is None or model is None else declared.get(model)
@@ -201,20 +221,6 @@ class Tariff:
         return (model is None or knows(upstream, model)) and (
             answered is None or answered == model or knows(upstream, answered)
         )
-
-    def at_once(
-        self, upstream: str, model: str | None, answered: str | None, counted: Usage
-    ) -> Quote | None:
-        """The `quote` of an attempt that went well, where all of it was asked for before; else
-        None."""
-        rates = self._rates.get((upstream, model, answered))
-        if rates is None or (counted.input is None and counted.output is None):
-            return None
-        for rate in rates:
-            cost = rate(counted)
-            if cost is not None:
-                return round(cost * NANO_USD), _REPORTED
-        return _NO_PRICE
 
     def priced(self, attempt: AttemptRow, sale: Sale) -> AttemptRow:
         """An attempt with its cost."""
@@ -265,13 +271,13 @@ class Tariff:
     ) -> int | None:
         """Nano-dollars; None when no price is known."""
         key = (upstream, model, answered)
-        if key not in self._rates:
+        rates = self.rates.get(key)
+        if rates is None:
             rates = tuple(self._found(upstream, model, answered))
-            if len(self._rates) >= MAX_REMEMBERED:
-                self._rates.clear()
-            self._rates[key] = rates
-        quote = self.at_once(upstream, model, answered, usage)
-        return None if quote is None else quote[0]
+            if len(self.rates) >= MAX_REMEMBERED:
+                self.rates.clear()
+            self.rates[key] = rates
+        return _cost(rates, usage)
 
     def _found(self, upstream: str, model: str | None, answered: str | None) -> Iterator[Rate]:
         """What may price an attempt, the best first: the operator's own prices come first."""
@@ -296,6 +302,15 @@ class Tariff:
         if operation in COMPLETES_NOTHING:
             return Usage(input=prompt)
         return Usage(input=prompt, output=self._assumed.get(sale.route or "", 0))
+
+
+def _cost(rates: Iterable[Rate], usage: Usage) -> int | None:
+    """Nano-dollars by the first rate that has a price for all of it."""
+    for rate in rates:
+        cost = rate(usage)
+        if cost is not None:
+            return round(cost * NANO_USD)
+    return None
 
 
 def _is_complete(facts: ModelFacts) -> bool:

@@ -30,6 +30,10 @@ DELAY: Final = 0.25
 BATCH: Final = 1_000
 SMALL_BATCH: Final = 50
 
+#: So many calls are made rows of at once: what is seldom run has left the processor's caches when
+#: it is run again, and that costs more than what it does. Few enough not to keep others waiting.
+TOGETHER: Final = 16
+
 #: While the ledger is away: the pause before the next attempt, in seconds, and what it grows to.
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 5.0
@@ -47,9 +51,12 @@ Item = CallRow | BreakerEventRow | Attempted
 """What waits together: nearly always one row with nothing around it, since the collector looks at
 all that waits."""
 
+Make = Callable[[], tuple[CallRow, Sequence[AttemptRow]]]
+"""Makes the rows of a call that is over."""
+
 
 class LogQueue:
-    """Rows on their way to the ledger: at most `bound` of them, in the order they came.
+    """Rows on their way to the ledger: at most `bound` of them, about in the order they came.
 
     `prepare` is applied to each batch before it is written. While nothing waits, nothing runs.
 
@@ -73,6 +80,7 @@ class LogQueue:
         self._bound = bound
         self._prepare = prepare
         self._items: deque[Item] = deque()
+        self._unmade: list[Make] = []
         self._most = BATCH
         self._flying = 0
         self._due = asyncio.Event()
@@ -80,23 +88,55 @@ class LogQueue:
         self._closed = False
         self._full_told = Seldom(clock.now)
         self._bad_told = Seldom(clock.now)
+        self._unmade_told = Seldom(clock.now)
         self.queued = 0
         self.written = 0
         self.dropped = 0
 
     def put(self, item: Item) -> None:
         """Let it be written soon. Neither waits nor raises."""
-        rows = 1 if type(item) is CallRow else _size(item)
+        if self._admit(_size(item)):
+            self._items.append(item)
+
+    def put_later(self, make: Make) -> None:
+        """Let the rows that this makes be written soon; it is called with others of its kind. Until
+        then it counts as one row. Neither waits nor raises."""
+        if self._admit(1):
+            self._unmade.append(make)
+            if len(self._unmade) >= TOGETHER:
+                self._make()
+
+    def _admit(self, rows: int) -> bool:
+        """Whether there is room for so many rows, which then wait."""
         queued = self.queued + rows
         if self._closed or queued > self._bound:
             self._drop(rows)
-            return
-        self._items.append(item)
+            return False
         self.queued = queued
         if queued - self._flying >= FULL:
             self._due.set()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(DELAY, self._due.set)
+        return True
+
+    def _make(self) -> None:
+        """Make what is not made yet."""
+        unmade, self._unmade = self._unmade, []
+        for make in unmade:
+            try:
+                row, attempts = make()
+            except Exception:  # noqa: BLE001 - a bug: its call is served, and others are in here too
+                self.queued -= 1
+                self.dropped += 1
+                if self._unmade_told.due():
+                    LOGGER.exception("what became of a call could not be told")
+                continue
+            self.queued += len(attempts)
+            if self.queued > self._bound:
+                self.queued -= 1 + len(attempts)
+                self._drop(1 + len(attempts))
+            else:
+                self._items.append(Attempted(row, attempts) if attempts else row)
 
     async def run(self) -> None:
         """Write what waits whenever it is due, for ever."""
@@ -106,7 +146,7 @@ class LogQueue:
             self._disarm()
             if await self._write_while(FULL):
                 pause = FIRST_PAUSE
-                if self._items and self._timer is None:
+                if self.queued and self._timer is None:
                     self._timer = asyncio.get_running_loop().call_later(DELAY, self._due.set)
             else:
                 await self._clock.sleep(pause * (0.5 + self._clock.jitter() / 2))
@@ -127,6 +167,7 @@ class LogQueue:
             self._disarm()
             if left := self.queued:
                 self._items.clear()
+                self._unmade.clear()
                 self.queued = 0
                 self.dropped += left
                 LOGGER.warning("%d rows of the log could not be written and are lost", left)
@@ -147,6 +188,8 @@ class LogQueue:
         return True
 
     def _take(self) -> list[Item]:
+        if self._unmade:
+            self._make()
         items, waiting = self._items, self.queued
         if waiting <= self._most:
             taken, rows = list(items), waiting
@@ -212,7 +255,7 @@ class LogQueue:
 
 def _size(item: Item) -> int:
     """How many rows it is."""
-    if not isinstance(item, Attempted):
+    if type(item) is not Attempted:
         return 1
     return (item.row is not None) + len(item.attempts)
 

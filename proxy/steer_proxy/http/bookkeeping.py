@@ -41,10 +41,14 @@ _KEY, _ATTEMPT = CallRow._fields.index("idem_key"), CallRow._fields.index("attem
 _NO_KEY: Final = (None,) * (_ATTEMPT - _KEY)
 _WAIT_SOURCE: Final = CallRow._fields.index("attempt_wait_source") - _ATTEMPT
 _NO_ATTEMPT: Final[tuple[Any, ...]] = (None,) * (len(CallRow._fields) - _ATTEMPT)
+_row: Final = tuple.__new__  # what `_make` is, but for a call and a check of the length
 _OK: Final = Outcome.OK.value
 _QUEUE: Final = WaitSource.QUEUE
 _NO_PRICE: Final = (None, None, None)
 _NUL: Final = "\\u0000"  # as JSON writes it; PostgreSQL's JSONB cannot hold it
+
+Moment = tuple[float, float]
+"""A moment as loop time, and as Unix time, in seconds."""
 
 _Asked = tuple[Any, ...]
 """The columns of a call's row up to `model_requested`."""
@@ -68,6 +72,10 @@ class CallLog:
         self._marks = Marks(secret)
         self._costing = costing
 
+    def moment(self) -> Moment:
+        """Now."""
+        return self._clock.now(), self._clock.wall()
+
     def opening(self, call: Call) -> CallRow:
         """The row of a call before anything has come of it."""
         elapsed = self._clock.now() - call.accepted_at
@@ -76,7 +84,7 @@ class CallLog:
             started_us=started_us, sdk_retry=retry_count(call.headers), bytes_in=call.size
         )
 
-    def rows(
+    def rows(  # noqa: PLR0913 - what is known of an end, each by name
         self,
         call: Call,
         *,
@@ -87,17 +95,18 @@ class CallLog:
         settled: Settled[HttpAnswer] | None = None,
         verdict: Verdict | None = None,
         problem: Problem | None = None,
+        at: Moment | None = None,
     ) -> tuple[CallRow, Sequence[AttemptRow]]:
-        """The rows of a call that is over, however it ended.
+        """The rows of a call that is over, however it ended, `at` a moment or now.
 
         `status` is what its caller was told, None when it was gone before. `settled` is how its
         exchange ended, if it did; else `spent` has the attempts until then. `verdict` is that of
         the whole answer, None when it was left in the middle; `problem` is Steer's own answer, if
         not that of `settled`. The answer must have been given to its end, or given up.
         """
-        now = self._clock.now()
+        now, wall = at or self.moment()
         elapsed = now - call.accepted_at
-        started_us = int((self._clock.wall() - elapsed) * MICROSECONDS)
+        started_us = int((wall - elapsed) * MICROSECONDS)
         answer = upstream = None
         if settled is not None:
             spent, answer = settled.spent, settled.answer
@@ -134,7 +143,8 @@ class CallLog:
             of = (asked[0], started_us, mark)
             attempts, cost, source, wasted = self._attempts(call, records, of, model)
         duration_us = int(elapsed * MICROSECONDS)
-        row = CallRow._make(
+        row = _row(
+            CallRow,
             (
                 *asked,
                 model,
@@ -144,7 +154,7 @@ class CallLog:
                 started_us + duration_us,
                 duration_us,
                 waited_us,
-                _since(call.accepted_at, first_token),
+                None if first_token is None else _since(call.accepted_at, first_token),
                 status,
                 outcome,
                 error_class,
@@ -160,7 +170,7 @@ class CallLog:
                 source,
                 *_NO_KEY,
                 *told,
-            )
+            ),
         )
         return row, attempts
 
@@ -230,14 +240,16 @@ class CallLog:
         None when finding out would take its time."""
         if self._costing is None:
             return _NO_PRICE
-        tariff = self._costing.tariff(call.config.revision)
-        quote = tariff.at_once(only.upstream, only.model, answered, usage)
+        revision = call.config.revision
+        quote = self._costing.at_once(revision, only.upstream, only.model, answered, usage)
         if quote is None:
+            tariff = self._costing.tariff(revision)
             if not tariff.knows(only.upstream, only.model, answered):
                 return _NO_PRICE
             sale = Sale(call.route.name, call.facts.operation, call.size, answered)
             quote = tariff.quote(sale, only.upstream, only.model, usage)
-        return (*quote, 0)
+        cost, source = quote
+        return cost, source, 0
 
     def _attempts(
         self,
@@ -264,15 +276,16 @@ class CallLog:
         started_us, mark = of
         trace = record.trace
         started, ended, reused = record.started, trace.ended, trace.reused
+        connected, headed, first_token = trace.connected, trace.headed, trace.first_token
         return (
             _name(record.model),
             self._marks.used(call, record.upstream, mark),
             trace.request_id,
             started_us + int((started - call.accepted_at) * MICROSECONDS),
             int((record.seconds if ended is None else ended - started) * MICROSECONDS),
-            None if reused else _since(started, trace.connected),
-            _since(started, trace.headed),
-            _since(started, trace.first_token),
+            None if reused or connected is None else _since(started, connected),
+            None if headed is None else _since(started, headed),
+            None if first_token is None else _since(started, first_token),
             record.wait_source._value_,  # `value` is a call of two functions
             reused if reused is None else int(reused),
             trace.sent,
@@ -405,8 +418,8 @@ def _ambiguous(records: Sequence[AttemptRecord]) -> int:
     return 0
 
 
-def _since(start: float, moment: float | None) -> int | None:
-    return None if moment is None else max(0, int((moment - start) * MICROSECONDS))
+def _since(start: float, moment: float) -> int:
+    return max(0, int((moment - start) * MICROSECONDS))
 
 
 @lru_cache(MAX_TEXTS)

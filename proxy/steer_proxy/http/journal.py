@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
 from aiohttp.web_request import BaseRequest
 
 from steer_policies.idempotency import Role
@@ -13,13 +17,17 @@ from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.conclusion import Settled, Spent
 from steer_proxy.engine.costing import Costing
 from steer_proxy.http.answer import HttpAnswer
-from steer_proxy.http.bookkeeping import CallLog
+from steer_proxy.http.bookkeeping import CallLog, Moment
 from steer_proxy.http.call import Call
 from steer_proxy.http.caller import CallerResponse
 from steer_proxy.http.identity import Identity
 from steer_proxy.http.problems import Refusal
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.ledger.values import AttemptRow, CallRow
+
+#: A call that was larger than this, request and answer, is written down at once, in bytes: others
+#: may wait a quarter of a second for that.
+LIGHT: Final = 64 * 1024
 
 
 class Journal:
@@ -72,17 +80,36 @@ class Journal:
         response: CallerResponse | None,
     ) -> None:
         """A call is over; `response` is what its caller got, if anything."""
+        status, given = (None, 0) if response is None else (response.status, response.given)
+        at = self._log.moment()
+        make = partial(self._rows, call, made, settled, verdict, status, given, at)
+        if _weight(call, settled) <= LIGHT:
+            self._books.log_later(make)
+        else:
+            self._books.log(*make())
+
+    def _rows(
+        self,
+        call: Call,
+        made: Plan,
+        settled: Settled[HttpAnswer],
+        verdict: Verdict | None,
+        status: int | None,
+        given: int,
+        at: Moment,
+    ) -> tuple[CallRow, Sequence[AttemptRow]]:
         row, attempts = self._log.rows(
             call,
-            status=None if response is None else response.status,
-            bytes_out=0 if response is None else response.given,
+            status=status,
+            bytes_out=given,
             made=made,
             settled=settled,
             verdict=verdict,
+            at=at,
         )
         if call.served_from is not None:
             row = row._replace(idem_role=Role.ADOPTED, served_from=call.served_from)
-        self._books.log(row, attempts)
+        return row, attempts
 
     def duplicate(
         self,
@@ -148,3 +175,9 @@ class Journal:
             call, status=problem.status, bytes_out=given, problem=problem
         )
         self._books.log(row._replace(idem_key=call.key), attempts)
+
+
+def _weight(call: Call, settled: Settled[HttpAnswer]) -> int:
+    """How many bytes a call that is over may keep in memory, about."""
+    answer = settled.answer
+    return call.size + (0 if answer is None else answer.trace.received or 0)

@@ -172,7 +172,7 @@ def test_as_many_prices_are_remembered_as_have_room(config: Config) -> None:
     sale = Sale("route", "chat.completions", 4000, None)
     for number in range(MAX_REMEMBERED + 1):
         tariff.quote(sale, "home", f"model {number}", Usage(input=1))
-    assert len(tariff._rates) <= MAX_REMEMBERED
+    assert len(tariff.rates) <= MAX_REMEMBERED
     assert tariff.knows("home", f"model {MAX_REMEMBERED}", None)
     assert not tariff.knows("home", "model 0", None)
 

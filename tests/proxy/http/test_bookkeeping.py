@@ -477,6 +477,28 @@ async def test_one_row_tells_of_both_only_where_they_agree(
         assert (row.status, row.wait_us) == (told, int(waited * 1e6))
 
 
+async def test_a_row_made_later_tells_of_the_moment_of_its_end(tmp_path: Path) -> None:
+    """Not of when it was made: what a call took is what its caller waited for."""
+    async with bench(tmp_path) as parties:
+        parties.primary.then(faults.slow_first_token(2))
+        call, spent = parties.call("/chat/completions", {**CHAT, "stream": True}), Spent()
+        made, settled = await parties.settle(call, spent)
+        verdict = await _delivered(settled, Sink())
+        at = parties.log.moment()
+        known: dict[str, Any] = {
+            "made": made,
+            "settled": settled,
+            "verdict": verdict,
+            "status": 200,
+            "bytes_out": 1,
+        }
+        await asyncio.sleep(7.0)
+        row, attempts = parties.log.rows(call, **known, at=at)
+        (attempt,) = every_attempt(row, attempts)
+        assert row.duration_us == attempt.duration_us == 2_000_000
+        assert row.ended_us == row.started_us + 2_000_000 == int(at[1] * 1e6)
+
+
 async def test_another_credential_has_another_mark(tmp_path: Path) -> None:
     """The fallback is called in Steer's own name, and neither credential is in any row."""
     async with bench(tmp_path) as parties:
