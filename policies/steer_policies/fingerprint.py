@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
-from typing import Final
+from typing import Final, NamedTuple
 
 from steer_policies.canonical import canonical_json, form_digest, pack
 from steer_policies.headers import (
@@ -126,25 +126,43 @@ def fingerprint(secret: bytes, request: RequestIdentity) -> str:
     Takes time linear in the body; a few megabytes are a matter for a thread.
     """
     fields = request.fields
-    headers: dict[bytes, bytes] = {}
-    for index, name in _meaningful(b"\n".join([name for name, _ in fields])):
-        value = fields[index][1].strip(b" \t")
-        # RFC 9110, section 5.3: several lines mean the same as one with their values in a row.
-        headers[name] = headers[name] + b", " + value if name in headers else value
-    content_type = headers.get(b"content-type", b"").decode("latin-1")
-    kind, digest = _body(content_type, request.body)
-    if content_type:
-        headers[b"content-type"] = _content_type(content_type, but_boundary=kind == _FORM)
+    places = _meaningful(b"\n".join([name for name, _ in fields]))
+    headers = _headers(tuple([(name, fields[index][1]) for index, name in places]))
+    kind, digest = _body(headers.content_type, request.body)
     parts = (
         b"request",
         _bytes(request.method),
         _bytes(request.path),
         _query(request.query),
-        pack(part for name in sorted(headers) for part in (name, headers[name])),
+        headers.form if kind == _FORM else headers.packed,
         kind,
         digest,
     )
     return hmac.digest(secret, pack(parts), "sha256").hex()
+
+
+class _Headers(NamedTuple):
+    """What the meaningful headers of a request say, for one that is a form without its boundary."""
+
+    content_type: str
+    packed: bytes
+    form: bytes
+
+
+@lru_cache(maxsize=64)  # a program's requests say the same
+def _headers(fields: tuple[Field, ...]) -> _Headers:
+    headers: dict[bytes, bytes] = {}
+    for name, line in fields:
+        value = line.strip(b" \t")
+        # RFC 9110, section 5.3: several lines mean the same as one with their values in a row.
+        headers[name] = headers[name] + b", " + value if name in headers else value
+    content_type = headers.get(b"content-type", b"").decode("latin-1")
+    packed = []
+    for but_boundary in (False, True):
+        if content_type:
+            headers[b"content-type"] = _content_type(content_type, but_boundary=but_boundary)
+        packed.append(pack(part for name in sorted(headers) for part in (name, headers[name])))
+    return _Headers(content_type, *packed)
 
 
 # A program's requests all have the same fields: see `steer_policies.headers`.

@@ -486,7 +486,7 @@ async def test_every_row_tells_the_size_of_its_request(tmp_path: Path) -> None:
         await parties.ask(headers=key())
         await parties.ask(headers=key(), temperature=1)
         await parties.steer.sidecar.books.stop()
-        rows = ledger(parties).calls.values()
+        rows = sorted(ledger(parties).calls.values(), key=lambda row: row.started_us)
         assert [row.status for row in rows] == [200, 200, 422]
         assert all(row.bytes_in for row in rows)
 

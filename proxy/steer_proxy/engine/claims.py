@@ -157,7 +157,7 @@ class Claims:
         """`asked` collects the records that were asked for: one of them may stand."""
         books = self._books
         fingerprint = row.idem_fp or ""
-        claim = Claim(row._replace(owner_id=books.owner))
+        claim = Claim(row if row.owner_id == books.owner else row._replace(owner_id=books.owner))
         asked.append(Ref(row.id, 1))
         found = await books.ledger.claim(claim)
         for _ in range(MAX_TURNS):

@@ -45,6 +45,7 @@ _row: Final = tuple.__new__  # what `_make` is, but for a call and a check of th
 _OK: Final = Outcome.OK.value
 _QUEUE: Final = WaitSource.QUEUE
 _NO_PRICE: Final = (None, None, None)
+_NO_COST: Final = (0, None, 0)
 _NUL: Final = "\\u0000"  # as JSON writes it; PostgreSQL's JSONB cannot hold it
 
 Moment = tuple[float, float]
@@ -76,12 +77,17 @@ class CallLog:
         """Now."""
         return self._clock.now(), self._clock.wall()
 
-    def opening(self, call: Call) -> CallRow:
-        """The row of a call before anything has come of it."""
+    def opening(self, call: Call, upstream: str | None = None) -> CallRow:
+        """The row of a call before anything has come of it, and where it goes first."""
         elapsed = self._clock.now() - call.accepted_at
         started_us = int((self._clock.wall() - elapsed) * MICROSECONDS)
-        return CallRow(*self._asked(call, self._marks.caller(call)))._replace(
-            started_us=started_us, sdk_retry=retry_count(call.headers), bytes_in=call.size
+        return CallRow(
+            *self._asked(call, self._marks.caller(call)),  # type: ignore[misc] # of unknown length
+            upstream=upstream,
+            started_us=started_us,
+            sdk_retry=retry_count(call.headers),
+            bytes_in=call.size,
+            idem_key=call.key,
         )
 
     def rows(  # noqa: PLR0913 - what is known of an end, each by name
@@ -259,6 +265,8 @@ class CallLog:
         answered: str | None,
     ) -> tuple[list[AttemptRow], int | None, str | None, int | None]:
         """A row for each attempt `of` a call, and what they cost together, as `_price` has it."""
+        if not records:  # it was served by another call, or never made
+            return [], *(_NO_PRICE if self._costing is None else _NO_COST)
         tariff = None
         if self._costing is not None:
             tariff = self._costing.tariff(call.config.revision)

@@ -186,9 +186,7 @@ class Execution:
     def _claim_row(self) -> CallRow:
         run, books = self._run, self._books
         at_once = self._exchange.clear
-        opening = self._journal.opening(run.call)._replace(
-            idem_key=run.call.key, upstream=self._made.candidates[0].upstream
-        )
+        opening = self._journal.opening(run.call, self._made.candidates[0].upstream)
         now_us = max(self._now_us(), opening.started_us)
         return books.redacted(opening)._replace(
             idem_scope=run.identity.scope,
@@ -372,7 +370,7 @@ class Execution:
     async def _finish(self, owned: Owned, ended: Ended, row: CallRow) -> Finish:
         """The record's end, with the answer where it is to be kept."""
         run, recording, sealer = self._run, self._run.recording, self._books.sealer
-        row = self._books.redacted(row)._replace(id=owned.ref.id, expires_us=self._expires_us())
+        row = self._books.redacted(row)
         keep = (
             ended.state is State.COMPLETED
             and recording.kept
@@ -387,6 +385,8 @@ class Execution:
             chunker = Chunker(sealer, owned.ref.id)
             chunks = await chunker.cut(recording.pieces(), self._now_us())
         row = row._replace(
+            id=owned.ref.id,
+            expires_us=self._expires_us(),
             keyring_id=sealer.key_id,
             resp_headers=sealer.seal_head(owned.ref.id, head_text(ended.response.head)),
             resp_bytes=chunker.size,
@@ -398,6 +398,7 @@ class Execution:
     async def _unkept(self, owned: Owned, ended: Ended, row: CallRow) -> Finish:
         """The record's end without an answer; who follows a large one elsewhere gets its rest."""
         stream, now_us = self._stream, self._now_us()
+        row = row._replace(id=owned.ref.id, expires_us=self._expires_us())
         followed = stream is not None and ended.state is State.COMPLETED and owned.recorded
         if stream is None or not followed or not self._live.passes_on(stream):
             return Finish(owned.ref, ended.state, row)

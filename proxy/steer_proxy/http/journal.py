@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from aiohttp.web_request import BaseRequest
 
@@ -40,9 +40,9 @@ class Journal:
 
     # --- Keyed calls, whose rows their records are ------------------------------------------------
 
-    def opening(self, call: Call) -> CallRow:
-        """A call's row as far as it is known before anything happened."""
-        return self._log.opening(call)
+    def opening(self, call: Call, upstream: str) -> CallRow:
+        """A call's row as far as it is known before anything happened, and where it goes first."""
+        return self._log.opening(call, upstream)
 
     async def closing(
         self,
@@ -124,28 +124,33 @@ class Journal:
     ) -> None:
         """A request was served by the call with this id, and so did not cost as much; or its caller
         has `left` before that."""
-        row, _ = self._log.rows(
-            call,
-            status=None if response is None else response.status,
-            bytes_out=0 if response is None else response.given,
-        )
-        fine = False
+        status, given = (None, 0) if response is None else (response.status, response.given)
+        known: dict[str, Any] = {
+            "idem_key": call.key,
+            "idem_scope": identity.scope,
+            "idem_fp": identity.fingerprint,
+            "idem_role": role.value,
+            "served_from": served_from,
+        }
         if response is not None and not left:
             broken = response.prepared and not response.ended
-            fine = response.status < 400 and not broken
-            outcome = Outcome.OK if fine else Outcome.BROKEN if broken else row.outcome
-            failure = None if fine else "joined_call_failed"
-            row = row._replace(outcome=outcome, error_class=failure)
-        row = row._replace(
-            attempts=0,
-            idem_key=call.key,
-            idem_scope=identity.scope,
-            idem_fp=identity.fingerprint,
-            idem_role=role,
-            served_from=served_from,
-            avoided_nusd=avoided_nusd if fine else None,
-        )
-        self._books.log(row)
+            fine = status is not None and status < 400 and not broken
+            known["error_class"] = None if fine else "joined_call_failed"
+            if fine:
+                known |= {"outcome": Outcome.OK.value, "avoided_nusd": avoided_nusd}
+            elif broken:
+                known["outcome"] = Outcome.BROKEN.value
+        make = partial(self._duplicate, call, status, given, self._log.moment(), known)
+        if call.size <= LIGHT:
+            self._books.log_later(make)
+        else:
+            self._books.log(*make())
+
+    def _duplicate(
+        self, call: Call, status: int | None, given: int, at: Moment, known: Mapping[str, Any]
+    ) -> tuple[CallRow, Sequence[AttemptRow]]:
+        row, _ = self._log.rows(call, status=status, bytes_out=given, at=at)
+        return row._replace(**known), ()
 
     def left(self, call: Call, made: Plan, spent: Spent, told: int | None = None) -> None:
         """A caller has left before its answer began; `told` is the status it was given, if any."""

@@ -32,7 +32,6 @@ class RecordedResponse:
         self._began = began
         self._head = head
         self._rest = body
-        self._length = _announced(head.fields)
         self._reader = reader
         self.media_type = head.content_type
         self.status = head.status
@@ -73,10 +72,10 @@ class RecordedResponse:
         if reader is not None:
             if reader.progress < Progress.FINISHED:
                 recording.release()
-        elif self._length is None:
+        elif (length := _announced(self._head.fields)) is None:
             recording.release()
         else:
-            recording.release(recording.size if recording.size < self._length else before)
+            recording.release(recording.size if recording.size < length else before)
 
     async def write_eof(self, data: bytes = b"") -> None:
         """All was written; readers learn of it when the recording is ended."""
@@ -90,6 +89,7 @@ class RecordedResponse:
 
 
 def _announced(fields: Sequence[Field]) -> int | None:
+    """The length of a body that is announced."""
     for name, value in fields:
         if name.lower() == b"content-length":
             return int(value)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
 
-from steer_policies.headers import Field
 from steer_proxy.http.lines import line
 from steer_proxy.http.recording import RecordedHead
 from steer_proxy.ledger.sealing import Sealer
@@ -31,9 +31,9 @@ def head_text(head: RecordedHead) -> str:
     value = {
         "reason": head.reason,
         "fields": [
-            [name.decode("latin-1"), value.decode("latin-1")]
+            [text, value.decode("latin-1")]
             for name, value in head.fields
-            if not _of_its_moment(name.lower())
+            if (text := _kept(name)) is not None
         ],
         "own": [each.decode("latin-1").rstrip("\r\n").split(": ", 1) for each in head.own],
         "content_type": head.content_type,
@@ -41,8 +41,13 @@ def head_text(head: RecordedHead) -> str:
     return orjson.dumps(value).decode()
 
 
-def _of_its_moment(name: bytes) -> bool:
-    return name in _OF_ITS_MOMENT or name.startswith(_RATE_LIMITS)
+@lru_cache(256)  # a provider's answers all have the same
+def _kept(name: bytes) -> str | None:
+    """A field's name as it is stored; None where the field is not."""
+    lower = name.lower()
+    if lower in _OF_ITS_MOMENT or lower.startswith(_RATE_LIMITS):
+        return None
+    return name.decode("latin-1")
 
 
 def read_head(status: int, text: str) -> RecordedHead:
@@ -56,16 +61,12 @@ def read_head(status: int, text: str) -> RecordedHead:
         return RecordedHead(
             status,
             value["reason"],
-            [_field(name, content) for name, content in value["fields"]],
+            [(name.encode("latin-1"), text.encode("latin-1")) for name, text in value["fields"]],
             [line(name, content) for name, content in value["own"]],
             value["content_type"],
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError("the stored head is not one") from error
-
-
-def _field(name: str, content: str) -> Field:
-    return name.encode("latin-1"), content.encode("latin-1")
 
 
 class Chunker:
