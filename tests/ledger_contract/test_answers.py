@@ -26,6 +26,10 @@ async def test_a_stored_answer_is_read_in_order_page_by_page(subjects: Subjects)
         assert await subject.ledger.answer(mine.row.id) == StoredAnswer(
             mine.row.id, 200, HEAD, sum(map(len, bodies)), 5, "5" * 64, KEY
         )
+        for first in (1, 5, 6):
+            answer = await subject.ledger.answer(mine.row.id, first)
+            assert answer is not None
+            assert answer.first == tuple(written[:first])
         page = await subject.ledger.chunks(mine.row.id, -1, 2)
         assert page == list(written[:2])
         page = await subject.ledger.chunks(mine.row.id, page[-1].seq, 2)

@@ -208,8 +208,8 @@ class FaultyLedger:
         result: Record | None = await self._do("find", scope)
         return result
 
-    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the protocol's name
-        result: StoredAnswer | None = await self._do("answer", id)
+    async def answer(self, id: str, first: int = 0) -> StoredAnswer | None:  # noqa: A002
+        result: StoredAnswer | None = await self._do("answer", id, first)
         return result
 
     async def chunks(self, id: str, after: int, limit: int) -> list[ChunkRow]:  # noqa: A002

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Final
 
 from aiohttp.web_request import BaseRequest
@@ -53,7 +53,7 @@ async def replay(
         Refusal: 409 when the answer is gone or cannot be read.
         LedgerUnavailable: before anything was sent to the caller.
     """
-    stored = await books.ledger.answer(record.id)
+    stored = await books.ledger.answer(record.id, PAGE)
     if stored is None:
         raise NOT_STORED.refusal(call)
     async with contextlib.aclosing(_pages(books, stored)) as pages:
@@ -108,8 +108,10 @@ async def _send(
 async def _pages(books: Bookkeeper, stored: StoredAnswer) -> AsyncGenerator[bytes]:
     """The answer's body, a page at a time, and checked at its end."""
     digest, size, seen = hashlib.sha256(), 0, 0
+    rows: Sequence[ChunkRow] = stored.first
     while seen < stored.chunks:
-        rows = await books.ledger.chunks(stored.id, seen - 1, PAGE)
+        if seen:
+            rows = await books.ledger.chunks(stored.id, seen - 1, PAGE)
         if not rows:
             break
         page = opened(books.sealer, rows, seen, stored.keyring_id)
@@ -125,7 +127,7 @@ async def _pages(books: Bookkeeper, stored: StoredAnswer) -> AsyncGenerator[byte
         raise Damaged(f"{seen} of {stored.chunks} chunks are there")
 
 
-def opened(sealer: Sealer, rows: list[ChunkRow], first: int, keyring_id: str | None) -> bytes:
+def opened(sealer: Sealer, rows: Sequence[ChunkRow], first: int, keyring_id: str | None) -> bytes:
     """The bytes of chunks that follow one another from number `first` on, encrypted with the key
     that their record names.
 

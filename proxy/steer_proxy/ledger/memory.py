@@ -252,7 +252,7 @@ class MemoryLedger:
         there = self._live.get(scope)
         return None if there is None else self._record(self.calls[there])
 
-    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the column's name
+    async def answer(self, id: str, first: int = 0) -> StoredAnswer | None:  # noqa: A002
         """See the protocol."""
         row = self.calls.get(id)
         if row is None or row.idem_state != State.COMPLETED or row.resp_chunks is None:
@@ -265,6 +265,7 @@ class MemoryLedger:
             row.resp_chunks,
             row.resp_sha256,
             row.keyring_id,
+            tuple(await self.chunks(id, -1, first)) if first else (),
         )
 
     async def chunks(self, id: str, after: int, limit: int) -> list[ChunkRow]:  # noqa: A002

@@ -217,7 +217,7 @@ class PostgresLedger:
         rows = await self._fetch(sql.FIND, scope=scope)
         return _record(rows[0]) if rows else None
 
-    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the column's name
+    async def answer(self, id: str, first: int = 0) -> StoredAnswer | None:  # noqa: A002
         """See the protocol."""
         rows = await self._fetch(sql.ANSWER, id=id)
         if not rows:
@@ -231,6 +231,7 @@ class PostgresLedger:
             row["resp_chunks"],
             row["resp_sha256"],
             row["keyring_id"],
+            tuple(await self.chunks(id, -1, first)) if first else (),
         )
 
     async def chunks(self, id: str, after: int, limit: int) -> list[ChunkRow]:  # noqa: A002

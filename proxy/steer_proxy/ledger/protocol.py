@@ -149,8 +149,8 @@ class Ledger(Protocol):
     async def find(self, scope: str) -> Record | None:
         """A key's live record."""
 
-    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the column's name
-        """A completed record's answer, without its body; None when it is gone."""
+    async def answer(self, id: str, first: int = 0) -> StoredAnswer | None:  # noqa: A002
+        """A completed record's answer with its `first` chunks; None when it is gone."""
 
     async def chunks(self, id: str, after: int, limit: int) -> list[ChunkRow]:  # noqa: A002
         """At most `limit` chunks of an answer with `seq` greater than `after`, in order."""

@@ -18,6 +18,8 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import orjson
+
 from steer_proxy.ledger.values import ChunkRow
 
 if TYPE_CHECKING:
@@ -174,8 +176,8 @@ class Sealer:
             Unreadable: see there.
         """
         try:
-            envelope: Any = json.loads(stored)
-        except (ValueError, RecursionError):
+            envelope: Any = orjson.loads(stored)
+        except ValueError:
             raise Unreadable(None, "the answer's head is damaged") from None
         if not isinstance(envelope, dict) or "codec" not in envelope:
             if keyring_id is not None:

@@ -186,9 +186,9 @@ class SqliteLedger:
         """See the protocol."""
         return await self._read(sqlite_work.find, scope, self._now())
 
-    async def answer(self, id: str) -> StoredAnswer | None:  # noqa: A002 - the column's name
+    async def answer(self, id: str, first: int = 0) -> StoredAnswer | None:  # noqa: A002
         """See the protocol."""
-        return await self._read(sqlite_work.answer, id)
+        return await self._read(sqlite_work.answer, id, first)
 
     async def chunks(self, id: str, after: int, limit: int) -> list[ChunkRow]:  # noqa: A002
         """See the protocol."""

@@ -244,10 +244,14 @@ def find(connection: sqlite3.Connection, scope: str, now: int) -> Record | None:
     return None if row is None else _record(row)
 
 
-def answer(connection: sqlite3.Connection, id_: str) -> StoredAnswer | None:
-    """A stored answer without its body."""
+def answer(connection: sqlite3.Connection, id_: str, first: int) -> StoredAnswer | None:
+    """A stored answer with its first chunks."""
     row = _ANSWER(connection, id=id_).fetchone()
-    return None if row is None else StoredAnswer(row[0], row[1] or 0, row[2] or "", *row[3:])
+    if row is None:
+        return None
+    begun = tuple(chunks(connection, id_, -1, first)) if first else ()
+    id_, status, headers, size, count, sha256, keyring_id = row
+    return StoredAnswer(id_, status or 0, headers or "", size, count, sha256, keyring_id, begun)
 
 
 def chunks(connection: sqlite3.Connection, id_: str, after: int, limit: int) -> list[ChunkRow]:

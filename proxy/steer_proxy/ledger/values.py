@@ -301,7 +301,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:
-    """A completed record's answer without its body: the columns to replay it from."""
+    """A completed record's answer: the columns to replay it from, and the chunks asked for."""
 
     id: str
     status: int
@@ -316,6 +316,7 @@ class StoredAnswer:
     The pieces of an answer say themselves which key they need. Whoever may write the database could
     put others in their place that need none: the record's word stands against that.
     """
+    first: tuple[ChunkRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
