@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.client import Connection, Load, Request, close, connect, run_calls
-from bench.measure import SETTLE, provider, scratch
+from bench.measure import provider, scratch
 from bench.payload import JSON_CALL
-from bench.processes import Server, steer
+from bench.processes import Server, announced, steer
 from bench.report import short
 
 #: Callers at once.
@@ -36,8 +36,16 @@ CALLERS: Final = 64
 #: about itself.
 WINDOW: Final = 2.0
 
+#: Time a server gets to write down what it was doing before its meters are read, in seconds: more
+#: than a row waits.
+SETTLE: Final = 0.4
+
 #: How often each calls where a delay is looked for, in seconds: the server is a quarter busy.
 INTERVAL: Final = 0.25
+
+#: What a call of `CALLERS` takes the pass-through on the machine that `docs/benchmarks.md` speaks of,
+#: at its usual speed, in seconds of a processor: calls per second are told for that speed, too.
+USUAL: Final = 155e-6
 
 _MICRO: Final = 1e6
 _MILLI: Final = 1e3
@@ -60,7 +68,7 @@ class Effort:
     windows: int
 
 
-FULL: Final = Effort(generations=5, rounds=4, calls=40, rows=1_000_000, purged=100_000, windows=60)
+FULL: Final = Effort(generations=5, rounds=4, calls=40, rows=1_000_000, purged=100_000, windows=300)
 QUICK: Final = Effort(generations=2, rounds=2, calls=20, rows=100_000, purged=10_000, windows=10)
 
 
@@ -85,6 +93,8 @@ class Run:
     with a purge that removed `purged` of `over` rows in `purging` seconds.
     """
 
+    bare: Costs = field(default_factory=Costs)
+    bare_again: Costs = field(default_factory=Costs)
     forgotten: Costs = field(default_factory=Costs)
     logged: Costs = field(default_factory=Costs)
     unkeyed: Costs = field(default_factory=Costs)
@@ -118,11 +128,11 @@ def measure(effort: Effort, say: Callable[[str], None]) -> Run:
             with _sqlite(upstream) as (server, _), _forgetful(upstream) as other:
                 runner.run(_compare_logging(effort, server, other, run))
             say(f"calls with and without a key, {number + 1} of {effort.generations}")
-            with _sqlite(upstream) as (server, _):
-                runner.run(_compare_keys(effort, server, run))
+            with _sqlite(upstream) as (server, _), _bare(upstream) as bare:
+                runner.run(_compare_keys(effort, server, bare, run))
         say("calls with a key, on PostgreSQL")
-        with _postgres(upstream) as shared:
-            runner.run(_keyed_alone(effort, shared, run.keyed_postgres))
+        with _postgres(upstream) as shared, _bare(upstream) as bare:
+            runner.run(_keyed_alone(effort, shared, bare, run))
         say(f"a ledger of {effort.rows:,} rows")
         full = stack.enter_context(scratch())
         path = _filled(upstream, runner, full, effort)
@@ -160,6 +170,15 @@ def _forgetful(upstream: Server) -> Iterator[Server]:
     with (
         scratch() as own,
         steer(own, upstream, "--database-url=memory:", module="bench.unlogged") as server,
+    ):
+        yield server
+
+
+@contextlib.contextmanager
+def _bare(upstream: Server) -> Iterator[Server]:
+    with (
+        scratch() as own,
+        announced(own, "-m", "bench.bare", f"http://127.0.0.1:{upstream.port}") as server,
     ):
         yield server
 
@@ -226,7 +245,7 @@ async def _compare_logging(effort: Effort, server: Server, other: Server, run: R
             await turn()
 
 
-async def _compare_keys(effort: Effort, server: Server, run: Run) -> None:
+async def _compare_keys(effort: Effort, server: Server, bare: Server, run: Run) -> None:
     known = _keyed("bench-known")
     for number in range(effort.rounds + 1):
         into = run if number else Run()
@@ -234,15 +253,17 @@ async def _compare_keys(effort: Effort, server: Server, run: Run) -> None:
             partial(_round, server, JSON_CALL, effort.calls, into.unkeyed),
             partial(_round, server, _new_key, effort.calls, into.keyed),
             partial(_round, server, known, effort.calls, into.replayed, before=known),
+            partial(_round, bare, JSON_CALL, effort.calls, into.bare),
         ]
         for turn in turns if number % 2 else turns[::-1]:
             await turn()
 
 
-async def _keyed_alone(effort: Effort, server: Server, costs: Costs) -> None:
-    await _round(server, _new_key, effort.calls, Costs())
-    for _ in range(effort.rounds):
-        await _round(server, _new_key, effort.calls, costs)
+async def _keyed_alone(effort: Effort, server: Server, bare: Server, run: Run) -> None:
+    for number in range(effort.rounds + 1):
+        into = run if number else Run()
+        await _round(server, _new_key, effort.calls, into.keyed_postgres)
+        await _round(bare, JSON_CALL, effort.calls, into.bare_again)
 
 
 async def _full_and_empty(effort: Effort, empty: Server, full: Server, run: Run) -> None:
@@ -329,7 +350,7 @@ def _write_back(path: Path) -> None:
 #: that are no longer live.
 _AGE: Final = """
 UPDATE requests SET started_us = 1, ended_us = 1, expires_us = 1,
-    idem_live = CASE WHEN idem_key < 'filled-5' THEN 1 END
+    idem_live = CASE WHEN idem_key GLOB '*[02468]' THEN idem_live END
 WHERE idem_key IN (SELECT idem_key FROM requests WHERE idem_key LIKE 'filled-%' LIMIT :rows)
 """
 
@@ -389,8 +410,8 @@ def figures(run: Run) -> list[Figure]:
     """The report's lines."""
     rows = f"{run.rows:,} rows"
     return [
-        _rate("keyed calls, SQLite", run.keyed, 1000),
-        _rate("keyed calls, PostgreSQL", run.keyed_postgres, 600),
+        *_rates("keyed calls, SQLite", run.keyed, run.bare, 1000),
+        *_rates("keyed calls, PostgreSQL", run.keyed_postgres, run.bare_again, 600),
         _cost("CPU per keyed call, beside an unkeyed one", run.unkeyed, run.keyed, 2.5),
         _cost("CPU per replay, beside an unkeyed call", run.unkeyed, run.replayed, 1.0),
         _cost("CPU per unkeyed call, beside one not logged", run.forgotten, run.logged, 1.15),
@@ -412,9 +433,16 @@ def figures(run: Run) -> list[Figure]:
     ]
 
 
-def _rate(what: str, costs: Costs, least: float) -> Figure:
-    # Of the best round: what else runs on the machine only ever makes it slower.
-    return Figure(what, "calls/s", None, 1 / min(costs.wall), least=least)
+def _rates(what: str, costs: Costs, bare: Costs, least: float) -> list[Figure]:
+    """What the machine does now, and what it would do at its usual speed."""
+    # Of the best rounds: what else runs on the machine only ever makes it slower.
+    rate = 1 / min(costs.wall)
+    slower = min(bare.cpu) / USUAL
+    usual = f"the same where the pass-through takes {USUAL * _MICRO:.0f} µs, as usual"
+    return [
+        Figure(what, "calls/s", None, rate, least=least),
+        Figure(f"{usual}, not {min(bare.cpu) * _MICRO:.0f}", "calls/s", None, rate * slower),
+    ]
 
 
 def _cost(what: str, reference: Costs, costs: Costs, most: float) -> Figure:

@@ -23,6 +23,7 @@ from steer_proxy.engine.attempt import Problem, Terms
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.conclusion import Settled, Spent
 from steer_proxy.engine.config import Config
+from steer_proxy.engine.costing import Costing
 from steer_proxy.engine.exchange import Exchange
 from steer_proxy.engine.registry import Registry
 from steer_proxy.http.addresses import Addresses
@@ -32,6 +33,7 @@ from steer_proxy.http.bookkeeping import MAX_LABELS, CallLog
 from steer_proxy.http.call import Call
 from steer_proxy.http.counting import MAX_ENCODED, PARSED_WHOLE
 from steer_proxy.http.intake import credential_number
+from steer_proxy.http.journal import LIGHT, Journal
 from steer_proxy.http.outbound import Outbound
 from steer_proxy.http.relay import Broken, relay_plain, relay_stream
 from steer_proxy.http.wire import Wire
@@ -40,6 +42,7 @@ from tests.provider import Provider, faults
 from tests.provider.answers import bytes_answer, json_answer
 from tests.provider.steps import Pause
 from tests.support.attempts import every_attempt
+from tests.support.books import keeping
 from tests.support.calls import TRACE, make_call
 from tests.support.sidecar import EPOCH, configure
 
@@ -497,6 +500,24 @@ async def test_a_row_made_later_tells_of_the_moment_of_its_end(tmp_path: Path) -
         (attempt,) = every_attempt(row, attempts)
         assert row.duration_us == attempt.duration_us == 2_000_000
         assert row.ended_us == row.started_us + 2_000_000 == int(at[1] * 1e6)
+
+
+@pytest.mark.parametrize(("size", "queued"), [(LIGHT // 2, 1), (LIGHT + 1, 3)])
+async def test_a_large_call_is_not_kept_for_its_row(tmp_path: Path, size: int, queued: int) -> None:
+    """Its rows are made when it ends, a call and two attempts; others' with those of their kind."""
+    async with bench(tmp_path) as parties, keeping() as books:
+        parties.primary.then(faults.server_error())
+        call, spent = parties.call("/chat/completions", CHAT), Spent()
+        made, settled = await parties.settle(call, spent)
+        verdict = await _delivered(settled, Sink())
+        assert settled.hold is not None
+        settled.hold.release()
+        call.size = size
+        journal = Journal(books.keeper, Costing(parties.config), parties.clock)
+        journal.answered(call, made, settled, verdict, None)
+        assert books.keeper.queued == queued
+        await asyncio.sleep(1.0)
+        assert (len(books.calls), len(books.memory.attempts)) == (1, 2)
 
 
 async def test_another_credential_has_another_mark(tmp_path: Path) -> None:
