@@ -43,8 +43,8 @@ SETTLE: Final = 0.4
 #: How often each calls where a delay is looked for, in seconds: the server is a quarter busy.
 INTERVAL: Final = 0.25
 
-#: What a call of `CALLERS` takes the pass-through on the machine that `docs/benchmarks.md` speaks of,
-#: at its usual speed, in seconds of a processor: calls per second are told for that speed, too.
+#: What a call takes the pass-through on the machine of `docs/benchmarks.md` at its usual speed, in
+#: seconds of a processor: calls per second are told for that speed, too.
 USUAL: Final = 155e-6
 
 _MICRO: Final = 1e6

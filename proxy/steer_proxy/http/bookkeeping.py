@@ -1,6 +1,6 @@
 """From a finished call to its rows in the ledger's log: what was asked, what came of it, and when.
 
-This is on every call's way, and most of what its log costs it. So rows are made by position, in
+Every call pays for this, and it is most of what its log costs. So rows are made by position, in
 half the time that names take (the tests name each column); members of enumerations become plain
 text, of which SQLite's module makes a parameter four times as fast; and costs are put on when
 their prices are known, else later (`engine.costing`).
