@@ -313,10 +313,25 @@ async def test_a_replay_waits_for_the_ledger_to_be_back(tmp_path: Path) -> None:
     """What is stored and cannot be read now is no reason to make the call again."""
     async with faulty(tmp_path, route=OPEN) as (parties, ledger):
         assert (await parties.ask(headers=key())).status == 200
-        for method in ("answer", "chunks"):
-            ledger.fail(method, times=1)
-            unavailable(await parties.ask(headers=key()))
+        ledger.fail("answer", times=1)
+        unavailable(await parties.ask(headers=key()))
         assert (await parties.ask(headers=key())).headers["Idempotency-Status"] == "replayed"
+        assert len(parties.primary.attempts) == 1
+
+
+async def test_a_replay_that_the_ledger_leaves_in_the_middle(tmp_path: Path) -> None:
+    """It breaks off, since it cannot be taken back, and is there again with the ledger."""
+    async with faulty(tmp_path, route=OPEN) as (parties, ledger):
+        parties.primary.text = "x" * 1_500_000
+        first = await parties.ask(headers=key())
+        assert (first.status, first.error) == (200, None)
+        ledger.fail("chunks", times=1)
+        broken = await parties.ask(headers=key())
+        assert broken.error is not None
+        assert 0 < len(broken.body) < len(first.body)
+        again = await parties.ask(headers=key())
+        assert again.headers["Idempotency-Status"] == "replayed"
+        assert (again.body, again.error) == (first.body, None)
         assert len(parties.primary.attempts) == 1
 
 

@@ -17,7 +17,12 @@ from steer_proxy.ledger.values import CallRow
 COLUMNS: Final = ("id", "kind", "place", "text", "number", "more")
 MIXED: Final = Table("things", COLUMNS, ("place", "kind"))
 PLAIN: Final = Table("things", COLUMNS)
-TABLES: Final = [pytest.param(PLAIN, id="plain"), pytest.param(MIXED, id="with shared columns")]
+BUNDLED: Final = Table("things", COLUMNS, ("place",), [("kind", "more"), ("text",), ("number",)])
+TABLES: Final = [
+    pytest.param(PLAIN, id="plain"),
+    pytest.param(MIXED, id="of kinds"),
+    pytest.param(BUNDLED, id="of kinds, and with bundles"),
+]
 
 
 @pytest.fixture
@@ -78,7 +83,7 @@ def test_any_shape(rows: list[tuple[Any, ...]]) -> None:
     for row in rows:
         first.setdefault(row[0], row)
     unique = [first[number] for number in sorted(first)]
-    for table in (PLAIN, MIXED):
+    for table in (PLAIN, MIXED, BUNDLED):
         with closing(fresh()) as connection:
             assert table.insert(connection, unique) == len(unique)
             assert rows_of(connection) == unique
@@ -111,6 +116,18 @@ def test_rows_that_agree_go_together(connection: sqlite3.Connection) -> None:
         len(statements(connection, PLAIN, [(n + 1000, *row[1:]) for n, row in enumerate(rows)]))
         == 2
     )
+
+
+def test_a_bundle_is_bound_once_where_all_rows_agree_in_it(connection: sqlite3.Connection) -> None:
+    """In all of it; a batch of a few is not worth the look."""
+    rows: list[Any] = [(number, "kind", "here", "text", 7, None) for number in range(8)]
+    (text,) = statements(connection, BUNDLED, rows)
+    assert "SELECT 'kind', 'here', 'text', 7, * FROM (VALUES (0), (1)," in text
+    rows = [(number, "kind", "here", "text", 7, number % 2) for number in range(10, 18)]
+    (text,) = statements(connection, BUNDLED, rows)
+    assert "SELECT 'here', 'text', 7, * FROM (VALUES (10, 'kind', 0), (11, 'kind', 1)," in text
+    assert len(statements(connection, BUNDLED, [(30, *rows[0][1:]), (31, *rows[0][1:])])) == 2
+    assert [row[1:] for row in rows_of(connection)[-2:]] == [rows[0][1:]] * 2
 
 
 def test_a_column_without_values_is_not_named(connection: sqlite3.Connection) -> None:

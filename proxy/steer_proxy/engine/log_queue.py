@@ -64,6 +64,7 @@ class LogQueue:
         queued: rows that wait or are being written.
         written: rows that were written.
         dropped: rows that will never be: no room was left for them, or they could not be written.
+            A call that was not made into rows yet counts as one.
     """
 
     def __init__(
@@ -137,6 +138,8 @@ class LogQueue:
                 self._drop(1 + len(attempts))
             else:
                 self._items.append(Attempted(row, attempts) if attempts else row)
+        if self.queued - self._flying >= FULL:  # with the attempts, which nobody knew of before
+            self._due.set()
 
     async def run(self) -> None:
         """Write what waits whenever it is due, for ever."""

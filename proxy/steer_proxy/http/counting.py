@@ -33,6 +33,12 @@ def count(call: Call, answer: HttpAnswer) -> None:
     trace.model, trace.usage = _read(call, answer)
 
 
+def is_encoded(answer: HttpAnswer) -> bool:
+    """Whether counting has to decode the answer first, to up to `MAX_DECODED`."""
+    body = answer.held
+    return answer.reader is None and bool(body) and body[0] not in _JSON_BEGINS
+
+
 def _read(call: Call, answer: HttpAnswer) -> tuple[str | None, Usage | None]:
     body = answer.held
     if answer.tail:

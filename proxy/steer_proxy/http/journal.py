@@ -20,14 +20,15 @@ from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.bookkeeping import CallLog, Moment
 from steer_proxy.http.call import Call
 from steer_proxy.http.caller import CallerResponse
+from steer_proxy.http.counting import is_encoded
 from steer_proxy.http.identity import Identity
 from steer_proxy.http.problems import Refusal
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.ledger.values import AttemptRow, CallRow
 
-#: A call that was larger than this, request and answer, is written down at once, in bytes: others
-#: may wait a quarter of a second for that.
-LIGHT: Final = 64 * 1024
+#: A call that was larger than this, request and answer, in bytes, is told when it ends. Others wait
+#: for that until there are some, and are kept meanwhile.
+LIGHT: Final = 32 * 1024
 
 
 class Journal:
@@ -83,7 +84,8 @@ class Journal:
         status, given = (None, 0) if response is None else (response.status, response.given)
         at = self._log.moment()
         make = partial(self._rows, call, made, settled, verdict, status, given, at)
-        if _weight(call, settled) <= LIGHT:
+        call.json = None  # many times as large as the body, and nobody asks for it any more
+        if _is_light(call, settled):
             self._books.log_later(make)
         else:
             self._books.log(*make())
@@ -141,6 +143,7 @@ class Journal:
             elif broken:
                 known["outcome"] = Outcome.BROKEN.value
         make = partial(self._duplicate, call, status, given, self._log.moment(), known)
+        call.json = None
         if call.size <= LIGHT:
             self._books.log_later(make)
         else:
@@ -182,7 +185,9 @@ class Journal:
         self._books.log(row._replace(idem_key=call.key), attempts)
 
 
-def _weight(call: Call, settled: Settled[HttpAnswer]) -> int:
-    """How many bytes a call that is over may keep in memory, about."""
+def _is_light(call: Call, settled: Settled[HttpAnswer]) -> bool:
+    """Whether a call that is over takes little to keep, and little to tell."""
     answer = settled.answer
-    return call.size + (0 if answer is None else answer.trace.received or 0)
+    if answer is None:
+        return call.size <= LIGHT
+    return call.size + (answer.trace.received or 0) <= LIGHT and not is_encoded(answer)

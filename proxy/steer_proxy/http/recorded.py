@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from aiohttp.web_request import BaseRequest
 
 from steer_policies.dialects.base import Progress, StreamReader
 from steer_policies.headers import Field
 from steer_proxy.http.recording import RecordedHead, Recording
+
+#: Where nobody asked yet how long a body is: most come whole.
+_NOT_LOOKED: Final = -1
 
 
 class RecordedResponse:
@@ -33,6 +37,7 @@ class RecordedResponse:
         self._head = head
         self._rest = body
         self._reader = reader
+        self._length: int | None = _NOT_LOOKED
         self.media_type = head.content_type
         self.status = head.status
         self.prepared = False
@@ -72,10 +77,11 @@ class RecordedResponse:
         if reader is not None:
             if reader.progress < Progress.FINISHED:
                 recording.release()
-        elif (length := _announced(self._head.fields)) is None:
-            recording.release()
         else:
-            recording.release(recording.size if recording.size < length else before)
+            if self._length == _NOT_LOOKED:
+                self._length = _announced(self._head.fields)
+            all_of_it = self._length is None or recording.size < self._length
+            recording.release(recording.size if all_of_it else before)
 
     async def write_eof(self, data: bytes = b"") -> None:
         """All was written; readers learn of it when the recording is ended."""

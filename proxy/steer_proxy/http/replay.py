@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from aiohttp.web_request import BaseRequest
@@ -56,7 +57,13 @@ async def replay(
     stored = await books.ledger.answer(record.id, PAGE)
     if stored is None:
         raise NOT_STORED.refusal(call)
-    async with contextlib.aclosing(_pages(books, stored)) as pages:
+    if stored.chunks > PAGE:
+        # A slow caller takes its time: what it has got is not kept for that.
+        begun, stored = stored.first, replace(stored, first=())
+    else:
+        begun = stored.first
+    async with contextlib.aclosing(_pages(books, stored, begun)) as pages:
+        del begun
         try:
             text = books.sealer.open_head(stored.id, stored.headers, stored.keyring_id)
             head = read_head(stored.status, text)
@@ -105,10 +112,11 @@ async def _send(
     await response.write_eof()
 
 
-async def _pages(books: Bookkeeper, stored: StoredAnswer) -> AsyncGenerator[bytes]:
-    """The answer's body, a page at a time, and checked at its end."""
+async def _pages(
+    books: Bookkeeper, stored: StoredAnswer, rows: Sequence[ChunkRow]
+) -> AsyncGenerator[bytes]:
+    """The answer's body, which begins with `rows`, a page at a time, and checked at its end."""
     digest, size, seen = hashlib.sha256(), 0, 0
-    rows: Sequence[ChunkRow] = stored.first
     while seen < stored.chunks:
         if seen:
             rows = await books.ledger.chunks(stored.id, seen - 1, PAGE)
@@ -118,6 +126,7 @@ async def _pages(books: Bookkeeper, stored: StoredAnswer) -> AsyncGenerator[byte
         digest.update(page)
         size += len(page)
         seen += len(rows)
+        rows = ()
         if seen >= stored.chunks and (
             size != stored.bytes or stored.sha256 not in (None, digest.hexdigest())
         ):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Final
 
 #: Rows of one statement. A statement is made ready for each shape of a batch and each of these.
@@ -23,8 +24,8 @@ SIZES: Final = (32, 8, 1)
 #: From so many rows on it is worth a look whether they agree.
 SEVERAL: Final = 8
 
-#: Texts of statements kept. A table has few shapes in practice.
-TEXTS: Final = 128
+#: Texts of statements kept, as many as a connection keeps ready; in practice there are a few.
+TEXTS: Final = 256
 
 _Row = Sequence[Any]
 _Values = tuple[Any, ...]
@@ -34,8 +35,9 @@ class Table:
     """How rows get into a table.
 
     `columns` is the order of a row's values. `kinds` are those that have a few values each: rows
-    that differ in them are written apart. `shared` are others that may be bound once where all rows
-    agree: the more of them, the more shapes a statement may have.
+    that differ in them are written apart. `shared` are bundles of others that may be bound once
+    where all rows agree in the whole bundle: with each, a statement may have twice as many shapes.
+    A table's key is in neither.
     """
 
     def __init__(
@@ -43,13 +45,13 @@ class Table:
         name: str,
         columns: Sequence[str],
         kinds: Iterable[str] = (),
-        shared: Iterable[str] = (),
+        shared: Iterable[Sequence[str]] = (),
     ) -> None:
         self._name = name
         self._columns = tuple(columns)
         places = {each: place for place, each in enumerate(columns)}
         self._kinds = [places[each] for each in kinds]
-        self._shared = frozenset([*self._kinds, *(places[each] for each in shared)])
+        self._shared = [[places[each] for each in bundle] for bundle in shared]
 
     def insert(self, connection: sqlite3.Connection, rows: Sequence[_Row]) -> int:
         """Insert rows; those that are there are left alone. Returns how many were not there."""
@@ -80,24 +82,26 @@ class Table:
 
     def _insert(self, connection: sqlite3.Connection, columns: Sequence[_Values]) -> int:
         """Insert rows of a kind, given by columns."""
+        alike = set(self._kinds)
+        if len(columns[0]) >= SEVERAL:
+            for bundle in self._shared:
+                if all(_agree(columns[place]) for place in bundle):
+                    alike.update(bundle)
         common: dict[str, Any] = {}
         own: dict[str, _Values] = {}
-        several = len(columns[0]) >= SEVERAL
         for place, (name, values) in enumerate(zip(self._columns, columns, strict=True)):
-            if several and place in self._shared and _agree(values):
+            if place in alike:
                 if values[0] is not None:
                     common[name] = values[0]
             elif values[0] is not None or values.count(None) < len(values):
                 own[name] = values
-        shared, names = tuple(common), tuple(own)
+        shared, names, first = tuple(common), tuple(own), list(common.values())
+        rows = list(zip(*own.values(), strict=True))
         start = inserted = 0
         for size in SIZES:
-            text = ""
-            while len(columns[0]) - start >= size:
-                text = text or _statement(self._name, shared, names, size)
-                parameters = list(common.values())
-                for values in own.values():
-                    parameters += values[start : start + size]
+            while len(rows) - start >= size:
+                text = _statement(self._name, shared, names, size)
+                parameters = first + list(chain.from_iterable(rows[start : start + size]))
                 inserted += connection.execute(text, parameters).rowcount
                 start += size
         return inserted
@@ -111,20 +115,14 @@ def _agree(values: _Values) -> bool:
 
 @lru_cache(TEXTS)
 def _statement(table: str, shared: tuple[str, ...], own: tuple[str, ...], rows: int) -> str:
-    """The parameters are what the rows share, and then the values of each column."""
-    # Tables and columns are ours.
-    first = len(shared) + 1
-    values = (
-        ", ".join(
-            f"?{number}"
-            for number in (
-                *range(1, first),
-                *(first + column * rows + row for column in range(len(own))),
-            )
-        )
-        for row in range(rows)
-    )
-    return (
-        f"INSERT INTO {table} ({', '.join(shared + own)}) "  # noqa: S608 - see above
-        f"VALUES ({'), ('.join(values)}) ON CONFLICT DO NOTHING"
-    )
+    """Its parameters are what the rows share, and then each row's own values."""
+    # Tables and columns are ours. No parameter has a number: Python 3.12 takes that for a name,
+    # and looks for each name one by one.
+    marks = ", ".join("?" * len(own))
+    values = f"VALUES {', '.join([f'({marks})'] * rows)}"
+    if shared:
+        # "true", so that ON is not taken for a join's.
+        alike = ", ".join("?" * len(shared))
+        values = f"SELECT {alike}, * FROM ({values}) WHERE true"  # noqa: S608 - see above
+    columns = ", ".join(shared + own)
+    return f"INSERT INTO {table} ({columns}) {values} ON CONFLICT DO NOTHING"

@@ -93,14 +93,10 @@ _KINDS: Final = (
 #: In these the calls of one application agree, more often than not: who calls, for what, and that
 #: nothing waited and nothing was tried again.
 _AT_TIMES_ALIKE: Final = (
-    "caller",
-    "path",
-    "model_requested",
-    "model_answered",
-    "wait_us",
-    "sdk_retry",
-    "attempt_model",
-    "attempt_credential",
+    ("caller", "attempt_credential"),
+    ("path",),
+    ("model_requested", "model_answered", "attempt_model"),
+    ("wait_us", "sdk_retry"),
 )
 _CALLS: Final = Table("requests", CallRow._fields, _KINDS, _AT_TIMES_ALIKE)
 _ATTEMPTS: Final = Table("attempts", AttemptRow._fields)

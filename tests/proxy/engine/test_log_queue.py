@@ -309,6 +309,19 @@ async def test_a_few_are_made_when_they_are_due() -> None:
         assert (books.keeper.written, books.keeper.queued) == (3, 0)
 
 
+async def test_attempts_may_make_a_batch_full() -> None:
+    """How many there are is known when they are made; then nobody waits for the timer."""
+    async with keeping() as books:
+        now = asyncio.get_running_loop().time
+        began = now()
+        made: list[str] = []
+        for index in range(TOGETHER):
+            books.keeper.log_later(making(made, f"{index:02}", attempts=FULL // TOGETHER))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert (books.calls, now()) == (made, began)
+
+
 async def test_the_end_makes_what_is_not_made() -> None:
     """No call is lost because it came last."""
     async with keeping() as books:

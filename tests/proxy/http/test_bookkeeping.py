@@ -9,7 +9,7 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 
@@ -502,12 +502,20 @@ async def test_a_row_made_later_tells_of_the_moment_of_its_end(tmp_path: Path) -
         assert row.ended_us == row.started_us + 2_000_000 == int(at[1] * 1e6)
 
 
-@pytest.mark.parametrize(("size", "queued"), [(LIGHT // 2, 1), (LIGHT + 1, 3)])
-async def test_a_large_call_is_not_kept_for_its_row(tmp_path: Path, size: int, queued: int) -> None:
-    """Its rows are made when it ends, a call and two attempts; others' with those of their kind."""
+@pytest.mark.parametrize(
+    ("size", "coding", "queued"),
+    [(LIGHT // 2, "", 1), (LIGHT + 1, "", 3), (LIGHT // 2, "gzip", 3)],
+)
+async def test_a_heavy_call_is_not_kept_for_its_rows(
+    tmp_path: Path, size: int, coding: Literal["", "gzip"], queued: int
+) -> None:
+    """A call and two attempts are made rows of when it ends; others with those of their kind."""
     async with bench(tmp_path) as parties, keeping() as books:
         parties.primary.then(faults.server_error())
-        call, spent = parties.call("/chat/completions", CHAT), Spent()
+        if coding:
+            parties.primary.always(faults.compressed(coding))
+        fields = (("Accept-Encoding", "gzip"),)
+        call, spent = parties.call("/chat/completions", CHAT, fields=fields), Spent()
         made, settled = await parties.settle(call, spent)
         verdict = await _delivered(settled, Sink())
         assert settled.hold is not None
