@@ -120,6 +120,23 @@ async def test_a_caller_that_drops_a_stream_gets_all_of_it_later(
             assert len(parties.primary.attempts) == before + 1
 
 
+#: The bytes of a stream at which a caller leaves: every so many of them; of all, it takes minutes.
+EVERY = 29
+
+
+async def test_a_caller_may_drop_a_stream_at_any_byte(tmp_path: Path) -> None:
+    """The provider stops right there, in the middle of a chunk, until its caller is gone."""
+    async with world(tmp_path) as parties:
+        direct = (await parties.ask(stream=True, headers=key("direct"))).body
+        for cut in range(0, len(direct), EVERY):
+            before = len(parties.primary.attempts)
+            parties.primary.always(faults.at_byte(cut, Pause(1.0)))
+            assert await drop(parties, cut, key(f"byte-{cut}")) == direct[:cut]
+            reply = await parties.ask(stream=True, headers=key(f"byte-{cut}"))
+            assert reply.body == direct
+            assert len(parties.primary.attempts) == before + 1
+
+
 async def drop(parties: World, size: int, headers: dict[str, str]) -> bytes:
     """Ask for a stream and hang up after so many bytes of its body, which are given back."""
     path, body = parties.request(stream=True)

@@ -373,6 +373,27 @@ async def test_test_controlled_points() -> None:
         assert await client.chunk()
 
 
+async def test_a_point_within_a_chunk() -> None:
+    """Steps at a byte: what came before it is there, and the chunk is whole in the end."""
+    async with Provider() as provider, connected(provider) as client:
+        client.send(streamed())
+        await client.head()
+        healthy = await client.chunks()
+        here, go_on = asyncio.Event(), asyncio.Event()
+        within = len(healthy[0]) + 5
+        provider.then(faults.at_byte(within, Signal(here), Await(go_on)))
+        client.send(streamed())
+        await client.head()
+        assert await client.chunk() == healthy[0]
+        await here.wait()
+        promised = b"%x\r\n" % len(healthy[1])
+        assert await client.reader.readexactly(len(promised) + 5) == promised + healthy[1][:5]
+        assert await client.silent()
+        go_on.set()
+        assert await client.reader.readexactly(len(healthy[1]) - 3) == healthy[1][5:] + b"\r\n"
+        assert await client.chunks() == healthy[2:]
+
+
 async def test_bare_steps_are_an_answer() -> None:
     """Whatever no fault can do, steps can."""
     async with Provider() as provider, connected(provider) as client:

@@ -15,9 +15,8 @@ from typing import Any, Final
 
 from steer_policies.deadline import retry_count
 from steer_policies.dialects.base import Usage
-from steer_policies.outcome import Executed, Outcome, Verdict
+from steer_policies.outcome import Executed, Verdict
 from steer_policies.plan import Plan
-from steer_policies.retry import WaitSource
 from steer_proxy.engine.attempt import AttemptRecord, Problem
 from steer_proxy.engine.clock import Clock, new_id
 from steer_proxy.engine.conclusion import Settled, Spent
@@ -25,6 +24,15 @@ from steer_proxy.engine.costing import Costing, Sale, Tariff, total
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.call import Call
 from steer_proxy.http.counting import count
+from steer_proxy.http.endings import (
+    OK,
+    all_waited_us,
+    any_ambiguous,
+    ending,
+    only_good,
+    refused,
+    served_by,
+)
 from steer_proxy.http.marks import Marks
 from steer_proxy.ledger.values import MICROSECONDS, AttemptRow, CallRow
 
@@ -42,8 +50,6 @@ _NO_KEY: Final = (None,) * (_ATTEMPT - _KEY)
 _WAIT_SOURCE: Final = CallRow._fields.index("attempt_wait_source") - _ATTEMPT
 _NO_ATTEMPT: Final[tuple[Any, ...]] = (None,) * (len(CallRow._fields) - _ATTEMPT)
 _row: Final = tuple.__new__  # what `_make` is, but for a call and a check of the length
-_OK: Final = Outcome.OK.value
-_QUEUE: Final = WaitSource.QUEUE
 _NO_PRICE: Final = (None, None, None)
 _NO_COST: Final = (0, None, 0)
 _NUL: Final = "\\u0000"  # as JSON writes it; PostgreSQL's JSONB cannot hold it
@@ -123,8 +129,8 @@ class CallLog:
         if answer is not None:
             answer.end(verdict, now)
             count(call, answer)
-        only = _only_good(spent, verdict, problem, status)
-        served = only or _served(records, answer)
+        only = only_good(spent, verdict, problem, status)
+        served = only or served_by(records, answer)
         model, usage, first_token = None, _NOT_COUNTED, None
         if served is not None:
             trace = served.trace
@@ -136,7 +142,7 @@ class CallLog:
         asked = self._asked(call, mark)
         attempts: Sequence[AttemptRow] = ()
         if only is not None:  # as nearly always
-            outcome, error_class, ambiguous = _OK, None, 0
+            outcome, error_class, ambiguous = OK, None, 0
             waited_us = int(only.waited * MICROSECONDS)
             told = self._told(call, only, (started_us, mark))
             cost, source, wasted = self._price(call, only, model, usage)
@@ -144,8 +150,8 @@ class CallLog:
             last = records[-1] if records else None
             if upstream is None and last is not None:
                 upstream = last.upstream
-            outcome, error_class = _ending(verdict, problem, answer, last, status)
-            ambiguous, waited_us, told = _ambiguous(records), _waited(spent), _NO_ATTEMPT
+            outcome, error_class = ending(verdict, problem, answer, last, status)
+            ambiguous, waited_us, told = any_ambiguous(records), all_waited_us(spent), _NO_ATTEMPT
             of = (asked[0], started_us, mark)
             attempts, cost, source, wasted = self._attempts(call, records, of, model)
         duration_us = int(elapsed * MICROSECONDS)
@@ -209,7 +215,7 @@ class CallLog:
             ended_us=started_us + int(elapsed * MICROSECONDS),
             duration_us=int(elapsed * MICROSECONDS),
             status=problem.status,
-            outcome=_refused(problem.status),
+            outcome=refused(problem.status),
             error_class=problem.code,
             attempts=0,
             ambiguous=0,
@@ -346,84 +352,6 @@ class CallLog:
                 int(wasted),
             )
         )
-
-
-def _served(records: Sequence[AttemptRecord], answer: HttpAnswer | None) -> AttemptRecord | None:
-    """The attempt whose answer the caller got, or the one that went on with it."""
-    if answer is None:
-        return None
-    last = records[-1] if records else None
-    if last is not None and last.final.ok:
-        return last
-    return next((each for each in records if each.trace is answer.trace), last)
-
-
-def _only_good(
-    spent: Spent | None, verdict: Verdict | None, problem: Problem | None, status: int | None
-) -> AttemptRecord | None:
-    """The only attempt of a call, if all went so well that one row can tell of both.
-
-    What was waited before the attempt must be what the call waited; what waiting in a queue took
-    is not in the sum.
-    """
-    if spent is None or len(spent.records) != 1 or problem is not None:
-        return None
-    if verdict is None or verdict.failure is not None:
-        return None
-    (only,) = spent.records
-    if only.status != status or (only.trace.verdict or only.verdict).failure is not None:
-        return None
-    waited = 0.0 if only.wait_source is _QUEUE else only.waited
-    return only if spent.waited == waited else None
-
-
-def _ending(
-    verdict: Verdict | None,
-    problem: Problem | None,
-    answer: HttpAnswer | None,
-    last: AttemptRecord | None,
-    status: int | None,
-) -> tuple[str, str | None]:
-    """A call's outcome and error class."""
-    if problem is not None:
-        if last is not None and not last.final.ok:
-            return last.final.outcome.value, problem.code
-        return _refused(problem.status), problem.code
-    if verdict is None or status is None or answer is None:
-        return Outcome.CANCELLED.value, "cancelled"
-    if verdict.failure is None:
-        return _OK, None
-    if last is not None and last.trace is not answer.trace and last.final.ok:
-        return _OK, None  # another answer went on where this one broke
-    return verdict.outcome.value, verdict.failure.value
-
-
-def _refused(status: int) -> str:
-    """The outcome of a call that was never tried, by what its caller was told."""
-    if status in (429, 503):
-        return Outcome.THROTTLED.value
-    if status in (408, 504):
-        return Outcome.TIMEOUT.value
-    return (Outcome.CLIENT_4XX if status < 500 else Outcome.BROKEN).value
-
-
-def _waited(spent: Spent | None) -> int:
-    """All that a call waited for before its attempts, in microseconds, in queues too."""
-    if spent is None:
-        return 0
-    waited = spent.waited
-    for each in spent.records:
-        if each.wait_source is _QUEUE:
-            waited += each.waited
-    return int(waited * MICROSECONDS)
-
-
-def _ambiguous(records: Sequence[AttemptRecord]) -> int:
-    """Whether one of the attempts may have been executed, for all that is known."""
-    for each in records:
-        if each.final.executed is Executed.MAYBE:
-            return 1
-    return 0
 
 
 def _since(start: float, moment: float) -> int:

@@ -7,9 +7,9 @@ round trip. It connects when it is first needed, and again when it must.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
 
@@ -21,6 +21,8 @@ from steer_proxy.ledger.migrate import WRITER, check, state_of
 from steer_proxy.ledger.parameters import Statement
 from steer_proxy.ledger.postgres_news import News
 from steer_proxy.ledger.postgres_pool import Pool
+from steer_proxy.ledger.postgres_purge import purge_slice
+from steer_proxy.ledger.postgres_values import arrays, clean, named, text
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.values import (
     MICROSECONDS,
@@ -37,15 +39,11 @@ from steer_proxy.ledger.values import (
     Purged,
     Record,
     Ref,
-    Row,
     StoredAnswer,
 )
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[Any]
-
-#: Pages of stored answers that are looked at to learn how many bytes they hold: 64 MB.
-_SAMPLE: Final = 8_192
 
 
 class PostgresLedger:
@@ -133,7 +131,7 @@ class PostgresLedger:
     async def claim(self, claim: Claim) -> Record | None:
         """See the protocol. One statement, when the key is free."""
         self._news.start()
-        arguments = tuple(_clean(claim.row))
+        arguments = tuple(clean(claim.row))
         # Between the two looks the record that was in the way may be released.
         for _ in range(2):
             if await self._run(sql.CLAIM, arguments):
@@ -153,7 +151,7 @@ class PostgresLedger:
             "old_owner": found.owner_id,
             "old_state": found.state.value,
         }
-        arguments = sql.TAKE_OVER.arguments({**_named(row), **old})
+        arguments = sql.TAKE_OVER.arguments({**named(row), **old})
         for _ in range(2):
             if await self._run(sql.TAKE_OVER, arguments):
                 self._news.tell(found.id)
@@ -169,14 +167,14 @@ class PostgresLedger:
 
     async def finish(self, finish: Finish) -> bool:
         """See the protocol. One statement, its chunks included."""
-        values = _named(finish.row)
+        values = named(finish.row)
         values.update(id=finish.ref.id, epoch=finish.ref.epoch)
         kept = finish.row.resp_chunks is not None or finish.chunks
         if finish.state is not State.UNCERTAIN and not kept:
             statement = sql.FINISH_BARE[finish.state]
         else:
             statement = sql.FINISH[finish.state]
-            values.update(_arrays(ChunkRow, finish.chunks, "chunk_"))
+            values.update(arrays(ChunkRow, finish.chunks, "chunk_"))
         done = bool(await self._run(statement, statement.arguments(values)))
         self._news.tell(finish.ref.id)
         return done
@@ -190,7 +188,7 @@ class PostgresLedger:
             id=ref.id,
             epoch=ref.epoch,
             status=status,
-            headers=_text(headers),
+            headers=text(headers),
             keyring_id=keyring_id,
         )
         self._news.tell(ref.id)
@@ -199,7 +197,7 @@ class PostgresLedger:
     async def add_chunks(self, chunks: Sequence[ChunkRow]) -> None:
         """See the protocol. One statement."""
         if chunks:
-            await self._fetch(sql.ADD_CHUNKS, **_arrays(ChunkRow, chunks))
+            await self._fetch(sql.ADD_CHUNKS, **arrays(ChunkRow, chunks))
             for id_ in {chunk.request for chunk in chunks}:
                 self._news.tell(id_)
 
@@ -275,53 +273,14 @@ class PostgresLedger:
         if len(batch):
             await self._fetch(
                 sql.WRITE,
-                **_arrays(CallRow, map(_clean, batch.calls), "call_"),
-                **_arrays(AttemptRow, map(_clean, batch.attempts), "attempt_"),
-                **_arrays(BreakerEventRow, map(_clean, batch.events), "event_"),
+                **arrays(CallRow, map(clean, batch.calls), "call_"),
+                **arrays(AttemptRow, map(clean, batch.attempts), "attempt_"),
+                **arrays(BreakerEventRow, map(clean, batch.events), "event_"),
             )
 
     async def purge(self, purge: Purge) -> Purged:
-        """See the protocol. Some short statements, each of one kind of rows."""
-        limit, before_us = purge.limit, purge.before_us
-        (expired,) = await self._fetch(sql.EXPIRE, limit=limit)
-        evicted = await self._evict(purge)
-        (calls,) = await self._fetch(sql.PURGE_CALLS, before_us=before_us, limit=limit)
-        others = []
-        if calls["requests"] < limit:
-            # Only now: for strays all attempts are looked at whose calls are still to go.
-            for statement in (sql.PURGE_ATTEMPTS, sql.PURGE_EVENTS):
-                others += await self._fetch(statement, before_us=before_us, limit=limit)
-            await self._fetch(sql.PURGE_OWNERS, before_us=before_us, limit=limit)
-        strays, events = [row["removed"] for row in others] or (0, 0)
-        counts = (expired["keys"], evicted["answers"], calls["requests"], strays, events)
-        return Purged(
-            requests=calls["requests"],
-            attempts=calls["attempts"] + strays,
-            chunks=expired["chunks"] + evicted["chunks"] + calls["chunks"],
-            events=events,
-            more=any(count >= limit for count in counts),
-            # Each is a transaction of its own: the longest is what others may wait for.
-            busy=max(row["busy_us"] for row in (expired, evicted, calls, *others)) / MICROSECONDS,
-        )
-
-    async def _evict(self, purge: Purge) -> Any:
-        """Drop the oldest answers beyond the bytes allowed.
-
-        A large table's size is reckoned from a sample: reading all of it would take too long.
-        """
-        nothing = {"answers": 0, "chunks": 0, "busy_us": 0}
-        if purge.max_bytes is None:
-            return nothing
-        (size,) = await self._fetch(sql.STORED_SIZE)
-        if size["disk"] <= purge.max_bytes:
-            return nothing
-        percent = min(100.0, 100.0 * _SAMPLE / max(1, size["pages"]))
-        ((stored,),) = await self._fetch(sql.STORED_BYTES, percent=percent)
-        excess = stored - purge.max_bytes
-        if excess <= 0:
-            return nothing
-        (row,) = await self._fetch(sql.EVICT, limit=purge.limit, excess=excess)
-        return row
+        """See the protocol. Some short statements."""
+        return await purge_slice(self._fetch, purge)
 
     # --- Inside ---------------------------------------------------------------------------------
 
@@ -396,31 +355,3 @@ def _record(row: Any) -> Record:
         row["stored"],
         row["cost_nusd"],
     )
-
-
-def _text(value: str) -> str:
-    """Text without the one character that PostgreSQL cannot store."""
-    return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if "\0" in value else value
-
-
-def _clean(row: Row) -> Iterable[Any]:
-    values = [_text(value) if type(value) is str else value for value in row]
-    if isinstance(row, CallRow) and row.labels is not None and "\\u0000" in row.labels:
-        values[_LABELS] = row.labels.replace("\\u0000", "\\ufffd")
-    return values
-
-
-_LABELS: Final = CallRow._fields.index("labels")
-
-
-def _named(row: CallRow) -> dict[str, Any]:
-    return dict(zip(CallRow._fields, _clean(row), strict=True))
-
-
-def _arrays(
-    row: type[Row | ChunkRow], rows: Iterable[Iterable[Any]], prefix: str = ""
-) -> dict[str, Sequence[Any]]:
-    """Rows as one array for each column."""
-    columns: Iterable[Sequence[Any]] = zip(*rows, strict=True)
-    arrays = list(columns) or [()] * len(row._fields)
-    return {f"{prefix}{name}": array for name, array in zip(row._fields, arrays, strict=True)}

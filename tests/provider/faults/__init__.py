@@ -25,6 +25,7 @@ from tests.provider.faults.breaking import (
     wrong_length,
 )
 from tests.provider.faults.cutting import (
+    at_byte,
     at_event,
     cut_after,
     pings_before_first_token,
@@ -64,6 +65,7 @@ from tests.provider.faults.websocket import (
 )
 
 __all__ = [
+    "at_byte",
     "at_event",
     "authentication_failed",
     "bad_chunk_size",

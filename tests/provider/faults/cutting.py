@@ -28,6 +28,7 @@ from tests.provider.steps import (
     Part,
     Pause,
     Repeat,
+    Send,
     Signal,
     Step,
     WaitUntilClosed,
@@ -115,6 +116,29 @@ def stall_after(
 def at_event(index: int, *steps: Step) -> Fault:
     """Any steps right before the event of that index: `Signal`, `Await`, `Pause`, `Send`."""
     return rewrite(f"steps at event {index}", lambda answer: inserted(answer, index, *steps))
+
+
+def at_byte(size: int, *steps: Step) -> Fault:
+    """Any steps after so many bytes of a chunked body, in the middle of an event's chunk, too."""
+
+    def change(answer: Answer) -> Answer:
+        if answer.head.framing != "chunked":
+            raise ValueError("only a chunk can be interrupted")
+        left = size
+        for index, step in enumerate(answer.steps):
+            if not isinstance(step, Data | Event):
+                continue
+            if left < len(step.data):
+                before, after = answer.steps[:index], answer.steps[index + 1 :]
+                if not left:
+                    return Answer((*before, *steps, step, *after))
+                begun = Part(step.data[:left], len(step.data))
+                rest = Send(step.data[left:] + b"\r\n")
+                return Answer((*before, begun, *steps, rest, *after))
+            left -= len(step.data)
+        raise ValueError(f"the answer has only {answer.size} bytes, not more than {size}")
+
+    return rewrite(f"steps at byte {size}", change)
 
 
 def slow_first_token(seconds: float) -> Fault:

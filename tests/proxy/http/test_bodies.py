@@ -308,7 +308,7 @@ async def test_many_small_pieces(size: int, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Spool, "append", counted)
     data = random_bytes(size)
     feed, budget = _Feed(), MemoryBudget(LIMITS.body_memory)
-    feeding = asyncio.create_task(feed.pieces(data, 256))
+    feeding = asyncio.create_task(feed.pieces(data, 1024))
     body = await read_body(feed.content, None, LIMITS, budget)
     await feeding
     assert await body.read() == data
