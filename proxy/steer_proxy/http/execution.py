@@ -111,6 +111,12 @@ class Executions:
             return
         execution = Execution(self, run, made, request, addresses)
         try:
+            await self._take(run, execution)
+        finally:
+            execution.close()
+
+    async def _take(self, run: Run, execution: Execution) -> None:
+        try:
             taken = await self.claims.take(execution.row, run.policy, run.lose)
         except LedgerUnavailable as error:
             run.resolve(Unavailable(str(error)))
@@ -182,6 +188,12 @@ class Execution:
         )
         self.row = self._claim_row()
         run.sent = self.row.idem_state == State.SENT
+
+    def close(self) -> None:
+        """Let go of what refers back to this: all that a call held would wait for the collector
+        otherwise, which then stops the whole process for it."""
+        self._run.call.announcement = None
+        del self._exchange
 
     def _claim_row(self) -> CallRow:
         run, books = self._run, self._books

@@ -246,7 +246,8 @@ class UpstreamResponse:
         try:
             return await self._content.readany()
         except (ClientPayloadError, HttpProcessingError, ClientConnectionError, OSError) as error:
-            raise UpstreamError(Failure.TRUNCATED, brief(error)) from error
+            # The body keeps the error, and its traceback would keep us, in a circle.
+            raise UpstreamError(Failure.TRUNCATED, brief(error)) from error.with_traceback(None)
         finally:
             self._waiting_since = None
 

@@ -149,11 +149,13 @@ class Wire:
                 response.expect_head(patience, deadline)
             await response.start()
             trace.headed = loop.time()
-        except BaseException as error:
+        except (UpstreamError, HttpProcessingError, ClientError, OSError) as error:
             response.close()
-            if (translated := _translated(error)) is None:
-                raise
-            raise translated from error
+            # The connection keeps the error, and its traceback would keep all of this, in a circle.
+            raise _translated(error) from error.with_traceback(None)
+        except BaseException:
+            response.close()
+            raise
         return response
 
     async def _connect(self, origin: ClientRequest, connect: float) -> Connection:
@@ -220,17 +222,15 @@ async def _retire(response: UpstreamResponse) -> None:
         response.close()
 
 
-def _translated(error: BaseException) -> UpstreamError | None:
-    """The phase error for what the wait for the head raised; None for what is no upstream's."""
+def _translated(error: Exception) -> UpstreamError:
+    """The phase error for what the wait for the head raised."""
     match error:
         case UpstreamError():
             return UpstreamError(error.failure, str(error), error.code)
         case HttpProcessingError():
             return UpstreamError(Failure.PROTOCOL, brief(error))
-        case ClientError() | OSError():
-            return UpstreamError(Failure.RESET, brief(error))
         case _:
-            return None
+            return UpstreamError(Failure.RESET, brief(error))
 
 
 def _cause(error: BaseException) -> str:
