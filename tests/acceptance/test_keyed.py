@@ -15,13 +15,16 @@ from steer_policies.dialects import dialect as shape
 from steer_proxy.ledger.memory import MemoryLedger
 from steer_proxy.ledger.values import CallRow
 from tests.provider import faults
-from tests.provider.steps import Pause
+from tests.provider.steps import Pause, Signal
 from tests.support.attempts import every_attempt
 from tests.support.world import Reply, World, world
 
 DIALECTS = ["openai", "anthropic", "gemini"]
 EVERY_DIALECT = pytest.mark.parametrize("dialect", DIALECTS)
 PLAIN_AND_STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+
+#: A caller leaves a stream at one byte in so many: at each of them it would take minutes.
+EVERY = 29
 
 
 def key(value: str = "order-1", **more: str) -> dict[str, str]:
@@ -120,25 +123,27 @@ async def test_a_caller_that_drops_a_stream_gets_all_of_it_later(
             assert len(parties.primary.attempts) == before + 1
 
 
-#: The bytes of a stream at which a caller leaves: every so many of them; of all, it takes minutes.
-EVERY = 29
-
-
 async def test_a_caller_may_drop_a_stream_at_any_byte(tmp_path: Path) -> None:
-    """The provider stops right there, in the middle of a chunk, until its caller is gone."""
+    """The provider stops right there, in the middle of a chunk, and the caller hangs up; another
+    try joins the call, and has the whole stream."""
     async with world(tmp_path) as parties:
         direct = (await parties.ask(stream=True, headers=key("direct"))).body
         for cut in range(0, len(direct), EVERY):
-            before = len(parties.primary.attempts)
-            parties.primary.always(faults.at_byte(cut, Pause(1.0)))
-            assert await drop(parties, cut, key(f"byte-{cut}")) == direct[:cut]
+            before, there = len(parties.primary.attempts), asyncio.Event()
+            parties.primary.always(faults.at_byte(cut, Signal(there), Pause(1.0)))
+            _, writer = await begin(parties, key(f"byte-{cut}"))
+            await there.wait()
+            writer.transport.abort()
             reply = await parties.ask(stream=True, headers=key(f"byte-{cut}"))
+            assert reply.headers["Idempotency-Status"] == "joined"
             assert reply.body == direct
             assert len(parties.primary.attempts) == before + 1
 
 
-async def drop(parties: World, size: int, headers: dict[str, str]) -> bytes:
-    """Ask for a stream and hang up after so many bytes of its body, which are given back."""
+async def begin(
+    parties: World, headers: dict[str, str]
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Ask for a stream."""
     path, body = parties.request(stream=True)
     auth = {"openai": "Authorization", "anthropic": "x-api-key", "gemini": "x-goog-api-key"}
     value = "Bearer caller-key" if parties.dialect == "openai" else "caller-key"
@@ -154,6 +159,12 @@ async def drop(parties: World, size: int, headers: dict[str, str]) -> bytes:
     head = "".join(f"{name}: {text}\r\n" for name, text in lines.items())
     reader, writer = await asyncio.open_connection("127.0.0.1", parties.steer.sidecar.port)
     writer.write(f"POST /route{path} HTTP/1.1\r\n{head}\r\n".encode() + content)
+    return reader, writer
+
+
+async def drop(parties: World, size: int, headers: dict[str, str]) -> bytes:
+    """Ask for a stream and hang up after so many bytes of its body, which are given back."""
+    reader, writer = await begin(parties, headers)
     await parties.primary.wait_for_attempts(len(parties.primary.attempts) + 1)
     seen = b""
     if size:

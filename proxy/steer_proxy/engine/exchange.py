@@ -6,6 +6,7 @@ For one candidate the loop is aiohttp-retry's (`attempt_loop`), driven by the de
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final, Generic, TypeVar
@@ -216,6 +217,7 @@ class Exchange(Generic[A]):
         await self._queue(visit)
         while what is not None and not what.announced:
             held = True
+            written: asyncio.Task[None] | None = None
             try:
                 async with announcing(what) as written:
                     if not await soon(written):
@@ -227,6 +229,8 @@ class Exchange(Generic[A]):
                 if held:
                     slots.release()
                 raise
+            finally:
+                written = None  # it keeps the error it ended with, which keeps this frame
             if not held:
                 await self._queue(visit)
 

@@ -32,6 +32,7 @@ from steer_policies.dialects.base import Dialect
 from steer_policies.request_line import read_request_line
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.config import Limits
+from steer_proxy.http.errors import bare
 from steer_proxy.http.problems import PLAIN, problem_response
 
 #: How a request with this method and target is answered when it cannot be served.
@@ -142,7 +143,16 @@ class Connection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """End what is under way."""
         self._stop_head_timer()
+        self._body = None
         super().connection_lost(exc)
+
+    async def start(self) -> None:
+        """Serve one request after the other."""
+        try:
+            await super().start()
+        except asyncio.CancelledError as error:
+            # The task keeps it, aiohttp's frame keeps the task, and the last request besides.
+            raise bare(error)  # noqa: B904 - itself
 
     def abort(self) -> asyncio.Task[None] | None:
         """Drop the connection and whatever it does; returns the task that is ending."""
@@ -255,6 +265,7 @@ class Connection(RequestHandler):
 
     def _framing_broke(self, error: _ErrInfo, data: bytes) -> None:
         """The parser gave up, in the middle of a body or where a head should have been."""
+        bare(error.exc)
         body = self._body
         if body is not None and not body.is_eof():
             # The call whose body it is tells its caller; there is no other request to answer.

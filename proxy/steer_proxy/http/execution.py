@@ -190,8 +190,8 @@ class Execution:
         run.sent = self.row.idem_state == State.SENT
 
     def close(self) -> None:
-        """Let go of what refers back to this: all that a call held would wait for the collector
-        otherwise, which then stops the whole process for it."""
+        """Let go of what refers back to this, the call's announcement and the exchange's terms: all
+        that a call held would wait for the collector otherwise."""
         self._run.call.announcement = None
         del self._exchange
 

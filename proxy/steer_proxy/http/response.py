@@ -18,6 +18,7 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from steer_policies.outcome import Failure
+from steer_proxy.http.errors import bare, brief
 
 #: A connection older than this is not used again, in seconds, so that a provider's address change
 #: or a load balancer's draining is followed.
@@ -28,12 +29,6 @@ _NO_HEADERS: Final = CIMultiDictProxy[str](CIMultiDict())
 _INTERIM: Final = range(100, 200)
 
 
-def brief(error: BaseException) -> str:
-    """An error in one short line: it goes into messages for people."""
-    text = str(error) or type(error).__name__
-    return " ".join(text.split())[:200]
-
-
 class UpstreamError(Exception):
     """An exchange with an upstream failed; `failure` names the phase, `code` the cause."""
 
@@ -41,6 +36,10 @@ class UpstreamError(Exception):
         super().__init__(detail or str(failure))
         self.failure = failure
         self.code = code
+
+    def again(self) -> UpstreamError:
+        """The same, to be raised anew: this one is kept by what it has ended."""
+        return UpstreamError(self.failure, str(self), self.code)
 
 
 class UpstreamProtocol(ResponseHandler):
@@ -246,8 +245,9 @@ class UpstreamResponse:
         try:
             return await self._content.readany()
         except (ClientPayloadError, HttpProcessingError, ClientConnectionError, OSError) as error:
-            # The body keeps the error, and its traceback would keep us, in a circle.
-            raise UpstreamError(Failure.TRUNCATED, brief(error)) from error.with_traceback(None)
+            raise UpstreamError(Failure.TRUNCATED, brief(error)) from bare(error)
+        except UpstreamError as error:  # from `fail`
+            raise error.again() from bare(error)
         finally:
             self._waiting_since = None
 
@@ -286,6 +286,8 @@ class UpstreamResponse:
     def close(self) -> None:
         """Let go of the answer; an unfinished one closes its connection at once. Idempotent."""
         self._stop_watching()
+        if self._content is not EMPTY_PAYLOAD:
+            self._content._eof_callbacks.clear()  # noqa: SLF001 - it never ends now, and holds us
         if self.upload is not None and not self.upload.done():
             self.upload.cancel()
         connection, self._connection = self._connection, None

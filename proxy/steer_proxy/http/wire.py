@@ -35,8 +35,9 @@ from yarl import URL
 from steer_policies.outcome import Failure
 from steer_proxy.engine.attempt import Trace
 from steer_proxy.http.body import ReplayBody
+from steer_proxy.http.errors import bare, brief
 from steer_proxy.http.resolver import StaleResolver
-from steer_proxy.http.response import UpstreamError, UpstreamProtocol, UpstreamResponse, brief
+from steer_proxy.http.response import UpstreamError, UpstreamProtocol, UpstreamResponse
 
 #: Longest answer head line and field accepted from an upstream, in bytes. Providers send long
 #: security policies; aiohttp's 8,190 is too small for some.
@@ -151,8 +152,7 @@ class Wire:
             trace.headed = loop.time()
         except (UpstreamError, HttpProcessingError, ClientError, OSError) as error:
             response.close()
-            # The connection keeps the error, and its traceback would keep all of this, in a circle.
-            raise _translated(error) from error.with_traceback(None)
+            raise _translated(error) from bare(error)
         except BaseException:
             response.close()
             raise
@@ -163,10 +163,10 @@ class Wire:
         try:
             return await self._connector.connect(origin, traces=[], timeout=timeout)
         except (ClientConnectorError, ConnectionTimeoutError, TimeoutError, OSError) as error:
-            raise UpstreamError(Failure.CONNECT, brief(error), _cause(error)) from error
+            raise UpstreamError(Failure.CONNECT, brief(error), _cause(error)) from bare(error)
         except ClientError as error:
             # A proxy that refused the tunnel, say: the upstream has seen nothing.
-            raise UpstreamError(Failure.CONNECT, brief(error), _cause(error)) from error
+            raise UpstreamError(Failure.CONNECT, brief(error), _cause(error)) from bare(error)
 
     def _own(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = asyncio.create_task(work)
@@ -207,6 +207,8 @@ async def _upload(
         if protocol.exception() is None:
             protocol.set_exception(error)
         return False
+    finally:
+        del taken  # the task keeps this frame, if it is cancelled, and the answer keeps the task
     return written == body.size
 
 
@@ -222,14 +224,16 @@ async def _retire(response: UpstreamResponse) -> None:
         response.close()
 
 
-def _translated(error: Exception) -> UpstreamError:
+def _translated(
+    error: UpstreamError | HttpProcessingError | ClientError | OSError,
+) -> UpstreamError:
     """The phase error for what the wait for the head raised."""
     match error:
         case UpstreamError():
-            return UpstreamError(error.failure, str(error), error.code)
+            return error.again()
         case HttpProcessingError():
             return UpstreamError(Failure.PROTOCOL, brief(error))
-        case _:
+        case ClientError() | OSError():
             return UpstreamError(Failure.RESET, brief(error))
 
 

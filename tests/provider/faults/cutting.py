@@ -118,13 +118,17 @@ def at_event(index: int, *steps: Step) -> Fault:
     return rewrite(f"steps at event {index}", lambda answer: inserted(answer, index, *steps))
 
 
-def at_byte(size: int, *steps: Step) -> Fault:
-    """Any steps after so many bytes of a chunked body, in the middle of an event's chunk, too."""
+def at_byte(position: int, *steps: Step) -> Fault:
+    """Any steps right before a byte of a chunked body, in the middle of an event's chunk, too.
+
+    The rest of that chunk is bytes on the wire then: faults applied later do not see it.
+    """
 
     def change(answer: Answer) -> Answer:
-        if answer.head.framing != "chunked":
-            raise ValueError("only a chunk can be interrupted")
-        left = size
+        repeated = any(isinstance(step, Repeat) for step in answer.steps)
+        if answer.head.framing != "chunked" or repeated:
+            raise ValueError("only an event's chunk can be interrupted")
+        left = position
         for index, step in enumerate(answer.steps):
             if not isinstance(step, Data | Event):
                 continue
@@ -136,9 +140,9 @@ def at_byte(size: int, *steps: Step) -> Fault:
                 rest = Send(step.data[left:] + b"\r\n")
                 return Answer((*before, begun, *steps, rest, *after))
             left -= len(step.data)
-        raise ValueError(f"the answer has only {answer.size} bytes, not more than {size}")
+        raise ValueError(f"there is no byte {position}: the answer has {answer.size}")
 
-    return rewrite(f"steps at byte {size}", change)
+    return rewrite(f"steps at byte {position}", change)
 
 
 def slow_first_token(seconds: float) -> Fault:
