@@ -14,13 +14,17 @@ def brief(error: BaseException) -> str:
 
 
 def bare(error: _E) -> _E:
-    """The error without its traceback, and without those of what caused it.
+    """The error without its traceback, and without those of all that led to it.
 
     A connection or a task keeps the error that ended it, the traceback has the frames it was raised
     in, and those have the connection or the task: a circle, which only the collector could break.
     """
-    each: BaseException | None = error
-    while each is not None:
-        each.__traceback__ = None
-        each = each.__cause__ or each.__context__
+    left: list[BaseException | None] = [error]
+    seen: set[int] = set()  # what causes an error may be caused by it: nothing forbids that
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = None
+            left += (each.__cause__, each.__context__)
     return error
