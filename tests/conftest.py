@@ -18,6 +18,7 @@ from tests.support.postgres import (  # noqa: F401 - fixtures
     postgres_server,
     postgres_url,
 )
+from tests.support.short_stacks import short_stacks
 from tests.support.virtual_time import VirtualTimeLoop
 
 # Deadlines measure the machine, not the code; derandomised, a red test stays red.
@@ -53,7 +54,10 @@ def run(main: Callable[[], Awaitable[None]], *, real_time: bool = False) -> None
     before = _sockets()
     problems: list[str] = []
     factory = asyncio.SelectorEventLoop if real_time else VirtualTimeLoop
-    with asyncio.Runner(debug=True, loop_factory=factory) as runner:
+    with (
+        short_stacks(run.__code__),
+        asyncio.Runner(debug=True, loop_factory=factory) as runner,
+    ):
         loop = runner.get_loop()
         # In debug mode asyncio reports slow callbacks; a busy test machine is not a defect.
         loop.slow_callback_duration = 30.0
