@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from steer_proxy.http import execution
 from steer_proxy.http.journal import Journal
 from tests.provider import (
     Answer,
@@ -98,6 +99,13 @@ ANSWERS = {
             Send(b"3\r\nall\r\n0\r\nX-Trailer: one\r\n\r\n"),
         )
     ),
+    "a content type that is no UTF-8": Answer(
+        (
+            Head(200, (("Content-Type", "text/plain; name=\u00e9"),), length=3),
+            Data(b"all"),
+            Finish(),
+        )
+    ),
     "odd reason": Answer((Head(299, (("X-Odd", "\u00e9"),), reason="Quite odd"), Finish())),
 }
 
@@ -121,6 +129,44 @@ async def test_any_answer_is_replayed_to_the_byte(tmp_path: Path, name: str) -> 
         ids = {each.value("X-Steer-Request-ID") for each in (first, joined, again)}
         assert len(ids) == 3
         assert len(at.provider.attempts) == 1
+
+
+async def test_an_answer_that_cannot_be_kept_is_not_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake of ours after the call was sent: it may have been executed, and so it is told."""
+
+    def broken(_head: object) -> str:
+        raise TypeError("a mistake")
+
+    async with tool(tmp_path) as at:
+        with monkeypatch.context() as patched:
+            patched.setattr(execution, "head_text", broken)
+            first = await ask(at.port, post(b"{}", "/tool/x", KEY), "POST")
+        again = await ask(at.port, post(b"{}", "/tool/x", KEY), "POST")
+        assert (first.status, first.value("X-Should-Retry")) == (500, "false")
+        assert (again.status, again.json["error"]["code"]) == (409, "steer_key_uncertain")
+        assert [each.value("Idempotency-Status") for each in (first, again)] == ["uncertain"] * 2
+        assert len(at.provider.attempts) == 1
+
+
+async def test_a_cookie_is_for_who_made_the_call(tmp_path: Path) -> None:
+    """Callers that share keys share answers, and not each other's sessions."""
+    async with tool(tmp_path, scope="route") as at:
+        fields = (("Set-Cookie", "session=one"), ("X-Other", "kept"))
+        at.provider.always(
+            Answer((Head(200, fields, length=3), Pause(1.0), Data(b"all"), Finish()))
+        )
+        data = post(b"{}", "/tool/x", KEY)
+        first, joined = await asyncio.gather(ask(at.port, data, "POST"), ask(at.port, data, "POST"))
+        again = await ask(at.port, data, "POST")
+        assert [each.value("Set-Cookie") for each in (first, joined, again)] == [
+            "session=one",
+            None,
+            None,
+        ]
+        assert {each.value("X-Other") for each in (first, joined, again)} == {"kept"}
+        assert joined.value("Idempotency-Status") == "joined"
 
 
 @pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH"])
@@ -222,6 +268,28 @@ async def test_a_tools_event_stream_comes_live(tmp_path: Path) -> None:
                 assert now() - began == pytest.approx(10.0 * n, abs=0.5)
         again = await ask(at.port, data, "POST")
         assert again.body == b"".join(event.data for event in events)
+
+
+@pytest.mark.parametrize("keyed", [True, False], ids=["keyed", "without a key"])
+async def test_an_answer_nobody_reads_waits_once(tmp_path: Path, *, keyed: bool) -> None:
+    """One that is given whole is not copied into the buffer of every caller that does not read."""
+    size = 6 * 1024 * 1024
+    route = {"name": "tool", "path": "/tool", "candidates": ["tool"], "commit": "complete"}
+    async with stage(tmp_path, routes=[route]) as at:
+        at.provider.always(Answer((Head(200, length=size), Data(b"x" * size), Finish())))
+        data = post(b"{}", "/tool/x", *([KEY] if keyed else []))
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(3):
+                caller = await stack.enter_async_context(dialled(at.port, window=4096))
+                caller.writer.write(data)
+                await asyncio.sleep(1.0)
+            running = at.steer.gateway._running.values()
+            waiting = [each.transport.get_write_buffer_size() for each in running]
+            assert len(waiting) == 3
+            assert max(waiting) < 256 * 1024
+            assert len(at.provider.attempts) == (1 if keyed else 3)
+        await asyncio.sleep(1.0)
+        nothing_left(at.steer.gateway)
 
 
 # --- Odd commits ----------------------------------------------------------------------------------

@@ -101,13 +101,15 @@ class Replica:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.admin_port)
         except OSError:
             return False
-        with contextlib.suppress(OSError):
+        try:
             writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            first = await reader.readline()
+            return b" 200 " in await reader.readline()
+        except OSError:
+            return False
+        finally:
             writer.close()
-            await writer.wait_closed()
-            return b" 200 " in first
-        return False
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     @property
     def alive(self) -> bool:

@@ -134,6 +134,11 @@ class CallerResponse(StreamResponse):
         Chunks that follow the head, nearly all of a stream, skip the detours of aiohttp's writer
         (compression, clipping, signals), which take longer than what they lead to.
         """
+        if len(data) > WRITE_AHEAD:
+            # In parts: all that a caller does not take would wait in the transport.
+            for start in range(0, len(data), WRITE_AHEAD):
+                await self.write(data[start : start + WRITE_AHEAD])
+            return
         self._given += len(data)
         writer = self._payload_writer
         if not isinstance(writer, StreamWriter) or not writer.chunked or writer._headers_buf:  # noqa: SLF001
@@ -152,6 +157,9 @@ class CallerResponse(StreamResponse):
         """
         request = self._req
         rest, self._rest = data or self._rest, b""
+        if len(rest) > WRITE_AHEAD:
+            await self.write(rest)
+            rest = b""
         self._given += len(rest)
         await super().write_eof(rest)
         if request is not None and not self._keep_alive and not request.content.is_eof():

@@ -270,6 +270,13 @@ class Execution:
             await self._lost()
             if run.task is not None and run.task.uncancel() > 0:
                 raise
+        except Exception:
+            # A bug: no duplicate may wait for the lease's end, nor make the call once more.
+            if run.sent:
+                await self._abort(owned, State.UNCERTAIN, problems.BROKEN_OFF_LATE)
+            else:
+                await self._abort(owned, State.RELEASED, problems.BROKEN_OFF)
+            raise
         finally:
             if self._stream is not None:
                 self._live.drop(self._stream)

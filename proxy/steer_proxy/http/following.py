@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 from aiohttp.web_request import BaseRequest
 
+from steer_policies.headers import Field
 from steer_policies.idempotency import Status
 from steer_proxy.http.call import Call
-from steer_proxy.http.caller import CallerResponse
+from steer_proxy.http.caller import WRITE_AHEAD, CallerResponse
 from steer_proxy.http.keyed_problems import status_line
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.recording import Reader, Recording, TooSlow
 from steer_proxy.http.replies import personal_lines
+
+#: What a provider says to who made a call, and to nobody else: a route's callers may share keys.
+_FOR_ONE: Final = frozenset({b"set-cookie", b"set-cookie2"})
 
 
 class Watched(Protocol):
@@ -33,14 +38,18 @@ async def give(
     reader: Reader,
     status: Status,
     watched: Watched,
+    *,
+    first: bool,
 ) -> CallerResponse:
-    """Answer a caller from a recording whose head is known."""
+    """Answer a caller from a recording whose head is known; the first one there made the call."""
     head = await reader.head()
+    fields = head.fields if first else _for_anyone(head.fields)
     own = [*personal_lines(call), *head.own, status_line(status)]
     whole = recording.ended and not recording.broken and recording.kept
+    whole = whole and recording.size <= WRITE_AHEAD  # more of it is not copied for every reader
     body = b"".join(recording.pieces()) if whole else b""
     response = CallerResponse(
-        head.status, head.reason, head.fields, own, body=body, content_type=head.content_type
+        head.status, head.reason, fields, own, body=body, content_type=head.content_type
     )
     progress.response = response
     if watched.draining:
@@ -65,3 +74,7 @@ async def give(
     else:
         await response.write_eof()
     return response
+
+
+def _for_anyone(fields: Sequence[Field]) -> Sequence[Field]:
+    return [field for field in fields if field[0].lower() not in _FOR_ONE]

@@ -275,6 +275,8 @@ class KeyedCalls:
             status = run.status
             if not first and status in (Status.NEW, Status.RERUN):
                 status = Status.JOINED
-            return await give(request, progress, call, run.recording, reader, status, self._watched)
+            return await give(
+                request, progress, call, run.recording, reader, status, self._watched, first=first
+            )
         finally:
             reader.close()

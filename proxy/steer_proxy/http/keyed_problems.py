@@ -119,6 +119,15 @@ DRAINING: Final = KeyedProblem(
 BROKEN_OFF: Final = KeyedProblem(
     Problem(500, "steer_internal_error", "Steer could not finish this call.", sdk_retry=True)
 )
+BROKEN_OFF_LATE: Final = KeyedProblem(
+    Problem(
+        500,
+        "steer_internal_error",
+        "Steer could not finish this call, which may have been executed, so it is not made again.",
+        sdk_retry=False,
+    ),
+    Status.UNCERTAIN,
+)
 OVERLOADED: Final = KeyedProblem(
     Problem(
         503,

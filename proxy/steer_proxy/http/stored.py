@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import orjson
 
-from steer_proxy.http.lines import line
 from steer_proxy.http.recording import RecordedHead
 from steer_proxy.ledger.sealing import Sealer
 from steer_proxy.ledger.values import ChunkRow
@@ -29,14 +28,14 @@ _RATE_LIMITS: Final = (b"x-ratelimit-", b"ratelimit", b"anthropic-ratelimit-", b
 def head_text(head: RecordedHead) -> str:
     """A head as `resp_headers` holds it."""
     value = {
-        "reason": head.reason,
+        "reason": None if head.reason is None else _octets(head.reason),
         "fields": [
             [text, value.decode("latin-1")]
             for name, value in head.fields
             if (text := _kept(name)) is not None
         ],
         "own": [each.decode("latin-1").rstrip("\r\n").split(": ", 1) for each in head.own],
-        "content_type": head.content_type,
+        "content_type": _octets(head.content_type),
     }
     return orjson.dumps(value).decode()
 
@@ -60,13 +59,33 @@ def read_head(status: int, text: str) -> RecordedHead:
     try:
         return RecordedHead(
             status,
-            value["reason"],
+            None if value["reason"] is None else _text(value["reason"]),
             [(name.encode("latin-1"), text.encode("latin-1")) for name, text in value["fields"]],
-            [line(name, content) for name, content in value["own"]],
-            value["content_type"],
+            [_line(name, content) for name, content in value["own"]],
+            _text(value["content_type"]),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError("the stored head is not one") from error
+
+
+# JSON holds text: every byte of a head is a character of it, whatever it may mean.
+
+
+def _octets(text: str) -> str:
+    """What was read from a head, byte by byte."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def _text(octets: str) -> str:
+    """What `_octets` was made of."""
+    return octets.encode("latin-1").decode("utf-8", "surrogateescape")
+
+
+def _line(name: str, octets: str) -> bytes:
+    """A line of ours as it was: its bytes, and one line still."""
+    if "\r" in octets or "\n" in octets or not name.isprintable():
+        raise ValueError(f"a control character in {name!r}")
+    return f"{name}: {octets}\r\n".encode("latin-1")
 
 
 class Chunker:

@@ -280,16 +280,34 @@ async def test_a_writer_that_is_cancelled(fails: bool, monkeypatch: pytest.Monke
     assert spools() == set()
 
 
+class _Flow(BaseProtocol):
+    """Remembers whether its reader wants more."""
+
+    connected = True
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.wanted = asyncio.Event()
+        self.wanted.set()
+
+    def pause_reading(self) -> None:
+        self.wanted.clear()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        self.wanted.set()
+
+
 class _Feed:
     """A body on its way in, without a connection."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
-        self.content = StreamReader(BaseProtocol(loop), 2**16, loop=loop)
-        self.content._protocol.transport = object()  # type: ignore[assignment]
+        self._flow = _Flow(loop)
+        self.content = StreamReader(self._flow, 2**16, loop=loop)
 
     async def pieces(self, data: bytes, size: int) -> None:
         for at in range(0, len(data), size):
+            await self._flow.wanted.wait()
             self.content.feed_data(data[at : at + size])
             await asyncio.sleep(0)
         self.content.feed_eof()

@@ -41,6 +41,24 @@ def test_a_head_without_a_reason() -> None:
     assert read_head(409, head_text(head)) == head
 
 
+@pytest.mark.parametrize("value", ["gr\u00f6\u00dfe-\u00e0", "m\udcff\udcfe", "\u0085", "\u6a21"])
+def test_any_text_of_a_head_comes_back(value: str) -> None:
+    """Bytes that are no UTF-8, names of rules and models that are no ASCII."""
+    own = [f"X-Steer-Rule: {value}\r\n".encode("utf-8", "surrogateescape")]
+    head = RecordedHead(200, value, FIELDS, own, f"text/plain; name={value}")
+    assert read_head(200, head_text(head)) == head
+
+
+@pytest.mark.parametrize("value", ["a\r\nSet-Cookie: b", "a\n", "\r"])
+def test_a_line_of_ours_is_one_line(value: str) -> None:
+    """Whoever may write to the ledger writes no lines into answers."""
+    text = orjson.dumps(
+        {"reason": None, "fields": [], "own": [["X-Steer-Rule", value]], "content_type": ""}
+    ).decode()
+    with pytest.raises(ValueError, match="control character"):
+        read_head(200, text)
+
+
 @pytest.mark.parametrize(
     "name",
     [
