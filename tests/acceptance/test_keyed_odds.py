@@ -26,7 +26,7 @@ from tests.provider import (
 )
 from tests.support.pair import key
 from tests.support.raw import Reply as RawReply
-from tests.support.raw import Stage, ask, dialled, post, request, stage
+from tests.support.raw import Stage, ask, chat, dialled, post, request, stage
 from tests.support.world import World, world
 
 KEY = "Idempotency-Key: order-1"
@@ -273,18 +273,22 @@ async def test_a_tools_event_stream_comes_live(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keyed", [True, False], ids=["keyed", "without a key"])
 async def test_an_answer_nobody_reads_waits_once(tmp_path: Path, *, keyed: bool) -> None:
     """One that is given whole is not copied into the buffer of every caller that does not read."""
-    size = 6 * 1024 * 1024
-    route = {"name": "tool", "path": "/tool", "candidates": ["tool"], "commit": "complete"}
+    route = {"name": "llm", "path": "/v1", "candidates": ["llm"], "commit": "complete"}
     async with stage(tmp_path, routes=[route]) as at:
-        at.provider.always(Answer((Head(200, length=size), Data(b"x" * size), Finish())))
-        data = post(b"{}", "/tool/x", *([KEY] if keyed else []))
+        piece = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"x" * 60_000)
+        last = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+        head = Head(200, (("Content-Type", "text/event-stream"),), framing="chunked")
+        ending = Data(last + b"data: [DONE]\n\n")
+        at.provider.always(Answer((head, Repeat(piece, 120), ending, Finish())))
+        data = chat(*([KEY] if keyed else []), stream=True)
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(3):
                 caller = await stack.enter_async_context(dialled(at.port, window=4096))
                 caller.writer.write(data)
                 await asyncio.sleep(1.0)
             running = at.steer.gateway._running.values()
-            waiting = [each.transport.get_write_buffer_size() for each in running]
+            transports = [each.transport for each in running]
+            waiting = [each.get_write_buffer_size() for each in transports if each is not None]
             assert len(waiting) == 3
             assert max(waiting) < 256 * 1024
             assert len(at.provider.attempts) == (1 if keyed else 3)
