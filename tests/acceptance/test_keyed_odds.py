@@ -430,6 +430,39 @@ async def test_a_duplicate_of_a_stream_that_breaks_avoids_nothing(tmp_path: Path
         )
 
 
+async def test_duplicates_of_what_was_refused_say_why(tmp_path: Path) -> None:
+    """Joined or replayed, in the word of the call that was made."""
+    async with world(tmp_path, route={"idempotency": {"save": "final"}}) as parties:
+        parties.primary.always(faults.status(400) | faults.silence(1.0))
+        await asyncio.gather(parties.ask(headers=key()), parties.ask(headers=key()))
+        assert (await parties.ask(headers=key())).headers["Idempotency-Status"] == "replayed"
+        await parties.steer.sidecar.books.stop()
+        (owner,) = rows(parties, "owner")
+        assert (owner.status, owner.outcome) == (400, "client_4xx")
+        for role in ("joined", "replayed"):
+            (row,) = rows(parties, role)
+            assert (row.status, row.outcome) == (400, "client_4xx")
+            assert (row.error_class, row.avoided_nusd) == ("joined_call_failed", None)
+
+
+async def test_a_replay_whose_caller_leaves_is_written_down_as_such(tmp_path: Path) -> None:
+    """In the middle of an answer that is larger than what is sent at once."""
+    async with world(tmp_path) as parties:
+        parties.primary.text = "x" * 8_000_000
+        await parties.ask(headers=key())
+        path, body = parties.request()
+        url = f"{parties.steer.url}/route{path}"
+        headers = {**key(), "Authorization": "Bearer caller-key"}
+        async with parties.session.post(url, json=body, headers=headers) as response:
+            assert response.headers["Idempotency-Status"] == "replayed"
+            await response.content.readany()
+            response.close()
+        await asyncio.sleep(1.0)
+        await parties.steer.sidecar.books.stop()
+        (row,) = rows(parties, "replayed")
+        assert (row.outcome, row.avoided_nusd) == ("cancelled", None)
+
+
 def rows(parties: World, role: str) -> list[Any]:
     """The rows of a role."""
     ledger: Any = parties.steer.sidecar.books.ledger

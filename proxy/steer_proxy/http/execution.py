@@ -323,8 +323,9 @@ class Execution:
             run.call, self._made, ended.settled, ended.verdict, response.status, recording.size
         )
         if not owned.recorded:
-            row, attempts = told_apart(row, attempts)  # another row may be there in its place
-        run.cost_nusd = row.cost_nusd
+            # Another row may be there in its place; and no record has the key.
+            row, attempts = told_apart(row._replace(idem_key=run.call.key), attempts)
+        run.row = row
         finish = await self._finish(owned, ended, row)
         if not owned.recorded:
             self._books.log(row, attempts)

@@ -21,10 +21,11 @@ from steer_proxy.http.bookkeeping import CallLog, Moment
 from steer_proxy.http.call import Call
 from steer_proxy.http.caller import CallerResponse
 from steer_proxy.http.counting import is_encoded
+from steer_proxy.http.endings import OK, refused
 from steer_proxy.http.identity import Identity
 from steer_proxy.http.problems import Refusal
 from steer_proxy.http.progress import CallProgress
-from steer_proxy.ledger.values import AttemptRow, CallRow
+from steer_proxy.ledger.values import AttemptRow, CallRow, Record
 
 #: A call that was larger than this, request and answer, in bytes, is told when it ends. Others wait
 #: for that until there are some, and are kept meanwhile.
@@ -68,7 +69,7 @@ class Journal:
         row, attempts = self._log.rows(
             call, status=problem.status, bytes_out=0, made=made, spent=spent, problem=problem
         )
-        return await self._costing.price_call(row, attempts)
+        return await self._costing.price_call(row._replace(idem_key=call.key), attempts)
 
     # --- All others -------------------------------------------------------------------------------
 
@@ -119,13 +120,13 @@ class Journal:
         identity: Identity,
         role: Role,
         served_from: str,
-        avoided_nusd: int | None,
+        of: CallRow | Record | None,
         response: CallerResponse | None,
         *,
         left: bool = False,
     ) -> None:
         """A request was served by the call with this id, and so did not cost as much; or its caller
-        has `left` before that."""
+        has `left` before that. `of` is what is known of that call."""
         status, given = (None, 0) if response is None else (response.status, response.given)
         known: dict[str, Any] = {
             "idem_key": call.key,
@@ -139,9 +140,15 @@ class Journal:
             fine = status is not None and status < 400 and not broken
             known["error_class"] = None if fine else "joined_call_failed"
             if fine:
-                known |= {"outcome": Outcome.OK.value, "avoided_nusd": avoided_nusd}
+                known["outcome"] = OK
             elif broken:
                 known["outcome"] = Outcome.BROKEN.value
+            else:
+                same = None if of is None or of.status != response.status else of.outcome
+                known["outcome"] = same or refused(response.status)
+            if of is not None:
+                known |= {"model_answered": of.model_answered, "upstream": of.upstream}
+                known["avoided_nusd"] = of.cost_nusd if fine else None
         make = partial(self._duplicate, call, status, given, self._log.moment(), known)
         call.json = None
         if call.size <= LIGHT:
@@ -182,7 +189,10 @@ class Journal:
         row, attempts = self._log.rows(
             call, status=problem.status, bytes_out=given, problem=problem
         )
-        self._books.log(row._replace(idem_key=call.key), attempts)
+        self._books.log(
+            row._replace(idem_key=call.key, idem_scope=call.scope, idem_fp=call.fingerprint),
+            attempts,
+        )
 
 
 def _is_light(call: Call, settled: Settled[HttpAnswer]) -> bool:
