@@ -23,10 +23,13 @@ from tests.provider import (
     WaitUntilClosed,
     faults,
 )
+from tests.support.attempts import every_attempt
 from tests.support.pair import key
 from tests.support.raw import Reply as RawReply
 from tests.support.raw import Stage, ask, dialled, post, request, stage
 from tests.support.world import World, world
+
+CUT = "steer_draining"
 
 KEY = "Idempotency-Key: order-1"
 
@@ -383,6 +386,33 @@ async def test_a_drain_that_takes_too_long_says_what_is_uncertain(
         assert b"[DONE]" not in reply.body
         await parties.steer.gateway.close()
         assert states(parties) == ["uncertain"]
+        (row,) = rows(parties, "owner")
+        said = (row.status, row.outcome, row.error_class)
+        assert said == (200 if stream else 503, "broken" if stream else "throttled", CUT)
+        ledger: Any = parties.steer.sidecar.books.ledger
+        await parties.steer.sidecar.books.stop()
+        (attempt,) = every_attempt(row, ledger.attempts.values())
+        assert (attempt.outcome, attempt.wasted) == ("cancelled", 1)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_a_duplicate_that_a_drain_cuts_says_so(tmp_path: Path, stream: bool) -> None:
+    """It was told to come again, or its stream was broken off."""
+    async with world(tmp_path) as parties:
+        pause = faults.at_event(3, WaitUntilClosed()) if stream else faults.silence()
+        parties.primary.always(pause)
+        calling = asyncio.gather(
+            *(parties.ask(stream=stream, headers=key()) for _ in range(2)),
+        )
+        await parties.primary.wait_for_attempts(1)
+        await asyncio.sleep(1.0)
+        assert not await parties.steer.sidecar.drain(2.0)
+        await calling
+        await parties.steer.gateway.close()
+        await parties.steer.sidecar.books.stop()
+        (row,) = rows(parties, "joined")
+        said = (row.status, row.outcome, row.error_class)
+        assert said == (200 if stream else 503, "broken" if stream else "throttled", CUT)
 
 
 def states(parties: World) -> list[str | None]:

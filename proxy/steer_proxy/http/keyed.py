@@ -235,7 +235,16 @@ class KeyedCalls:
         try:
             response = await self._replay(request, progress, call, found)
         except asyncio.CancelledError:
-            told(call, identity, role, record.id, None, progress.response, left=True)
+            told(
+                call,
+                identity,
+                role,
+                record.id,
+                None,
+                progress.response,
+                left=True,
+                cut=progress.cut,
+            )
             raise
         told(call, identity, role, record.id, record, response)
         return response
@@ -262,7 +271,16 @@ class KeyedCalls:
         try:
             response = await self._join(request, progress, call, run, first=False)
         except asyncio.CancelledError:
-            told(call, identity, Role.JOINED, served_from, None, progress.response, left=True)
+            told(
+                call,
+                identity,
+                Role.JOINED,
+                served_from,
+                None,
+                progress.response,
+                left=True,
+                cut=progress.cut,
+            )
             raise
         told(call, identity, Role.JOINED, served_from, run.row, response)
         return response
