@@ -192,6 +192,23 @@ async def test_a_call_that_a_drain_cuts(tmp_path: Path, committed: bool, patient
         assert row.wasted_nusd
 
 
+async def test_a_gate_that_is_shut(tmp_path: Path) -> None:
+    """By the time a provider names, and once more by its next refusal, which names none."""
+    async with world(tmp_path, fallback=False) as parties:
+        parties.primary.then(faults.rate_limit(retry_after=2), faults.status(429))
+        assert (await parties.ask()).status == 200
+        await parties.steer.sidecar.books.stop()
+        ledger = parties.steer.sidecar.books.ledger
+        assert isinstance(ledger, MemoryLedger)
+        first, second = (event for event in ledger.events.values() if event.kind == "gate")
+        for event in (first, second):
+            assert (event.upstream, event.model) == ("primary", "gpt-4o")
+            assert (event.from_state, event.to_state) == ("open", "shut")
+            assert event.until_us is not None
+            assert event.until_us > event.at_us
+        assert second.reason == "the provider goes on throttling"
+
+
 async def test_a_websocket(tmp_path: Path) -> None:
     """A conversation is one call; nobody counts its tokens here."""
     async with world(tmp_path) as parties:
