@@ -191,6 +191,37 @@ async def test_nobody_comes_and_the_attempt_is_ended(tmp_path: Path) -> None:
         assert parties.now() - began == pytest.approx(3, abs=0.1)
 
 
+PRICED: Any = {"models": {"*": {"input_usd_per_mtok": 2.0, "output_usd_per_mtok": 8.0}}}
+
+
+@PLAIN_AND_STREAMED
+@pytest.mark.parametrize("hangs_up", [False, True], ids=["told", "hangs up"])
+async def test_an_answer_that_nobody_comes_for_is_wasted(
+    tmp_path: Path, stream: bool, hangs_up: bool
+) -> None:
+    """It may have been billed: what it counted is told, and is no cost of an answer."""
+    async with world(tmp_path, upstream=PRICED) as parties:
+        parties.primary.always(faults.silence(1.2 if hangs_up else 15))
+        if hangs_up:
+            await hang_up(parties, 0.852, sdk(0, "0.9"), stream=stream)
+        else:
+            assert (await parties.ask(headers=sdk(0), stream=stream)).status == 504
+        await asyncio.sleep(20.0)
+        books = parties.steer.sidecar.books
+        await books.stop()
+        assert isinstance(books.ledger, MemoryLedger)
+        (row,) = books.ledger.calls.values()
+        (attempt,) = every_attempt(row, books.ledger.attempts.values())
+        assert (attempt.executed, attempt.wasted) == ("yes", 1)
+        assert (row.status, row.outcome) == (None if hangs_up else 504, "cancelled")
+        assert (row.cost_nusd, row.wasted_nusd) == (0, attempt.cost_nusd)
+        assert row.wasted_nusd
+        if not stream:
+            assert attempt.outcome == "ok"
+            counted = (attempt.tokens_in or 0) * 2_000 + (attempt.tokens_out or 0) * 8_000
+            assert attempt.cost_nusd == counted
+
+
 async def test_a_caller_that_leaves_early_is_not_waited_for(tmp_path: Path) -> None:
     """It did not time out, it left: nothing goes on."""
     async with world(tmp_path) as parties:

@@ -466,6 +466,9 @@ async def test_a_row_says_what_the_duplicates_avoided(tmp_path: Path) -> None:
         assert owner.tokens_in is not None
         assert joined.tokens_in is None
         assert joined.outcome == replayed.outcome == "ok"
+        for row in (joined, replayed):
+            assert (row.model_answered, row.upstream) == (owner.model_answered, owner.upstream)
+        assert owner.model_answered is not None
         rows = ledger(parties)
         made = [len(every_attempt(row, rows.attempts.values())) for row in rows.calls.values()]
         assert made == [1, 0, 0]
@@ -517,6 +520,9 @@ async def test_every_row_tells_the_size_of_its_request(tmp_path: Path) -> None:
         rows = sorted(ledger(parties).calls.values(), key=lambda row: row.started_us)
         assert [row.status for row in rows] == [200, 200, 422]
         assert all(row.bytes_in for row in rows)
+        assert len({row.idem_scope for row in rows}) == 1
+        assert [row.idem_fp == rows[0].idem_fp for row in rows] == [True, True, False]
+        assert rows[2].idem_fp is not None
 
 
 async def test_a_record_names_its_upstream_from_the_start(tmp_path: Path) -> None:

@@ -24,10 +24,13 @@ from tests.provider import (
     WaitUntilClosed,
     faults,
 )
+from tests.support.attempts import every_attempt
 from tests.support.pair import key
 from tests.support.raw import Reply as RawReply
 from tests.support.raw import Stage, ask, chat, dialled, post, request, stage
 from tests.support.world import World, world
+
+CUT = "steer_draining"
 
 KEY = "Idempotency-Key: order-1"
 
@@ -455,6 +458,33 @@ async def test_a_drain_that_takes_too_long_says_what_is_uncertain(
         assert b"[DONE]" not in reply.body
         await parties.steer.gateway.close()
         assert states(parties) == ["uncertain"]
+        (row,) = rows(parties, "owner")
+        said = (row.status, row.outcome, row.error_class)
+        assert said == (200 if stream else 503, "broken" if stream else "throttled", CUT)
+        ledger: Any = parties.steer.sidecar.books.ledger
+        await parties.steer.sidecar.books.stop()
+        (attempt,) = every_attempt(row, ledger.attempts.values())
+        assert (attempt.outcome, attempt.wasted) == ("cancelled", 1)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_a_duplicate_that_a_drain_cuts_says_so(tmp_path: Path, stream: bool) -> None:
+    """It was told to come again, or its stream was broken off."""
+    async with world(tmp_path) as parties:
+        pause = faults.at_event(3, WaitUntilClosed()) if stream else faults.silence()
+        parties.primary.always(pause)
+        calling = asyncio.gather(
+            *(parties.ask(stream=stream, headers=key()) for _ in range(2)),
+        )
+        await parties.primary.wait_for_attempts(1)
+        await asyncio.sleep(1.0)
+        assert not await parties.steer.sidecar.drain(2.0)
+        await calling
+        await parties.steer.gateway.close()
+        await parties.steer.sidecar.books.stop()
+        (row,) = rows(parties, "joined")
+        said = (row.status, row.outcome, row.error_class)
+        assert said == (200 if stream else 503, "broken" if stream else "throttled", CUT)
 
 
 def states(parties: World) -> list[str | None]:
@@ -500,6 +530,39 @@ async def test_a_duplicate_of_a_stream_that_breaks_avoids_nothing(tmp_path: Path
             "joined_call_failed",
             None,
         )
+
+
+async def test_duplicates_of_what_was_refused_say_why(tmp_path: Path) -> None:
+    """Joined or replayed, in the word of the call that was made."""
+    async with world(tmp_path, route={"idempotency": {"save": "final"}}) as parties:
+        parties.primary.always(faults.status(400) | faults.silence(1.0))
+        await asyncio.gather(parties.ask(headers=key()), parties.ask(headers=key()))
+        assert (await parties.ask(headers=key())).headers["Idempotency-Status"] == "replayed"
+        await parties.steer.sidecar.books.stop()
+        (owner,) = rows(parties, "owner")
+        assert (owner.status, owner.outcome) == (400, "client_4xx")
+        for role in ("joined", "replayed"):
+            (row,) = rows(parties, role)
+            assert (row.status, row.outcome) == (400, "client_4xx")
+            assert (row.error_class, row.avoided_nusd) == ("joined_call_failed", None)
+
+
+async def test_a_replay_whose_caller_leaves_is_written_down_as_such(tmp_path: Path) -> None:
+    """In the middle of an answer that is larger than what is sent at once."""
+    async with world(tmp_path) as parties:
+        parties.primary.text = "x" * 8_000_000
+        await parties.ask(headers=key())
+        path, body = parties.request()
+        url = f"{parties.steer.url}/route{path}"
+        headers = {**key(), "Authorization": "Bearer caller-key"}
+        async with parties.session.post(url, json=body, headers=headers) as response:
+            assert response.headers["Idempotency-Status"] == "replayed"
+            await response.content.readany()
+            response.close()
+        await asyncio.sleep(1.0)
+        await parties.steer.sidecar.books.stop()
+        (row,) = rows(parties, "replayed")
+        assert (row.outcome, row.avoided_nusd) == ("cancelled", None)
 
 
 def rows(parties: World, role: str) -> list[Any]:

@@ -134,6 +134,14 @@ async def test_open_makes_the_call_unprotected(
         await asyncio.sleep(2.0)
         again = await parties.ask(stream=stream, headers=key())
         assert (again.status, again.headers["Idempotency-Status"]) == (200, "new")
+        await asyncio.sleep(2.0)
+        without, owner = (
+            row
+            for row in memory(ledger).calls.values()
+            if row.idem_key == "order-1" and row.served_from is None
+        )
+        assert (without.idem_role, without.idem_scope, without.attempts) == (None, None, 1)
+        assert owner.idem_role == "owner"
 
 
 async def test_a_ledger_that_comes_meanwhile_parts_no_duplicates(tmp_path: Path) -> None:

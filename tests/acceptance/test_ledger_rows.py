@@ -171,6 +171,44 @@ async def test_a_caller_that_leaves(tmp_path: Path, committed: bool) -> None:
         assert row.wasted_nusd
 
 
+@pytest.mark.parametrize("patient", [False, True], ids=["alone", "may be adopted"])
+@pytest.mark.parametrize("committed", [False, True], ids=["before", "after"])
+async def test_a_call_that_a_drain_cuts(tmp_path: Path, committed: bool, patient: bool) -> None:
+    """It was told 503, or its stream was broken off: what was sent may have been billed."""
+    async with world(tmp_path, upstream=PRICED) as parties:
+        parties.primary.always(faults.stall_after(events=4) if committed else faults.silence())
+        headers = {"x-stainless-retry-count": "0", "x-stainless-read-timeout": "600"}
+        asking = parties.ask(stream=True, headers=headers if patient else {})
+        calling = asyncio.create_task(asking)
+        await parties.primary.wait_for_attempts(1)
+        await asyncio.sleep(1.0)
+        assert not await parties.steer.sidecar.drain(2.0)
+        reply = await calling
+        row, (attempt,) = await one(parties)
+        assert (row.status, row.error_class) == (reply.status, "steer_draining")
+        assert (reply.status, row.outcome) == ((200, "broken") if committed else (503, "throttled"))
+        assert committed or row.bytes_out == len(reply.body)
+        assert (attempt.outcome, attempt.wasted) == ("cancelled", 1)
+        assert row.wasted_nusd
+
+
+async def test_a_gate_that_is_shut(tmp_path: Path) -> None:
+    """By the time a provider names, and once more by its next refusal, which names none."""
+    async with world(tmp_path, fallback=False) as parties:
+        parties.primary.then(faults.rate_limit(retry_after=2), faults.status(429))
+        assert (await parties.ask()).status == 200
+        await parties.steer.sidecar.books.stop()
+        ledger = parties.steer.sidecar.books.ledger
+        assert isinstance(ledger, MemoryLedger)
+        first, second = (event for event in ledger.events.values() if event.kind == "gate")
+        for event in (first, second):
+            assert (event.upstream, event.model) == ("primary", "gpt-4o")
+            assert (event.from_state, event.to_state) == ("open", "shut")
+            assert event.until_us is not None
+            assert event.until_us > event.at_us
+        assert second.reason == "the provider goes on throttling"
+
+
 async def test_a_websocket(tmp_path: Path) -> None:
     """A conversation is one call; nobody counts its tokens here."""
     async with world(tmp_path) as parties:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ EVERY_DIALECT = pytest.mark.parametrize("dialect", ["openai", "anthropic", "gemi
 
 #: Longer than a lease, in seconds.
 LAPSE = 16.0
+
+PRICE = {"input_usd_per_mtok": 2.0, "output_usd_per_mtok": 8.0}
+PRICED = {"models": {"*": PRICE}}
+COUNTING: tuple[dict[str, Any], ...] = ({}, {"stream_options": {"include_usage": True}})
 
 RERUN = {"idempotency": {"on_uncertain": "rerun"}}
 
@@ -177,6 +182,43 @@ async def test_who_is_refused_leaves_nothing_running(tmp_path: Path) -> None:
         assert both.there.steer.sidecar.active == 0
         again = await both.there.ask(headers=key())
         assert again.body == (await first).body
+
+
+@PLAIN_AND_STREAMED
+async def test_who_hangs_up_after_the_last_byte_was_served(tmp_path: Path, stream: bool) -> None:
+    """Whatever the ledger still has to be asked about the call it has joined."""
+    async with pair(tmp_path, upstream=PRICED) as both:
+        both.there.ledger.after("answer", partial(asyncio.sleep, 1.0))
+        both.provider.always(faults.at_event(1, Pause(0.5)) if stream else faults.silence(0.5))
+        first = await asked(both.here, stream=stream, headers=key(), **COUNTING[stream])
+        path, body = both.there.request(stream=stream, **COUNTING[stream])
+        url = f"{both.there.steer.url}/route{path}"
+        headers = {**key(), "Authorization": "Bearer caller-key"}
+        async with both.there.session.post(url, json=body, headers=headers) as response:
+            seen = b""
+            while not (seen.endswith(b"[DONE]\n\n") if stream else len(seen) > 1):
+                seen += await response.content.readany()
+            response.close()
+        assert seen == (await first).body
+        await both.there.steer.sidecar.books.stop()
+        (owner,), (joined,) = both.records(), both.records("joined")
+        assert (joined.status, joined.outcome, joined.error_class) == (200, "ok", None)
+        assert joined.avoided_nusd == owner.cost_nusd
+        assert joined.avoided_nusd
+        assert (joined.model_answered, joined.upstream) == (owner.model_answered, "primary")
+
+
+async def test_who_joins_what_fails_elsewhere_is_written_down_as_failed(tmp_path: Path) -> None:
+    """In the word that fits what it was told."""
+    async with pair(tmp_path, route={"retry": {"max_attempts": 1}}) as both:
+        both.provider.then(faults.status(500) | faults.silence(1.0))
+        first = await asked(both.here, headers=key())
+        assert (await both.there.ask(headers=key())).status == 502
+        await first
+        await both.there.steer.sidecar.books.stop()
+        (joined,) = both.records("joined")
+        assert (joined.status, joined.outcome) == (502, "broken")
+        assert joined.error_class == "joined_call_failed"
 
 
 LARGE = {"idempotency": {"max_stored": 4096}}

@@ -206,6 +206,10 @@ class Claims:
             expired=found.expired,
             stored=finish.row.resp_chunks is not None,
             cost_nusd=finish.row.cost_nusd,
+            status=finish.row.status,
+            outcome=finish.row.outcome,
+            model_answered=finish.row.model_answered,
+            upstream=finish.row.upstream,
         )
 
     def owe(self, finish: Finish) -> None:

@@ -17,6 +17,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Final, NamedTuple
 
+from steer_policies.attributes import declared_of
 from steer_policies.budget import BYTES_PER_TOKEN, COMPLETES_NOTHING
 from steer_policies.config import ModelFacts
 from steer_policies.dialects.base import Usage
@@ -214,8 +215,7 @@ class Tariff:
         """Whether an attempt can be priced without a first look at the list of prices."""
         if (upstream, model, answered) in self.rates:
             return True
-        declared = self._declared.get(upstream)
-        facts = None if declared is None or model is None else declared.get(model)
+        facts = declared_of(self._declared.get(upstream, {}), model)
         if facts is not None and _is_complete(facts):
             return True
         knows = self.prices.knows
@@ -282,8 +282,9 @@ class Tariff:
 
     def _found(self, upstream: str, model: str | None, answered: str | None) -> Iterator[Rate]:
         """What may price an attempt, the best first: the operator's own prices come first."""
-        for name in (model, answered):
-            facts = None if name is None else self._declared.get(upstream, {}).get(name)
+        declared = self._declared.get(upstream, {})
+        for name in (model,) if answered is None else (model, answered):
+            facts = declared_of(declared, name)
             if facts is not None:
                 yield partial(_declared, facts)
                 if _is_complete(facts):

@@ -169,7 +169,8 @@ class Exchange(Generic[A]):
             self._record(visit, now, trace, None, failed(Failure.CANCELLED, executed=executed))
             raise
         self._learn(course, answer.verdict)
-        entry.gate.settle(entry.admission, throttled(answer.lesson), self._clock.now())
+        if entry.gate.settle(entry.admission, throttled(answer.lesson), self._clock.now()):
+            state.gate_shut(course.candidate.model, entry.gate, "the provider goes on throttling")
         self._record(visit, now, trace, answer.status, answer.verdict)
         return Tried(visit, answer, entry.hold)
 

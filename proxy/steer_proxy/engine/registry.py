@@ -143,10 +143,11 @@ class UpstreamState:
         now = self._clock.now()
         gate = self.gate(model, credential)
         if gate.close(now, seconds):
-            reason = f"the provider asked for {seconds:.1f} s"
-            self._sink(
-                HealthEvent("gate", self.policy.name, model, "open", "shut", reason, gate.until)
-            )
+            self.gate_shut(model, gate, f"the provider asked for {seconds:.1f} s")
+
+    def gate_shut(self, model: str | None, gate: Gate, reason: str) -> None:
+        """Tell that a gate of this upstream was shut until a time."""
+        self._sink(HealthEvent("gate", self.policy.name, model, "open", "shut", reason, gate.until))
 
     def mark_credential(self, reason: str) -> None:
         """This upstream's own credential was refused: pass it over for a while."""

@@ -33,10 +33,10 @@ class Call:
     for a count of tokens that the caller did not ask for: when there are any, what they bring
     is taken out of the answer again. `size` is that of the body, in bytes, which may be gone.
     `id` names the call's row in the ledger, `key` is its idempotency key, `scope` whose key that
-    is; `announcement` is what must be written down before anything is sent. `until` is the loop
-    time at which an attempt under way is ended that may outlast its caller's patience.
-    `served_from` is the call whose exchange it has taken over. `says` are further header lines for
-    its answer.
+    is, `fingerprint` that of its request; `announcement` is what must be written down before
+    anything is sent. `until` is the loop time at which an attempt under way is ended that may
+    outlast its caller's patience. `served_from` is the call whose exchange it has taken over.
+    `says` are further header lines for its answer.
     """
 
     config: Config
@@ -66,6 +66,7 @@ class Call:
     id: str = ""
     key: str | None = None
     scope: str | None = None
+    fingerprint: str | None = None
     announcement: Announcement | None = None
     until: float | None = None
     served_from: str | None = None

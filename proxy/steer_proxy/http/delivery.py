@@ -106,6 +106,8 @@ class Delivery(Generic[R]):
                 settled.hold.settle(verdict)
                 settled.hold.release()
             if settled.answer is not None:
+                if verdict is None:
+                    settled.answer.end(None, clock.now())
                 await settled.answer.discard()
             tell(self._call, self._made, settled, verdict, clock.now())
             journal = self._services.journal
@@ -113,7 +115,8 @@ class Delivery(Generic[R]):
                 # A problem's response is given whole, and nobody may have to end it early.
                 shown = response if isinstance(response, CallerResponse) else None
                 given = shown or self._progress.response
-                journal.answered(self._call, self._made, settled, verdict, given)
+                cut = self._progress.cut
+                journal.answered(self._call, self._made, settled, verdict, given, cut=cut)
 
     async def _answer(self, settled: Settled[HttpAnswer]) -> tuple[R, Verdict | None]:
         """Begin the answer; the verdict is that of the whole of it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from steer_policies.outcome import Executed, Outcome, Verdict
+from steer_policies.outcome import Executed, Failure, Outcome, Verdict
 from steer_policies.retry import WaitSource
 from steer_proxy.engine.attempt import AttemptRecord, Problem
 from steer_proxy.engine.conclusion import Spent
@@ -55,7 +55,7 @@ def ending(
 ) -> tuple[str, str | None]:
     """A call's outcome and error class."""
     if problem is not None:
-        if last is not None and not last.final.ok:
+        if last is not None and last.final.failure not in (None, Failure.CANCELLED):
             return last.final.outcome.value, problem.code
         return refused(problem.status), problem.code
     if verdict is None or status is None or answer is None:

@@ -15,7 +15,7 @@ from aiohttp.web_request import BaseRequest
 
 from steer_policies.config import UpstreamPolicy
 from steer_policies.idempotency import OnLedgerDown, Save, State, Status, TakeOver
-from steer_policies.outcome import TRAITS, Elsewhere, Executed, Verdict
+from steer_policies.outcome import TRAITS, Elsewhere, Executed, Outcome, Verdict
 from steer_policies.plan import Plan
 from steer_proxy.engine.attempt import AttemptRecord
 from steer_proxy.engine.bookkeeper import Bookkeeper
@@ -330,8 +330,9 @@ class Execution:
             run.call, self._made, ended.settled, ended.verdict, response.status, recording.size
         )
         if not owned.recorded:
-            row, attempts = told_apart(row, attempts)  # another row may be there in its place
-        run.cost_nusd = row.cost_nusd
+            # Another row may be there in its place; and no record has the key.
+            row, attempts = told_apart(row._replace(idem_key=run.call.key), attempts)
+        run.row = row
         finish = await self._finish(owned, ended, row)
         if not owned.recorded:
             self._books.log(row, attempts)
@@ -429,6 +430,7 @@ class Execution:
 
     async def _abort(self, owned: Owned, state: State, problem: KeyedProblem) -> None:
         """End a call in a hurry; its record keeps the answer if that has come."""
+        begun = self._run.recording.head
         self._run.say(problem)
         ending = self._ending
         if ending is None:
@@ -436,6 +438,12 @@ class Execution:
             row, attempts = await self._journal.broken_off(
                 self._run.call, self._made, self._spent, problem.problem
             )
+            if begun is not None:  # and was broken off
+                row = row._replace(
+                    status=begun.status,
+                    outcome=Outcome.BROKEN.value,
+                    bytes_out=self._run.recording.size,
+                )
             redacted = self._books.redacted(row)._replace(expires_us=self._expires_us())
             ending = Ending(Finish(owned.ref, state, redacted), row, attempts)
             if not owned.recorded:

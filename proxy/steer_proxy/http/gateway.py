@@ -274,7 +274,7 @@ class Gateway:
             settled = await self.exchange(call, made, addresses, deadline, spent).run()
         except asyncio.CancelledError:
             if self.journal is not None:
-                self.journal.left(call, made, spent)
+                self.journal.left(call, made, spent, cut=progress.cut)
             raise
         delivery = Delivery(self, request, progress, call, made, addresses, TO_CALLER)
         return await delivery.deliver(settled)
@@ -294,7 +294,10 @@ class Gateway:
         """The drain's time is up: end this call with its dialect's error."""
         response, call = progress.response, progress.call
         if response is None or not response.prepared:
-            return problem_response(progress.speaks, DRAINING.problem, close=True)
+            told = problem_response(progress.speaks, DRAINING.problem, close=True)
+            if call is None and self.journal is not None:
+                self.journal.refused(request, progress, Refusal(DRAINING.problem), told.given)
+            return told
         # A tunnel has said goodbye by itself.
         if progress.tunnel is None and call is not None and not response.ended:
             event = call.dialect.error_event(

@@ -9,7 +9,7 @@ from typing import Any, Final
 from aiohttp.web_request import BaseRequest
 
 from steer_policies.idempotency import Role
-from steer_policies.outcome import Outcome, Verdict
+from steer_policies.outcome import Executed, Outcome, Verdict
 from steer_policies.plan import Plan
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.bookkeeper import Bookkeeper
@@ -20,11 +20,13 @@ from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.bookkeeping import CallLog, Moment
 from steer_proxy.http.call import Call
 from steer_proxy.http.caller import CallerResponse
-from steer_proxy.http.counting import is_encoded
+from steer_proxy.http.counting import count, is_encoded
+from steer_proxy.http.endings import OK, refused
 from steer_proxy.http.identity import Identity
-from steer_proxy.http.problems import Refusal
+from steer_proxy.http.keyed_problems import DRAINING
+from steer_proxy.http.problems import Refusal, problem_lines
 from steer_proxy.http.progress import CallProgress
-from steer_proxy.ledger.values import AttemptRow, CallRow
+from steer_proxy.ledger.values import AttemptRow, CallRow, Record
 
 #: A call that was larger than this, request and answer, in bytes, is told when it ends. Others wait
 #: for that until there are some, and are kept meanwhile.
@@ -68,7 +70,7 @@ class Journal:
         row, attempts = self._log.rows(
             call, status=problem.status, bytes_out=0, made=made, spent=spent, problem=problem
         )
-        return await self._costing.price_call(row, attempts)
+        return await self._costing.price_call(row._replace(idem_key=call.key), attempts)
 
     # --- All others -------------------------------------------------------------------------------
 
@@ -79,11 +81,14 @@ class Journal:
         settled: Settled[HttpAnswer],
         verdict: Verdict | None,
         response: CallerResponse | None,
+        *,
+        cut: bool = False,
     ) -> None:
-        """A call is over; `response` is what its caller got, if anything."""
+        """A call is over; `response` is what its caller got, if anything, before it was `cut` off
+        by a drain."""
         status, given = (None, 0) if response is None else (response.status, response.given)
         at = self._log.moment()
-        make = partial(self._rows, call, made, settled, verdict, status, given, at)
+        make = partial(self._rows, call, made, settled, verdict, status, given, at, cut=cut)
         call.json = None  # many times as large as the body, and nobody asks for it any more
         if _is_light(call, settled):
             self._books.log_later(make)
@@ -99,6 +104,8 @@ class Journal:
         status: int | None,
         given: int,
         at: Moment,
+        *,
+        cut: bool,
     ) -> tuple[CallRow, Sequence[AttemptRow]]:
         row, attempts = self._log.rows(
             call,
@@ -111,6 +118,8 @@ class Journal:
         )
         if call.served_from is not None:
             row = row._replace(idem_role=Role.ADOPTED, served_from=call.served_from)
+        if cut and verdict is None:
+            row = row._replace(outcome=Outcome.BROKEN.value, error_class=DRAINING.problem.code)
         return row, attempts
 
     def duplicate(
@@ -119,13 +128,14 @@ class Journal:
         identity: Identity,
         role: Role,
         served_from: str,
-        avoided_nusd: int | None,
+        of: CallRow | Record | None,
         response: CallerResponse | None,
         *,
         left: bool = False,
+        cut: bool = False,
     ) -> None:
         """A request was served by the call with this id, and so did not cost as much; or its caller
-        has `left` before that."""
+        has `left` before that, or was `cut` off by a drain. `of` is what is known of that call."""
         status, given = (None, 0) if response is None else (response.status, response.given)
         known: dict[str, Any] = {
             "idem_key": call.key,
@@ -134,14 +144,25 @@ class Journal:
             "idem_role": role.value,
             "served_from": served_from,
         }
-        if response is not None and not left:
+        if cut:
+            begun = response is not None and response.prepared
+            status = status if begun else DRAINING.problem.status
+            known["outcome"] = Outcome.BROKEN.value if begun else refused(DRAINING.problem.status)
+            known["error_class"] = DRAINING.problem.code
+        elif response is not None and not left:
             broken = response.prepared and not response.ended
             fine = status is not None and status < 400 and not broken
             known["error_class"] = None if fine else "joined_call_failed"
             if fine:
-                known |= {"outcome": Outcome.OK.value, "avoided_nusd": avoided_nusd}
+                known["outcome"] = OK
             elif broken:
                 known["outcome"] = Outcome.BROKEN.value
+            else:
+                same = None if of is None or of.status != response.status else of.outcome
+                known["outcome"] = same or refused(response.status)
+            if of is not None:
+                known |= {"model_answered": of.model_answered, "upstream": of.upstream}
+                known["avoided_nusd"] = of.cost_nusd if fine else None
         make = partial(self._duplicate, call, status, given, self._log.moment(), known)
         call.json = None
         if call.size <= LIGHT:
@@ -155,9 +176,32 @@ class Journal:
         row, _ = self._log.rows(call, status=status, bytes_out=given, at=at)
         return row._replace(**known), ()
 
-    def left(self, call: Call, made: Plan, spent: Spent, told: int | None = None) -> None:
-        """A caller has left before its answer began; `told` is the status it was given, if any."""
-        row, attempts = self._log.rows(call, status=told, bytes_out=0, made=made, spent=spent)
+    def left(
+        self,
+        call: Call,
+        made: Plan,
+        spent: Spent,
+        told: int | None = None,
+        *,
+        unused: Settled[HttpAnswer] | None = None,
+        cut: bool = False,
+    ) -> None:
+        """A caller has left before its answer began, or was `cut` off by a drain.
+
+        `told` is the status it was given, if any; `unused` is what came all the same.
+        """
+        problem, given = None, 0
+        if cut:
+            problem = DRAINING.problem
+            told, given = problem.status, len(problem_lines(call.dialect, problem)[0])
+        if unused is not None and unused.answer is not None:
+            unused.answer.end(None, self._log.moment()[0])
+            count(call, unused.answer)
+        row, attempts = self._log.rows(
+            call, status=told, bytes_out=given, made=made, spent=spent, problem=problem
+        )
+        if unused is not None:
+            row, attempts = _unserved(row, attempts)
         self._books.log(row, attempts)
 
     def refused(
@@ -182,7 +226,19 @@ class Journal:
         row, attempts = self._log.rows(
             call, status=problem.status, bytes_out=given, problem=problem
         )
-        self._books.log(row._replace(idem_key=call.key), attempts)
+        self._books.log(
+            row._replace(idem_key=call.key, idem_scope=call.scope, idem_fp=call.fingerprint),
+            attempts,
+        )
+
+
+def _unserved(row: CallRow, attempts: Sequence[AttemptRow]) -> tuple[CallRow, Sequence[AttemptRow]]:
+    """Rows of a call whose answer nobody had, without the costs that it would have with that."""
+    wasted = [
+        each._replace(wasted=int(each.executed != Executed.NO), cost_nusd=None, cost_source=None)
+        for each in attempts
+    ]
+    return row._replace(cost_nusd=None, cost_source=None, wasted_nusd=None), wasted
 
 
 def _is_light(call: Call, settled: Settled[HttpAnswer]) -> bool:

@@ -102,6 +102,7 @@ class KeyedCalls:
             before = await self._identify(call, self._makeshift)
             if before.scope in self._unprotected:
                 identity = before
+        call.scope, call.fingerprint = identity
         run = self._running.get(identity.scope)
         first = run is None
         if run is None:
@@ -151,7 +152,6 @@ class KeyedCalls:
         self, request: BaseRequest, call: Call, identity: Identity, addresses: Addresses
     ) -> Run:
         # The run keeps the body: its callers may be gone long before it is done.
-        call.scope = identity.scope
         own = dataclasses.replace(call)
         call.body = EMPTY
         policy = call.route.policy.idempotency
@@ -210,11 +210,7 @@ class KeyedCalls:
         record = resolution.record
         match resolution.decision(identity.fingerprint, call.route.policy.idempotency):
             case Replay():
-                response = await self._replay(request, progress, call, resolution)
-                self._journal.duplicate(
-                    call, identity, Role.REPLAYED, record.id, record.cost_nusd, response
-                )
-                return response
+                return await self._replayed(request, progress, call, identity, resolution)
             case Join():
                 return await self._joined(request, progress, call, identity, run, record.id)
             case Mismatch():
@@ -225,6 +221,33 @@ class KeyedCalls:
                 raise problems.UNCERTAIN.refusal(call)
             case _:
                 raise problems.IN_PROGRESS.refusal(call)
+
+    async def _replayed(
+        self,
+        request: BaseRequest,
+        progress: CallProgress,
+        call: Call,
+        identity: Identity,
+        found: Found,
+    ) -> CallerResponse:
+        """Serve a duplicate of a call that is over, and write that down."""
+        told, record, role = self._journal.duplicate, found.record, Role.REPLAYED
+        try:
+            response = await self._replay(request, progress, call, found)
+        except asyncio.CancelledError:
+            told(
+                call,
+                identity,
+                role,
+                record.id,
+                None,
+                progress.response,
+                left=True,
+                cut=progress.cut,
+            )
+            raise
+        told(call, identity, role, record.id, record, response)
+        return response
 
     async def _replay(
         self, request: BaseRequest, progress: CallProgress, call: Call, found: Found
@@ -248,9 +271,18 @@ class KeyedCalls:
         try:
             response = await self._join(request, progress, call, run, first=False)
         except asyncio.CancelledError:
-            told(call, identity, Role.JOINED, served_from, None, progress.response, left=True)
+            told(
+                call,
+                identity,
+                Role.JOINED,
+                served_from,
+                None,
+                progress.response,
+                left=True,
+                cut=progress.cut,
+            )
             raise
-        told(call, identity, Role.JOINED, served_from, run.cost_nusd, response)
+        told(call, identity, Role.JOINED, served_from, run.row, response)
         return response
 
     async def _join(

@@ -55,8 +55,10 @@ class Orphan:
 class Log(Protocol):
     """Who writes down what became of an orphan."""
 
-    def __call__(self, orphan: Orphan, *, adopted: bool) -> None:
-        """It was adopted, or nobody came for it."""
+    def __call__(
+        self, orphan: Orphan, unused: Settled[HttpAnswer] | None, *, adopted: bool
+    ) -> None:
+        """It was adopted, or nobody came for it and for what it brought, which is `unused`."""
 
 
 def may_be_adopted(call: Call) -> bool:
@@ -129,7 +131,7 @@ class Orphans:
                 orphan.digest = await request_print(orphan.call, self._secret)
             if orphan.digest == digest and orphan in self._waiting:
                 self._forget(orphan)
-                self._log(orphan, adopted=True)
+                self._log(orphan, None, adopted=True)
                 return orphan
         return None
 
@@ -145,11 +147,12 @@ class Orphans:
         ending.add_done_callback(self._ending.discard)
 
     async def _end(self, orphan: Orphan) -> None:
+        unused: Settled[HttpAnswer] | None = None
         try:
-            await give_up(orphan.task)
+            unused = await give_up(orphan.task)
         finally:
             orphan.call.body.close()
-            self._log(orphan, adopted=False)
+            self._log(orphan, unused, adopted=False)
 
     async def close(self) -> None:
         """Give all of them up."""
@@ -165,17 +168,18 @@ def _asked(call: Call) -> tuple[bytes, bytes, Steering]:
     return principal_of(call), principal_of(call, scope), call.steering
 
 
-async def give_up(task: Exchanged) -> None:
-    """End an exchange that nobody wants, and let go of what it brought."""
+async def give_up(task: Exchanged) -> Settled[HttpAnswer] | None:
+    """End an exchange that nobody wants, and let go of what it brought; that, if it did."""
     task.cancel()
     await asyncio.wait([task])
     if task.cancelled() or task.exception() is not None:
-        return
+        return None
     settled = task.result()
     if settled.hold is not None:
         settled.hold.release()
     if settled.answer is not None:
         await settled.answer.discard()
+    return settled
 
 
 def keep_body(call: Call) -> Call:

@@ -93,8 +93,8 @@ class Patience:
             if not progress.cut and waited_out(call, self._services.clock.now()):
                 progress.left = self._orphans.leave(orphan)
             if not progress.left:
-                await give_up(orphan.task)
-                self._log_left(orphan.call, orphan.made, orphan.spent)
+                unused = await give_up(orphan.task)
+                self._log_left(orphan, unused, cut=progress.cut)
             raise
         if settled is not None:
             return settled
@@ -105,16 +105,20 @@ class Patience:
             raise Refusal(_TIME_IS_UP)
         raise Refusal(_STILL_RUNNING)
 
-    def _log_orphan(self, orphan: Orphan, *, adopted: bool) -> None:
+    def _log_orphan(
+        self, orphan: Orphan, unused: Settled[HttpAnswer] | None, *, adopted: bool
+    ) -> None:
         """What became of a call whose SDK gave up waiting: an adopted one's attempts are not its
         own any more."""
         spent = Spent() if adopted else orphan.spent
         if self._services.journal is not None:
-            self._services.journal.left(orphan.call, orphan.made, spent, orphan.told)
+            self._services.journal.left(orphan.call, orphan.made, spent, orphan.told, unused=unused)
 
-    def _log_left(self, call: Call, made: Plan, spent: Spent) -> None:
+    def _log_left(self, orphan: Orphan, unused: Settled[HttpAnswer] | None, *, cut: bool) -> None:
         if self._services.journal is not None:
-            self._services.journal.left(call, made, spent)
+            self._services.journal.left(
+                orphan.call, orphan.made, orphan.spent, unused=unused, cut=cut
+            )
 
 
 def _bear_silence(kept: Call, settled: Settled[HttpAnswer], silence: float | None) -> None:

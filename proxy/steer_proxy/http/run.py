@@ -19,6 +19,7 @@ from steer_proxy.http.keyed_problems import KeyedProblem
 from steer_proxy.http.outlet import ToRecording
 from steer_proxy.http.recorded import RecordedResponse
 from steer_proxy.http.recording import Recording
+from steer_proxy.ledger.values import CallRow, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,9 @@ Resolution = Owned | Found | Unavailable
 class Run:
     """One keyed call being made, or followed from another process.
 
-    `status` is what its first caller is told, `cost_nusd` what the call has cost; `sent` whether it
-    may have been executed; `lost` whether somebody took the key over meanwhile; `over` whether
-    nothing more is done for it, so that nobody else will come.
+    `status` is what its first caller is told, `row` what is known of the call's end, as its row has
+    it; `sent` whether it may have been executed; `lost` whether somebody took the key over
+    meanwhile; `over` whether nothing more is done for it, so that nobody else will come.
     """
 
     call: Call
@@ -46,7 +47,7 @@ class Run:
     recording: Recording
     resolution: asyncio.Future[Resolution]
     status: Status = Status.NEW
-    cost_nusd: int | None = None
+    row: CallRow | Record | None = None
     joiners: int = 0
     sent: bool = False
     lost: bool = False

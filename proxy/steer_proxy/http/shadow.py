@@ -29,10 +29,10 @@ async def shadow(run: Run, record: Record, books: Bookkeeper) -> None:
     """Fill a run's recording from the ledger until the call it follows has ended."""
     async with books.ledger.watch(record.id) as news:
         problem = await _Shadow(run, record, books).follow(news)
-    if problem is not None:
-        run.say(problem)
-    else:
-        run.recording.end()
+        if problem is not None:
+            run.say(problem)
+        else:
+            run.recording.end()
 
 
 class _Shadow:
@@ -93,16 +93,19 @@ class _Shadow:
             text = sealer.open_head(self._record.id, following.headers, following.keyring_id)
             recording.begin(read_head(following.status or 200, text))
         if following.chunks:
-            rows = list(following.chunks)
+            rows, before = list(following.chunks), recording.size
             await recording.write(opened(sealer, rows, self._seen, following.keyring_id))
             self._seen += len(rows)
             self._whole = rows[-1].raw_bytes == 0
-            recording.release()
+            if not self._whole:
+                # The last bytes come with the end: who has them may hang up, and has not left.
+                done = following.record is not None and following.record.state is State.COMPLETED
+                recording.release(before if done else None)
 
     def _end(self, following: Following) -> KeyedProblem | bool:
         """True when the call is completed, False while it runs, else what went wrong."""
         record = following.record
-        self._run.cost_nusd = None if record is None else record.cost_nusd
+        self._run.row = record
         if record is None or record.state is State.RELEASED:
             return problems.FAILED_ELSEWHERE
         if record.state is State.COMPLETED:

@@ -420,6 +420,10 @@ class MemoryLedger:
             expired=self._expired(row),
             stored=row.resp_chunks is not None,
             cost_nusd=row.cost_nusd,
+            status=row.status,
+            outcome=row.outcome,
+            model_answered=row.model_answered,
+            upstream=row.upstream,
         )
 
     def _change(self, row: CallRow, **values: Any) -> None:

@@ -354,4 +354,8 @@ def _record(row: Any) -> Record:
         row["expired"],
         row["stored"],
         row["cost_nusd"],
+        row["status"],
+        row["outcome"],
+        row["model_answered"],
+        row["upstream"],
     )

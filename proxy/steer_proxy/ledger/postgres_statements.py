@@ -246,7 +246,8 @@ CHUNKS: Final = numbered(common.CHUNKS)
 #: The head comes with the first only.
 FOLLOW: Final = numbered(f"""
 SELECT head.id, head.idem_epoch, head.idem_state, head.idem_fp, head.owner_id, head.lapsed,
-    head.expired, head.stored, head.cost_nusd, head.status, head.keyring_id,
+    head.expired, head.stored, head.cost_nusd, head.status, head.outcome, head.model_answered,
+    head.upstream, head.keyring_id,
     CASE WHEN row_number() OVER (ORDER BY c.seq) = 1 THEN head.resp_headers END AS resp_headers,
     {", ".join(f"c.{name}" for name in ChunkRow._fields)}
 FROM ({_common(common.FIND_ROW)}) AS head

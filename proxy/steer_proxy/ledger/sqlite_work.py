@@ -266,7 +266,8 @@ def follow(connection: sqlite3.Connection, id_: str, after: int, limit: int, now
 
 
 def _record(row: tuple[Any, ...]) -> Record:
-    id_, epoch, state, fingerprint, owner, lapsed, expired, stored, cost = row[:9]
+    id_, epoch, state, fingerprint, owner, lapsed, expired, stored, *told = row[:13]
+    cost, outcome, model, upstream, status = told
     return Record(
         id=id_,
         epoch=epoch or 1,
@@ -277,6 +278,10 @@ def _record(row: tuple[Any, ...]) -> Record:
         expired=bool(expired),
         stored=bool(stored),
         cost_nusd=cost,
+        status=status,
+        outcome=outcome,
+        model_answered=model,
+        upstream=upstream,
     )
 
 

@@ -104,7 +104,7 @@ SELECT id, idem_epoch, idem_state, idem_fp, owner_id,
     (idem_live IS NULL OR NOT {_ALIVE}) AS lapsed,
     (expires_us IS NOT NULL AND expires_us <= :now) AS expired,
     (resp_chunks IS NOT NULL) AS stored,
-    cost_nusd, status, resp_headers, keyring_id
+    cost_nusd, outcome, model_answered, upstream, status, resp_headers, keyring_id
 FROM requests
 """
 

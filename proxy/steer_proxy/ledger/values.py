@@ -271,7 +271,8 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A key's live record, as found. `lapsed` and `expired` by the ledger's own time."""
+    """A key's live record, as found. `lapsed` and `expired` by the ledger's own time; from
+    `cost_nusd` on what its row says of the call, for the rows of duplicates."""
 
     id: str
     epoch: int
@@ -282,6 +283,10 @@ class Record:
     expired: bool
     stored: bool
     cost_nusd: int | None = None
+    status: int | None = None
+    outcome: str | None = None
+    model_answered: str | None = None
+    upstream: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

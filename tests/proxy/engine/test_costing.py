@@ -40,7 +40,7 @@ EXPECTED = 1000 * 2_500 + 50 * 10_000
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    local = {
+    local: dict[str, Any] = {
         "dialect": "openai",
         "base_url": "http://127.0.0.1:1/v1",
         "credential": {"env": "KEY"},
@@ -49,16 +49,21 @@ def config(tmp_path: Path) -> Config:
             "half": {"input_usd_per_mtok": 2.0},
         },
     }
+    other = {
+        **local,
+        "models": {**local["models"], "*": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 3.0}},
+    }
     settings = {
         "upstreams": {
             "home": {"dialect": "openai", "base_url": "https://api.openai.com/v1"},
             "local": local,
+            "other": other,
         },
         "routes": [
             {
                 "name": "route",
                 "path": "/route",
-                "candidates": ["home", "local"],
+                "candidates": ["home", "local", "other"],
                 "budget": {"completion_tokens": 50},
             }
         ],
@@ -90,6 +95,10 @@ def priced(
         pytest.param(
             {**COUNTED, "upstream": "local", "model": "mine"}, 2_400_000, "reported", id="declared"
         ),
+        pytest.param(
+            {**COUNTED, "upstream": "other", "model": "mine"}, 2_400_000, "reported", id="by name"
+        ),
+        pytest.param({**COUNTED, "upstream": "other"}, 1_300_000, "reported", id="for all others"),
         pytest.param(
             {**COUNTED, "upstream": "local", "model": "half"}, None, "unknown", id="half declared"
         ),
@@ -158,6 +167,7 @@ def test_what_has_a_price_at_once(config: Config) -> None:
     names = ("gpt-4o", "gpt-4o-2024-08-06")
     assert tariff.knows("local", "mine", None)
     assert not tariff.knows("local", "half", None)
+    assert tariff.knows("other", "any", None)
     assert not tariff.knows("home", *names)
     assert tariff.quote(sale, "home", "gpt-4o", counted) == (WHOLE, CostSource.REPORTED)
     assert tariff.knows("home", *names)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from steer_proxy.app import CUT_TIME, LULL
+from steer_proxy.ledger.memory import MemoryLedger
 from tests.provider import bytes_answer, faults
 from tests.support.raw import ask, chat, dialled, get, post, request, stage
 
@@ -165,6 +166,12 @@ async def test_a_body_on_its_way_is_cut(tmp_path: Path) -> None:
         assert (reply.status, reply.code) == (503, "steer_draining")
         assert await draining is False
         assert world.forwarded == []
+        ledger = world.steer.sidecar.books.ledger
+        assert isinstance(ledger, MemoryLedger)
+        await world.steer.sidecar.books.stop()
+        (row,) = ledger.calls.values()
+        assert (row.status, row.error_class) == (503, "steer_draining")
+        assert row.bytes_out == len(reply.body)
 
 
 async def test_calls_that_come_after_the_cut(tmp_path: Path) -> None:
