@@ -155,6 +155,10 @@ _COOKIES: Final = frozenset({"set-cookie", "set-cookie2"})
 NO_NAMES: Final[frozenset[str]] = frozenset()
 _USUAL: Final = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close", b""})
 
+#: Not a hop's, so not to be listed (RFC 9110, section 7.6.1): where the provider is to have the
+#: key, an attempt is repeated because it has.
+_FOR_THE_PROVIDER: Final = frozenset({"idempotency-key"})
+
 _VIA_HOST: Final = re.compile(r"[^\s,]+[ \t]+([^\s,(]+)")
 
 
@@ -198,12 +202,13 @@ def request_fields(
 
     Kept back are hop-by-hop fields and those that `Connection` lists (RFC 9110, section 7.6.1),
     `Host` and framing, Steer's own (`X-Steer-*`), and with `strip_credentials` every form of the
-    caller's credential. `replaced` are further lower-case names to keep back: what the sender puts
+    caller's credential. An idempotency key is for the provider, whatever `Connection` says of it.
+    `replaced` are further lower-case names to keep back: what the sender puts
     in its own words, or has no use for.
     """
     names = b"\n".join([name for name, _ in fields])
     passing, connections = _passing_on(names, replaced, strip_credentials)
-    if listed := _listed(fields, connections):
+    if listed := _listed(fields, connections) - _FOR_THE_PROVIDER:
         passing, _ = _passing_on.__wrapped__(names, replaced | listed, strip_credentials)
     return [fields[index] for index in passing]
 

@@ -236,6 +236,18 @@ async def test_a_key_that_goes_on_is_its_callers_own(tmp_path: Path) -> None:
         assert all(re.fullmatch("[0-9a-f]{64}", each) for each in sent)
 
 
+async def test_a_key_that_goes_on_is_no_hops(tmp_path: Path) -> None:
+    """A caller that lists it in `Connection` has its call repeated as any other: with its key."""
+    async with world(tmp_path, fallback=False, upstream={"idempotency_key": "forward"}) as parties:
+        parties.primary.then(faults.reset_before_answer(), faults.healthy())
+        reply = await parties.ask(headers={**key(), "Connection": "Idempotency-Key, X-Other"})
+        assert reply.status == 200
+        sent = [
+            dict(attempt.headers).get("Idempotency-Key") for attempt in parties.primary.attempts
+        ]
+        assert sent == [key()["Idempotency-Key"]] * 2
+
+
 @pytest.mark.parametrize(
     ("line", "code"),
     [
@@ -508,6 +520,33 @@ async def test_a_forwarded_key_frees_only_where_no_try_goes_elsewhere(
         assert reply.status in (502, 504)
         assert record(parties).idem_state == state
         assert parties.fallback.attempts == []
+
+
+async def test_a_call_in_the_queue_is_for_who_waits(tmp_path: Path) -> None:
+    """When all have hung up before its turn it is not made: the next caller's turn comes sooner."""
+    upstream = {"concurrency": {"limit": 1, "queue": 8}}
+    async with world(tmp_path, fallback=False, upstream=upstream) as parties:
+        parties.primary.always(faults.silence(5.0))
+        first = asyncio.create_task(parties.ask(headers=key()))
+        await asyncio.sleep(1.0)
+        gone = [asyncio.create_task(parties.ask(headers=key("gone"))) for _ in range(2)]
+        stays = [asyncio.create_task(parties.ask(headers=key("stays"))) for _ in range(2)]
+        await asyncio.sleep(1.0)
+        for each in (*gone, stays[0]):
+            each.cancel()
+        await asyncio.sleep(0.5)
+        keyed = parties.steer.gateway._keyed
+        assert keyed is not None
+        assert keyed.detached == 0
+        parties.primary.always(faults.healthy())
+        again = asyncio.create_task(parties.ask(headers=key("gone")))
+        assert {(await each).status for each in (first, stays[1], again)} == {200}
+        assert (await again).headers["Idempotency-Status"] == "new"
+        assert len(parties.primary.attempts) == 3
+        await parties.steer.sidecar.books.stop()
+        rows = [row for row in ledger(parties).calls.values() if row.idem_key == "gone"]
+        owner = [row for row in rows if row.idem_role == "owner" and row.status is None]
+        assert [(row.outcome, row.idem_state) for row in owner] == [("cancelled", "released")]
 
 
 async def test_every_row_tells_the_size_of_its_request(tmp_path: Path) -> None:

@@ -264,7 +264,8 @@ class Execution:
         except asyncio.CancelledError:
             if not run.lost:
                 state = State.UNCERTAIN if run.sent else State.RELEASED
-                await self._abort(owned, state, problems.DRAINING)
+                problem = problems.CALLED_OFF if run.called_off else problems.DRAINING
+                await self._abort(owned, state, problem)
                 raise
             # Ours, from `Run.lose`: turned into the answer that tells of it.
             await self._lost()
@@ -438,6 +439,9 @@ class Execution:
             row, attempts = await self._journal.broken_off(
                 self._run.call, self._made, self._spent, problem.problem
             )
+            if self._run.called_off:
+                gone = Outcome.CANCELLED.value
+                row = row._replace(status=None, outcome=gone, error_class=gone)
             if begun is not None:  # and was broken off
                 row = row._replace(
                     status=begun.status,

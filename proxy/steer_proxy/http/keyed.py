@@ -118,6 +118,10 @@ class KeyedCalls:
         try:
             resolution = await self._resolved(run, call)
             return await self._serve(request, progress, call, identity, run, resolution, first)
+        except asyncio.CancelledError:
+            if run.joiners == 1:
+                run.call_off()
+            raise
         finally:
             run.joiners -= 1
             run.left()

@@ -116,6 +116,16 @@ DRAINING: Final = KeyedProblem(
         sdk_retry=True,
     )
 )
+CALLED_OFF: Final = KeyedProblem(
+    Problem(
+        409,
+        "steer_key_in_progress",
+        "Whoever asked for this call left before it was sent, and it was not made: try again with "
+        "the same key.",
+        retry_after=1.0,
+        sdk_retry=True,
+    )
+)
 BROKEN_OFF: Final = KeyedProblem(
     Problem(500, "steer_internal_error", "Steer could not finish this call.", sdk_retry=True)
 )

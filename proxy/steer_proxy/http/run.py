@@ -38,7 +38,8 @@ class Run:
 
     `status` is what its first caller is told, `row` what is known of the call's end, as its row has
     it; `sent` whether it may have been executed; `lost` whether somebody took the key over
-    meanwhile; `over` whether nothing more is done for it, so that nobody else will come.
+    meanwhile; `over` whether nothing more is done for it, so that nobody else will come;
+    `called_off` whether all had left before it was sent.
     """
 
     call: Call
@@ -52,6 +53,7 @@ class Run:
     sent: bool = False
     lost: bool = False
     over: bool = False
+    called_off: bool = False
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     def lose(self) -> None:
@@ -61,6 +63,15 @@ class Run:
         self.lost = True
         if self.task is not None:
             self.task.cancel()
+
+    def call_off(self) -> None:
+        """Nobody waits for it any more: if it only waits for its turn, it is not made."""
+        task, resolution = self.task, self.resolution
+        if self.sent or self.lost or self.over or self.called_off or task is None:
+            return
+        if resolution.done() and isinstance(resolution.result(), Owned):
+            self.called_off = True
+            task.cancel()
 
     def left(self) -> None:
         """Somebody is done with it; the last one lets its memory go."""
