@@ -52,7 +52,8 @@ class Reader(ABC):
 
     @abstractmethod
     def label(self, parameter: str) -> str:
-        """SQL for the label of a call (`r.labels`) that a parameter names, as text."""
+        """SQL for the label of a call (`r.labels`) that a parameter names, as text: a number as
+        JSON writes it, a flag as `true` or `false`."""
 
     @abstractmethod
     def label_name(self, name: str) -> str:
@@ -119,7 +120,11 @@ class _SqliteReader(Reader):
         return int(time.time() * MICROSECONDS)
 
     def label(self, parameter: str) -> str:
-        return f"json_extract(r.labels, :{parameter})"
+        # As PostgreSQL's `->>` tells them: SQLite's own gives numbers, and 1 and 0 for flags.
+        return (
+            f"CASE json_type(r.labels, :{parameter}) WHEN 'true' THEN 'true' "
+            f"WHEN 'false' THEN 'false' ELSE CAST(json_extract(r.labels, :{parameter}) AS TEXT) END"
+        )
 
     def label_name(self, name: str) -> str:
         return f'$."{name}"'

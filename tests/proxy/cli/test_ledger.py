@@ -33,6 +33,7 @@ from tests.support.postgres import Server
 NOWHERE = "postgresql://127.0.0.1:9/steer"
 
 Ask = Callable[..., list[Any]]
+Fill = Callable[[LedgerData], str]
 
 
 def url_of(ledger: Filled) -> str:
@@ -59,6 +60,33 @@ def ask(steer: Steer, filled: Filled) -> Ask:  # noqa: F811
 def file_url(filled_sqlite: Filled) -> str:  # noqa: F811
     """The made-up ledger as a file."""
     return url_of(filled_sqlite)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def fill(request: pytest.FixtureRequest, tmp_path: Path) -> Fill:
+    """Make a ledger of some rows, in either database; its address."""
+
+    def in_a_file(data: LedgerData) -> str:
+        url = f"sqlite:///{tmp_path}/steer.db"
+        migrate.upgrade(url)
+        with closing(sqlite3.connect(tmp_path / "steer.db")) as connection:
+            fill_sqlite(connection, data)
+        return url
+
+    def on_a_server(data: LedgerData) -> str:
+        url: str = request.getfixturevalue("postgres_url")
+        asyncio.run(_fill(url, data))
+        return url
+
+    return in_a_file if request.param == "sqlite" else on_a_server
+
+
+async def _fill(url: str, data: LedgerData) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await fill_postgres(connection, data)
+    finally:
+        await connection.close()
 
 
 # --- list
@@ -115,6 +143,29 @@ def test_a_list_is_all_there_is_to_know(ask: Ask) -> None:
 def test_filters(ask: Ask, arguments: tuple[str, ...], count: int) -> None:
     """Each finds its calls, the same on both databases, and all of them together."""
     assert len(ask("list", *arguments)) == count
+
+
+def test_labels_are_compared_as_text(steer: Steer, fill: Fill) -> None:
+    """A label may be a number or a flag: it is told, and found, as JSON writes it."""
+    data = LedgerData()
+    data.call(0, labels='{"n": 5, "share": 0.5, "beta": true, "old": false, "team": "5"}')
+    data.call(1, labels='{"n": "5", "share": 1, "beta": "true"}')
+    url = fill(data)
+    for label, count in (
+        *(("n=5", 2), ("n=5.0", 0), ("share=0.5", 1), ("share=1", 1), ("team=5", 1)),
+        *(("beta=true", 2), ("beta=1", 0), ("old=false", 1), ("old=0", 0)),
+    ):
+        listed = steer("ledger", "list", "--json", "--label", label, "--database-url", url)
+        assert len(listed.stdout.splitlines()) == count, label
+    groups: dict[str, dict[str | None, int]] = {
+        "label:n": {"5": 2},
+        "label:beta": {"true": 2},
+        "label:old": {"false": 1, None: 1},
+    }
+    for by, expected in groups.items():
+        summed = steer("ledger", "stats", "--json", "--by", by, "--database-url", url)
+        rows = [json.loads(line) for line in summed.stdout.splitlines()]
+        assert {row[by]: row["calls"] for row in rows} == expected
 
 
 def test_columns_and_order(ask: Ask) -> None:
@@ -400,10 +451,7 @@ def test_sums_of_some(ask: Ask) -> None:
     assert (row["calls"], row["p50_ms"], row["wasted_usd"]) == (1, None, 0.003)
 
 
-@pytest.mark.parametrize("where", ["sqlite", "postgres"])
-def test_what_broke_may_have_no_price_either(
-    where: str, steer: Steer, tmp_path: Path, postgres_url: str
-) -> None:
+def test_what_broke_may_have_no_price_either(steer: Steer, fill: Fill) -> None:
     """Such a call cost nothing by itself; what its attempts wasted nobody knows."""
     data = LedgerData()
     broken: dict[str, Any] = {
@@ -420,27 +468,11 @@ def test_what_broke_may_have_no_price_either(
     rescued = data.call(0, wasted_nusd=None, cost_nusd=MILLI_USD, attempts=2)
     data.attempt(rescued, 1, **wasted, cost_nusd=None, cost_source="unknown")
     data.attempt(rescued, 2)
-    url = postgres_url
-    if where == "sqlite":
-        url = f"sqlite:///{tmp_path}/steer.db"
-        migrate.upgrade(url)
-        with closing(sqlite3.connect(tmp_path / "steer.db")) as connection:
-            fill_sqlite(connection, data)
-    else:
-        asyncio.run(_fill(url, data))
-    result = steer("ledger", "stats", "--json", "--database-url", url)
+    result = steer("ledger", "stats", "--json", "--database-url", fill(data))
     assert json.loads(result.stdout)["unpriced"] == 2
 
 
 WASTED: list[dict[str, Any]] = [{"wasted_nusd": MILLI_USD}, {}, {"model_requested": None}]
-
-
-async def _fill(url: str, data: LedgerData) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        await fill_postgres(connection, data)
-    finally:
-        await connection.close()
 
 
 def test_a_table_of_sums(steer: Steer, file_url: str) -> None:
