@@ -183,6 +183,24 @@ FROM requests WHERE served_from = :id ORDER BY started_us, id LIMIT :limit
     return reader.rows(query, {"id": id_, "limit": limit})
 
 
+def earlier(reader: Reader, call: Row, limit: int = 100) -> list[Row]:
+    """The calls that were made for the key of a call before it was, newest first: a key is free
+    again when its call was released, settled by hand, taken over, or its retention was over."""
+    if call["idem_role"] != "owner" or call["idem_scope"] is None:
+        return []
+    names = ("started_at", "id", "state", "idem_state", "status", "outcome", "spent_usd")
+    chosen = ", ".join(f"{COLUMNS[name]} AS {name}" for name in names)
+    by_key = "" if call["idem_key"] is None else "r.idem_key = :idem_key AND"  # it has an index
+    query = f"""
+SELECT {chosen} {_CALLS}
+WHERE {by_key} r.idem_scope = :idem_scope AND r.idem_role = 'owner'
+    AND (r.started_us < :started_us OR (r.started_us = :started_us AND r.id < :id))
+ORDER BY r.started_us DESC, r.id DESC LIMIT :limit
+"""
+    meant = {name: call[name] for name in ("idem_key", "idem_scope", "started_us", "id")}
+    return reader.rows(query, meant | {"limit": limit, "now": reader.now_us()})
+
+
 def pieces(reader: Reader, id_: str) -> Iterable[Row]:
     """A stored answer's pieces, in order, a few at a time."""
     after = -1

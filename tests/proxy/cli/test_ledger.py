@@ -506,9 +506,53 @@ def test_a_duplicate_by_its_own_name(ask: Ask) -> None:
 
 
 def test_a_key_with_a_history(ask: Ask) -> None:
-    """Its live record, not the one whose place that took."""
+    """Its live record, and the one whose place that took."""
     (found,) = ask("show", "order-7")
     assert (found["call"]["idem_epoch"], found["call"]["state"]) == (2, "completed")
+    assert found["earlier"] == [
+        {
+            "started_at": "2026-03-03T14:00:07.000Z",
+            "id": "00000000-0000-7000-8000-000000000030",
+            "state": "past",
+            "idem_state": "uncertain",
+            "status": None,
+            "outcome": None,
+            "spent_usd": None,
+        }
+    ]
+    (found,) = ask("show", "00000000-0000-7000-8000-000000000030")
+    assert found["earlier"] == []
+
+
+def test_earlier_calls_of_a_key(steer: Steer, fill: Fill) -> None:
+    """After `resolve --rerun` and a retention's end; of this key of this caller, and no refused
+    or served call."""
+    data = LedgerData()
+    over = data.keyed("k", 0, idem_live=None, cost_nusd=2 * MILLI_USD)
+    settled = data.keyed(
+        "k", 1, idem_live=None, idem_state="released", status=504, outcome="network",
+        cost_nusd=0, wasted_nusd=5 * MILLI_USD,
+    )  # fmt: skip
+    data.keyed("k", 2, idem_scope="another's")
+    data.call(3, idem_key="k", idem_scope="scope-k", status=409)
+    data.keyed("k", 5)
+    last = data.keyed("k", 6, idem_scope="another's", idem_live=None)
+    data.duplicate(last, "replayed", 7, None)
+    url = fill(data)
+    named = "00000000-0000-7000-8000-000000000005"
+    shown = steer("ledger", "show", named, "--json", "--database-url", url)
+    earlier = json.loads(shown.stdout)["earlier"]
+    told = ("id", "state", "idem_state", "status", "spent_usd")
+    assert [tuple(row[name] for name in told) for row in earlier] == [
+        (settled, "released", "released", 504, 0.005),
+        (over, "past", "completed", 200, 0.002),
+    ]
+    lines = steer("ledger", "show", named, "--database-url", url).stdout.splitlines()
+    place = lines.index("earlier calls of the key")
+    assert lines[place + 1].split() == ["started_at", *told[:4], "outcome", told[4]]
+    assert lines[place + 2].split()[1:] == [
+        *(settled, "released", "released", "504", "network", "0.005"),
+    ]
 
 
 def test_a_call_for_people(steer: Steer, file_url: str) -> None:
