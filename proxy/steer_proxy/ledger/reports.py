@@ -322,7 +322,8 @@ def _ms(us: Any) -> float | None:
 
 
 def removable(reader: Reader, before_us: int) -> Row:
-    """How many rows and stored bytes `purge` would remove now, by kind."""
+    """How many rows and stored bytes `purge` would remove now, and how many keys it would free:
+    what `Purged` tells when it is done."""
     query = f"""
 SELECT
     (SELECT COUNT(*) {_CALLS} WHERE {_OLD}) AS requests,
@@ -332,7 +333,8 @@ SELECT
                 AND NOT EXISTS (SELECT 1 FROM requests WHERE id = a.request))) AS attempts,
     (SELECT COUNT(*) FROM breaker_events WHERE at_us < :before) AS events,
     (SELECT COUNT(*) {_CALLS} WHERE {_EXPIRED}) AS keys,
-    (SELECT COALESCE(SUM(r.resp_bytes), 0) {_CALLS} WHERE {_EXPIRED}) AS stored_bytes
+    (SELECT COUNT(*) {_GOING}) AS chunks,
+    (SELECT COALESCE(SUM(c.raw_bytes), 0) {_GOING}) AS stored_bytes
 """
     found = reader.row(query, {"before": before_us, "now": reader.now_us()})
     assert found is not None  # noqa: S101 - a query without FROM
@@ -347,3 +349,5 @@ _OLD: Final = (
     f"(r.idem_live IS NULL OR {_EXPIRED}) AND r.started_us < :before "
     "AND (r.ended_us IS NULL OR r.ended_us < :before)"
 )
+_GOING: Final = f"""FROM response_chunks AS c
+    WHERE EXISTS (SELECT 1 {_CALLS} WHERE r.id = c.request AND ({_EXPIRED} OR {_OLD}))"""

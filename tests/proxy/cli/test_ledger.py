@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 from steer_proxy.cli import ledger_screen
@@ -27,7 +25,8 @@ from tests.support.filled import (  # noqa: F401 - fixtures
     filled_postgres,
     filled_sqlite,
 )
-from tests.support.ledger_data import MILLI_USD, LedgerData, fill_postgres, fill_sqlite
+from tests.support.filled import fill as fill_it
+from tests.support.ledger_data import MILLI_USD, LedgerData
 from tests.support.postgres import Server
 
 NOWHERE = "postgresql://127.0.0.1:9/steer"
@@ -65,28 +64,15 @@ def file_url(filled_sqlite: Filled) -> str:  # noqa: F811
 @pytest.fixture(params=["sqlite", "postgres"])
 def fill(request: pytest.FixtureRequest, tmp_path: Path) -> Fill:
     """Make a ledger of some rows, in either database; its address."""
+    kind = request.param
+    url = f"sqlite:///{tmp_path}/steer.db"
+    url = request.getfixturevalue("postgres_url") if kind == "postgres" else url
 
-    def in_a_file(data: LedgerData) -> str:
-        url = f"sqlite:///{tmp_path}/steer.db"
-        migrate.upgrade(url)
-        with closing(sqlite3.connect(tmp_path / "steer.db")) as connection:
-            fill_sqlite(connection, data)
+    def filled_with(data: LedgerData) -> str:
+        fill_it(url, data)
         return url
 
-    def on_a_server(data: LedgerData) -> str:
-        url: str = request.getfixturevalue("postgres_url")
-        asyncio.run(_fill(url, data))
-        return url
-
-    return in_a_file if request.param == "sqlite" else on_a_server
-
-
-async def _fill(url: str, data: LedgerData) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        await fill_postgres(connection, data)
-    finally:
-        await connection.close()
+    return filled_with
 
 
 # --- list
