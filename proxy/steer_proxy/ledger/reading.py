@@ -187,6 +187,11 @@ class _PostgresReader(Reader):
         values = statement.arguments(parameters)
         try:
             found = self._runner.run(self._connection.fetch(statement.sql, *values))
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise LedgerUnavailable(
+                f"{self._place}: its role may not read that ({error.message}): see Connecting in "
+                "docs/ledger.md for the rights it needs"
+            ) from None
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise LedgerUnavailable(f"{self._place}: {error or 'no answer in time'}") from None
         return [{name: _plain(value) for name, value in each.items()} for each in found]

@@ -347,10 +347,26 @@ def test_a_role_that_may_only_read(
     url = postgres_server.url(database, "reader")
     for command in (("list",), ("stats", "--by", "label:team"), ("show", "order-1")):
         assert steer("ledger", *command, "--database-url", url).exit_code == 0
-    for command in (("show", "order-1", "--body"), ("resolve", "order-2", "--rerun")):
+    may_not_read = "its role may not read that (permission denied for table {}): see Connecting"
+    may_not_write = (
+        "the database: its role may not write it (permission denied for table alembic_version): "
+        "use one that may SELECT, INSERT, UPDATE and DELETE in all of its tables"
+    )
+    for command, told in (
+        (("show", "order-1", "--body"), may_not_read.format("response_chunks")),
+        (("resolve", "order-2", "--rerun"), may_not_write),
+        (("purge", "--before", "1d"), may_not_write),
+    ):
         result = steer("ledger", *command, "--database-url", url)
         assert (result.exit_code, result.stdout) == (1, "")
-        assert "permission denied" in result.stderr
+        assert told in result.stderr
+    postgres_server.sql("GRANT SELECT ON steer_meta, alembic_version TO reader", database)
+    result = steer("ledger", "purge", "--before", "1d", "--database-url", url)
+    assert (result.exit_code, "may not write it (permission denied" in result.stderr) == (1, True)
+    postgres_server.sql("REVOKE ALL ON requests FROM reader", database)
+    result = steer("ledger", "list", "--database-url", url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert may_not_read.format("requests") in result.stderr
     postgres_server.sql("DROP OWNED BY reader", database)
     postgres_server.sql("DROP ROLE reader")
 
