@@ -74,9 +74,9 @@ def fill(url: str, data: LedgerData) -> None:
 class FilledSqlite(Filled):
     name = "sqlite"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, data: LedgerData | None = None) -> None:
         self.path = path
-        fill(f"sqlite:///{path}", made_up())
+        fill(f"sqlite:///{path}", data or made_up())
 
     def ask(self, query: str) -> tuple[list[str], list[Row]]:
         with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as connection:
@@ -87,9 +87,9 @@ class FilledSqlite(Filled):
 class FilledPostgres(Filled):
     name = "postgres"
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, data: LedgerData | None = None) -> None:
         self.url = url
-        fill(url, made_up())
+        fill(url, data or made_up())
 
     def ask(self, query: str) -> tuple[list[str], list[Row]]:
         return asyncio.run(self._ask(query))
