@@ -17,8 +17,9 @@ from steer_proxy.ledger.reading import Reader, Row
 from steer_proxy.ledger.values import NANO_USD, CallRow
 
 #: A key's states as others see them: a record whose owner's lease is over is uncertain when
-#: something may have been sent, else abandoned; one that is no longer its key's (it has expired, or
-#: another took its place) is past, whatever `idem_state` it ended in.
+#: something may have been sent, else abandoned; one that is no longer its key's (a purge has freed
+#: the key after its retention, or another took its place) is past, whatever `idem_state` it ended
+#: in.
 STATES: Final = (*(str(state) for state in State), "abandoned", "past")
 
 #: Where a call's row and its owner's lease are; `:now` is the ledger's time.
