@@ -12,8 +12,12 @@ from steer_policies.idempotency import MOVES, Role, State
 from steer_policies.outcome import Executed, Outcome
 from steer_policies.retry import WaitSource
 from steer_proxy.engine.costing import CostSource
+from steer_proxy.ledger.address import Sqlite
+from steer_proxy.ledger.reading import reading
+from steer_proxy.ledger.reports import Filters, sums
 from tests.support.filled import (  # noqa: F401 - fixtures
     Filled,
+    FilledSqlite,
     filled_sqlite,
 )
 
@@ -71,6 +75,17 @@ def test_nothing_is_left_out(filled_sqlite: Filled) -> None:  # noqa: F811
     """All tables and views there are."""
     there = filled_sqlite.rows("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
     assert {name for (name,) in there} == {*TABLES, *VIEWS, "alembic_version"}
+
+
+def test_the_columns_of_stats_are_described(filled_sqlite: Filled) -> None:  # noqa: F811
+    """In their order, with the units of their names."""
+    assert isinstance(filled_sqlite, FilledSqlite)
+    with reading(Sqlite(str(filled_sqlite.path))) as reader:
+        (row,) = sums(reader, Filters(), None, 1)
+    table = described("Columns of stats")
+    assert list(table) == list(row)
+    for column, (unit, _) in table.items():
+        assert unit in next((UNITS[end] for end in UNITS if column.endswith(end)), {unit})
 
 
 def test_the_diagrams_show_the_moves() -> None:
