@@ -21,7 +21,7 @@ from urllib.parse import quote
 from steer_proxy.ledger.address import Address, Memory, Postgres, Sqlite
 from steer_proxy.ledger.parameters import numbered
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
-from steer_proxy.ledger.schema import Standing, State, sqlite_state, state_of
+from steer_proxy.ledger.schema import Standing, State, check, sqlite_state, state_of
 from steer_proxy.ledger.values import MICROSECONDS
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ def reading(address: Address) -> Iterator[Reader]:
 
 def _readable(state: State, place: str, remedy: str) -> None:
     """Make sure that there is a schema to read; a newer one than ours still has all our columns."""
+    if state.foreign:
+        check(state)
     if state.standing is Standing.EMPTY:
         raise LedgerUnusable(f"{place} has no ledger yet: {remedy}")
     if state.standing is Standing.BEHIND:
