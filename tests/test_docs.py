@@ -20,9 +20,9 @@ from steer_policies.outcome import TRAITS, Elsewhere, Failure
 from steer_policies.paths import match_route
 from steer_proxy.catalogue import PROVIDERS
 from steer_proxy.cli.app import COMMANDS, build
-from steer_proxy.cli.env import base_url, settings
 from steer_proxy.engine.config import Config
 from steer_proxy.settings import load
+from steer_proxy.variables import base_url, settings
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DOCUMENTS: Final = sorted(
@@ -240,7 +240,7 @@ def test_sdk_variables_are_those_of_the_catalogue() -> None:
     """Each is in the table of SDKs, with the value that `steer env` prints."""
     config = _default()
     told = rows("docs/sdks.md", "# SDKs")
-    for setting in settings(config, base_url(config), frozenset()):
+    for setting in settings(config, base_url(config.listen.host, config.listen.port)):
         cells = [row for row in told if f"`{setting.name}`" in row[1]]
         assert cells, setting.name
         addresses = [row for row in cells if "http://" in row[2]]

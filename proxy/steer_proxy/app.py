@@ -35,6 +35,7 @@ from steer_proxy.ledger.connect import open_ledger
 from steer_proxy.ledger.protocol import Ledger, LedgerUnusable
 from steer_proxy.ledger.redaction import find as find_redaction
 from steer_proxy.settings import ConfigurationError, reload_differences
+from steer_proxy.variables import base_url, settings
 from steer_proxy.watch import Stamp, stamp, watch
 
 LOGGER: Final = logging.getLogger("steer")
@@ -356,12 +357,11 @@ def _announce(config: Config, sidecar: Sidecar) -> None:
     LOGGER.info("serving %d routes on http://%s:%d", len(config.routes), host, sidecar.port)
     LOGGER.info("ledger in %s", sidecar.place)
     LOGGER.info("health on http://%s:%d/readyz", config.admin.host, sidecar.admin_port)
-    LOGGER.info(
-        "for the OpenAI SDK: export OPENAI_BASE_URL=http://%s:%d/openai/v1 "
-        "(`steer env` prints them all)",
-        host,
-        sidecar.port,
-    )
+    variables = settings(config, base_url(host, sidecar.port))
+    if variables:
+        first = variables[0]
+        more = " (`steer env` prints them all)" if len(variables) > 1 else ""
+        LOGGER.info("for %s: export %s=%s%s", first.used_by, first.name, first.value, more)
 
 
 async def _keep_current(source: ConfigSource, sidecar: Sidecar, reload: asyncio.Event) -> None:

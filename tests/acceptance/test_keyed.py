@@ -305,9 +305,11 @@ async def test_a_key_that_is_none_is_refused(tmp_path: Path, value: str, word: s
 
 
 async def test_a_route_may_require_a_key(tmp_path: Path) -> None:
-    """`require_key`: without one 400, with the remedy."""
+    """`require_key`: without one 400, with the route and the remedy."""
     async with world(tmp_path, route={"idempotency": {"require_key": True}}) as parties:
-        told(await parties.ask(), 400, "steer_key_required")
+        refused = await parties.ask()
+        told(refused, 400, "steer_key_required")
+        assert b"The route 'route' takes calls with an Idempotency-Key only" in refused.body
         assert (await parties.ask(headers=key())).status == 200
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,14 +12,18 @@ import pytest
 
 from tests.support.filled import (  # noqa: F401 - fixtures
     Filled,
+    FilledPostgres,
     FilledSqlite,
     Row,
     filled_postgres,
     filled_sqlite,
     plain,
 )
+from tests.support.ledger_data import BASE_US, DAY, HOUR, SECOND, LedgerData
 
 DOCUMENT: Final = Path(__file__).resolve().parents[2] / "docs" / "ledger.md"
+
+Ask = Callable[[str, LedgerData], list[Row]]
 
 _RECIPE: Final = re.compile(
     r"^### (?P<title>[^\n]+)\n(?P<said>(?:(?!^#).)*?)^```sql\n(?P<query>.*?)^```",
@@ -59,6 +64,9 @@ TRUTH: Final[dict[str, list[Row]]] = {
         ("abandoned", 1, "2026-03-03T14:00:03.000Z"),
         ("sent", 1, "2026-03-03T14:00:04.000Z"),
         ("uncertain", 1, "2026-03-03T14:00:02.000Z"),
+    ],
+    "Calls that were made again": [
+        ("order-7", "uncertain", "completed", BASE_US + DAY + 14 * HOUR + 600 * SECOND, 0.030),
     ],
     "Wasted spend by cause": [
         ("openai", "first_byte_timeout", 1, 0.008),
@@ -134,6 +142,50 @@ def test_uncertain_calls_are_found_by_their_lease(filled_postgres: Filled) -> No
     """Also those of which nobody has written that they are."""
     found = [row[0] for row in asked(filled_postgres, "Uncertain calls to look into")]
     assert found == ["order-2", "order-5"]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ask(request: pytest.FixtureRequest, tmp_path: Path) -> Ask:
+    """Ask either database of a ledger of some rows."""
+
+    def ask(title: str, data: LedgerData) -> list[Row]:
+        if request.param == "sqlite":
+            return asked(FilledSqlite(tmp_path / "steer.db", data), title)
+        return asked(FilledPostgres(request.getfixturevalue("postgres_url"), data), title)
+
+    return ask
+
+
+def test_streams_are_not_told_of_calls_that_were_refused_early(ask: Ask) -> None:
+    """Nobody knows what they asked for."""
+    data = LedgerData()
+    data.call(0, stream=0)
+    data.call(1, stream=1, outcome="timeout")
+    data.call(2, stream=None, outcome="client_4xx", status=413)
+    assert [(row[0], row[1], row[4]) for row in ask("Streams and plain calls", data)] == [
+        ("plain", 1, 1),
+        ("stream", 1, 0),
+    ]
+
+
+def test_calls_that_were_made_again(ask: Ask) -> None:
+    """Whatever the epoch says: what went upstream after what did, and was not completed."""
+    data = LedgerData()
+    over: dict[str, Any] = {"idem_live": None}
+    data.keyed("settled", 0, idem_state="released", outcome="network", **over)
+    data.keyed("settled", 10)  # the key was free: epoch 1
+    data.keyed("rerun", 1, idem_state="sent", outcome=None, **over)
+    data.keyed("rerun", 11, idem_epoch=2)
+    data.keyed("unswept", 2, **over)
+    data.keyed("unswept", 12, idem_epoch=2)  # its retention was over: a normal call
+    data.keyed("abandoned", 3, idem_state="released", sent_us=None, **over)
+    data.keyed("abandoned", 13, idem_epoch=2)
+    data.keyed("another's", 4, idem_scope="one", idem_state="uncertain")
+    data.keyed("another's", 14, idem_scope="other")
+    assert [row[:3] for row in ask("Calls that were made again", data)] == [
+        ("settled", "released", "completed"),
+        ("rerun", "sent", "completed"),
+    ]
 
 
 # --- DuckDB

@@ -33,6 +33,8 @@ async def purge(
             total.attempts + slice_.attempts,
             total.chunks + slice_.chunks,
             total.events + slice_.events,
+            total.keys + slice_.keys,
+            total.stored_bytes + slice_.stored_bytes,
         )
         if not slice_.more:
             return total
@@ -145,7 +147,8 @@ async def test_an_expired_key_is_freed_and_its_row_kept(subjects: Subjects, stat
             assert await subject.ledger.finish(ending(subject, mine, state, retention=60))
         await subject.advance(70)
         removed = await purge(subject)
-        assert removed == Purged(chunks=2 if state in (State.COMPLETED, State.UNCERTAIN) else 0)
+        stored = state in (State.COMPLETED, State.UNCERTAIN)
+        assert removed == Purged(keys=1, chunks=2 * stored, stored_bytes=6 * stored)
         assert await subject.rows("response_chunks") == []
         assert await subject.ledger.find("scope-1") is None
         assert await subject.ledger.answer(mine.row.id) is None
@@ -166,7 +169,7 @@ async def test_an_answer_in_many_chunks_goes_wholly(subjects: Subjects) -> None:
             ending(subject, mine, State.COMPLETED, *bodies, retention=60)
         )
         await subject.advance(70)
-        assert await purge(subject, limit=30) == Purged(chunks=100)
+        assert await purge(subject, limit=30) == Purged(keys=1, chunks=100, stored_bytes=100_000)
         assert await subject.rows("response_chunks") == []
 
 

@@ -17,6 +17,7 @@ import pytest
 from steer_proxy.ledger import migrate
 from steer_proxy.ledger.migrate import HEAD, REVISIONS, WRITER, Standing, State
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
+from steer_proxy.ledger.schema import NAMES
 from tests.migrations.places import Place, PostgresPlace, SqlitePlace
 from tests.migrations.versions import ADDITIVE, FAILING, NextVersion
 from tests.support.ledger_data import made_up
@@ -87,6 +88,15 @@ def test_upgrade_makes_the_ledger_once(place: Place) -> None:
     assert len(bytes.fromhex(secret)) == 32
     migrate.upgrade(place.url)
     assert place.secret() == secret
+
+
+def test_the_names_are_what_there_is(sqlite_place: SqlitePlace) -> None:
+    """Those that may stand in the way: all but what may be there before."""
+    migrate.upgrade(sqlite_place.url)
+    kinds = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"
+    made = {name for (name,) in sqlite_place.run(kinds)}
+    assert made - set(NAMES) == {"alembic_version", "steer_meta"}
+    assert set(NAMES) < made
 
 
 def test_every_ledger_has_its_own_secret(tmp_path: Path) -> None:

@@ -236,6 +236,47 @@ def _unread(database: Database) -> Database:
     return Database(url=url, encryption=keys)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {},
+            (
+                "for openai, ai-sdk, langchain-openai, litellm: export "
+                "OPENAI_BASE_URL=http://127.0.0.1:{port}/openai/v1 (`steer env` prints them all)"
+            ),
+        ),
+        (
+            {
+                "catalogue": False,
+                "upstreams": {"groq": {"base_url": "http://127.0.0.1:9/openai/v1"}},
+                "routes": [{"name": "c", "path": "/c", "candidates": ["groq"]}],
+            },
+            None,
+        ),
+        (
+            {
+                "catalogue": False,
+                "listen": {"host": "0.0.0.0", "port": 0},
+                "upstreams": {"groq": {"base_url": "http://127.0.0.1:9/openai/v1"}},
+                "routes": [{"name": "c", "path": "/c/openai/v1", "candidates": ["groq"]}],
+            },
+            "for groq: export GROQ_BASE_URL=http://127.0.0.1:{port}/c",
+        ),
+    ],
+)
+async def test_what_to_do_next_is_told(
+    settings: dict[str, Any], said: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A variable that leads to a route there is; nothing where none does."""
+    config = configure(settings, tmp_path)
+    caplog.set_level("INFO", "steer")
+    async with app.Sidecar(config) as sidecar:
+        app._announce(config, sidecar)
+        told = [text for text in caplog.messages if "export" in text]
+        assert told == ([] if said is None else [said.format(port=sidecar.port)])
+
+
 def test_what_serving_imports() -> None:
     """Heavy libraries load when they are used: a sidecar is started with every pod."""
     code = (

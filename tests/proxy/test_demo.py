@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -178,12 +179,14 @@ def test_scenarios_are_listed_and_chosen_by_name() -> None:
     assert "did you mean fallback?" in outcome.output
 
 
-def test_the_command_runs_on_the_real_clock() -> None:
-    """As users run it, in a process of its own, behind a proxy that must not be used."""
+def test_the_command_runs_on_the_real_clock(tmp_path: Path) -> None:
+    """As users run it, in a process of its own, behind a proxy that must not be used; and nothing
+    of theirs is touched, such as the ledger in the folder they stand in."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     environment |= {"HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9"}
     done = subprocess.run(
         [sys.executable, "-m", "steer_proxy", "demo", "too-long", "keys"],
+        cwd=tmp_path,
         env=environment,
         capture_output=True,
         text=True,
@@ -193,3 +196,4 @@ def test_the_command_runs_on_the_real_clock() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 went as promised" in done.stdout
     assert not done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,8 @@ import asyncpg
 import pytest
 
 from steer_proxy.ledger import migrate
-from tests.support.ledger_data import fill_postgres, fill_sqlite, made_up
+from steer_proxy.ledger.address import Sqlite, parse_address
+from tests.support.ledger_data import LedgerData, fill_postgres, fill_sqlite, made_up
 from tests.support.postgres import Server
 
 Row = tuple[Any, ...]
@@ -51,14 +52,31 @@ def plain(row: Row) -> Row:
     )
 
 
+def fill(url: str, data: LedgerData) -> None:
+    """Write rows into a ledger in either database."""
+
+    async def on_a_server() -> None:
+        connection = await asyncpg.connect(url)
+        try:
+            await fill_postgres(connection, data)
+        finally:
+            await connection.close()
+
+    migrate.upgrade(url)
+    file = parse_address(url)
+    if isinstance(file, Sqlite):
+        with closing(sqlite3.connect(file.path)) as connection:
+            fill_sqlite(connection, data)
+    else:
+        asyncio.run(on_a_server())
+
+
 class FilledSqlite(Filled):
     name = "sqlite"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, data: LedgerData | None = None) -> None:
         self.path = path
-        migrate.upgrade(f"sqlite:///{path}")
-        with closing(sqlite3.connect(path)) as connection:
-            fill_sqlite(connection, made_up())
+        fill(f"sqlite:///{path}", data or made_up())
 
     def ask(self, query: str) -> tuple[list[str], list[Row]]:
         with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as connection:
@@ -69,16 +87,9 @@ class FilledSqlite(Filled):
 class FilledPostgres(Filled):
     name = "postgres"
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, data: LedgerData | None = None) -> None:
         self.url = url
-        asyncio.run(self._fill())
-
-    async def _fill(self) -> None:
-        connection = await asyncpg.connect(self.url)
-        try:
-            await fill_postgres(connection, made_up())
-        finally:
-            await connection.close()
+        fill(url, data or made_up())
 
     def ask(self, query: str) -> tuple[list[str], list[Row]]:
         return asyncio.run(self._ask(query))

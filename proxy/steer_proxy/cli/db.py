@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from steer_proxy.cli.common import FAILED, ConfigOption, DatabaseUrlOption, source_of, told
+
+if TYPE_CHECKING:
+    from steer_proxy.ledger.address import Address
+    from steer_proxy.ledger.schema import State
 
 app = typer.Typer(
     help="Bring the schema of the ledger's database up to date, or show where it stands.",
@@ -54,13 +59,22 @@ def current(config: ConfigOption = None, database_url: DatabaseUrlOption = None)
             typer.echo("The ledger is in memory: it has no schema.")
             return
         state = migrate.current(url)
-        typer.echo(
-            f"{place} is empty."
-            if state.revision is None
-            else f"{place} is at revision {state.revision} ({state.standing}), "
-            f"for writers from {state.min_writer} on."
-        )
+        typer.echo(f"{place} {_standing(place, state)}.")
         migrate.check(state)
+
+
+def _standing(place: Address, state: State) -> str:
+    """Where a schema stands, in words."""
+    from steer_proxy.ledger.address import Sqlite
+
+    if state.revision is not None:
+        since = f"for writers from {state.min_writer} on"
+        return f"is at revision {state.revision} ({state.standing}), {since}"
+    if state.foreign:
+        return f"holds tables that are not Steer's: {', '.join(state.foreign)}"
+    if isinstance(place, Sqlite) and not Path(place.path).exists():
+        return "does not exist"
+    return "has no ledger"
 
 
 @contextmanager

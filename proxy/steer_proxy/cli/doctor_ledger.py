@@ -101,6 +101,7 @@ def schema(address: Address) -> Finding:
     try:
         state = migrate.current(url)
         comes = state.standing in (migrate.Standing.EMPTY, migrate.Standing.BEHIND)
+        comes = comes and not state.foreign
         if not (own and comes):
             migrate.check(state)
     except LedgerUnusable as error:

@@ -161,12 +161,12 @@ def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
 
 def variables(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
     """Where the SDKs' base URL variables of this environment point."""
-    from steer_proxy.cli.env import base_url
-    from steer_proxy.cli.env import settings as wanted
+    from steer_proxy.variables import base_url
+    from steer_proxy.variables import settings as wanted
 
-    base = base_url(config)
+    base = base_url(config.listen.host, config.listen.port)
     set_here = False
-    for setting in wanted(config, base, frozenset()):
+    for setting in wanted(config, base):
         value = environ.get(setting.name)
         if value is None:
             continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +12,8 @@ import typer
 from steer_proxy.cli.common import ConfigOption, fail, source_of, told
 
 if TYPE_CHECKING:
-    from steer_proxy.catalogue import Provider
-    from steer_proxy.engine.config import Config, Route
+    from steer_proxy.engine.config import Config
+    from steer_proxy.variables import Setting
 
 
 class Format(StrEnum):
@@ -24,16 +23,6 @@ class Format(StrEnum):
     DOTENV = "dotenv"
     JSON = "json"
     K8S = "k8s"
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A variable with its value, and who reads it."""
-
-    name: str
-    value: str
-    used_by: str
-    route: str
 
 
 def command(
@@ -58,62 +47,25 @@ def command(
 
     For a shell: eval "$(steer env)".
     """
+    from steer_proxy.variables import base_url, settings
+
     with told():
         loaded = source_of(config).load()
     wanted = _providers(provider or [])
-    base = (url or base_url(loaded)).rstrip("/")
+    base = (url or base_url(loaded.listen.host, loaded.listen.port)).rstrip("/")
     typer.echo(write(settings(loaded, base, wanted), others(loaded, base, wanted), output))
-
-
-def base_url(config: Config) -> str:
-    """The data port's address as a caller on this machine writes it."""
-    host = config.listen.host
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
-    return (
-        f"http://[{host}]:{config.listen.port}"
-        if ":" in host
-        else (f"http://{host}:{config.listen.port}")
-    )
-
-
-def settings(config: Config, base: str, wanted: frozenset[str]) -> list[Setting]:
-    """Each SDK variable once, pointing at the first route that serves its provider."""
-    from steer_proxy.catalogue import PROVIDERS
-
-    found: dict[str, Setting] = {}
-    for provider in PROVIDERS.values():
-        if wanted and provider.name not in wanted:
-            continue
-        for variable in provider.variables:
-            for route in config.routes:
-                if serves(route, provider) and route.path.endswith(variable.without):
-                    path = route.path.removesuffix(variable.without).rstrip("/")
-                    found.setdefault(
-                        variable.name,
-                        Setting(variable.name, base + path, variable.used_by, route.name),
-                    )
-                    break
-    return list(found.values())
 
 
 def others(config: Config, base: str, wanted: frozenset[str]) -> list[tuple[str, str]]:
     """Routes that no variable leads to, with their base URLs."""
-    led_to = {setting.route for setting in settings(config, base, frozenset())}
+    from steer_proxy.variables import settings
+
+    led_to = {setting.route for setting in settings(config, base)}
     return [
         (route.name, base + route.path.rstrip("/"))
         for route in config.routes
         if route.name not in led_to and (not wanted or route.home in wanted)
     ]
-
-
-def serves(route: Route, provider: Provider) -> bool:
-    """Whether calls of a provider's SDK belong to a route: it leads to that provider, or it speaks
-    the provider's own dialect to an upstream that is in no catalogue."""
-    from steer_proxy.catalogue import PROVIDERS
-
-    if route.home == provider.name:
-        return True
-    return route.home not in PROVIDERS and provider.name == str(route.policy.dialect)
 
 
 def write(found: list[Setting], rest: list[tuple[str, str]], output: Format) -> str:

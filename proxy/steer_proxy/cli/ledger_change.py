@@ -70,12 +70,12 @@ def purge(
     if as_json:
         typer.echo(json.dumps(found))
         return
-    rows = "{requests} calls, {attempts} attempts, {events} events".format_map(found)
-    if dry_run:
-        more = "{keys} expired keys and {stored_bytes} bytes of their answers".format_map(found)
-        typer.echo(f"Would remove {rows}, {more}.")
-    else:
-        typer.echo(f"Removed {rows}, {found['chunks']} pieces of answers.")
+    removed, freed = ("Would remove", "would free") if dry_run else ("Removed", "freed")
+    told_as = (
+        "{requests} calls, {attempts} attempts, {events} events, {chunks} pieces of answers "
+        "({stored_bytes} bytes)"
+    )
+    typer.echo(f"{removed} {told_as.format_map(found)}; {freed} {found['keys']} expired keys.")
 
 
 def resolve(
@@ -170,11 +170,12 @@ async def _settled(address: Address, id_: str, move: Move) -> bool:
 
 
 async def _purged(address: Address, before_us: int) -> dict[str, int]:
-    """Remove slice after slice; how many rows went, by kind."""
+    """Remove slice after slice; how many rows went, by kind, as a dry run tells them."""
     from steer_proxy.engine.purging import Pace
     from steer_proxy.ledger.values import Purge
 
-    total = dict.fromkeys(("requests", "attempts", "chunks", "events"), 0)
+    kinds = ("requests", "attempts", "events", "keys", "chunks", "stored_bytes")
+    total = dict.fromkeys(kinds, 0)
     async with _writing(address) as ledger:
         pace = Pace(ledger.shared)
         while True:

@@ -1,4 +1,5 @@
-"""`steer ledger show`: one call with its attempts, its key, its duplicates and its answer."""
+"""`steer ledger show`: one call with its attempts, its key, its duplicates and its answer; and the
+calls that were made for the key before."""
 
 from __future__ import annotations
 
@@ -75,6 +76,7 @@ _ATTEMPT: Final = (
     "upstream_request_id",
 )
 _DUPLICATE: Final = ("started_at", "id", "idem_role", "status", "outcome", "sdk_retry")
+_EARLIER: Final = ("started_at", "id", "state", "idem_state", "status", "outcome", "spent_usd")
 
 
 def show(
@@ -87,7 +89,7 @@ def show(
     config: ConfigOption = None,
     database_url: DatabaseUrlOption = None,
 ) -> None:
-    """Show one call: attempts, key, duplicates, and the answer stored for its key."""
+    """Show one call: attempts, key, duplicates, earlier calls of the key, and the stored answer."""
     from steer_proxy.cli.ledger_screen import as_data
     from steer_proxy.ledger import reports
     from steer_proxy.ledger.reading import reading
@@ -102,16 +104,18 @@ def show(
             return
         attempts = reports.attempts(reader, call["id"])
         duplicates = reports.duplicates(reader, call["id"])
+        earlier = reports.earlier(reader, call)
     head = _head(sealer, call)
     if as_json:
         told_as = {
             "call": as_data(call) | {"resp_headers": head},
             "attempts": [as_data(each) for each in attempts],
             "duplicates": [as_data(each) for each in duplicates],
+            "earlier": [as_data(each) for each in earlier],
         }
         typer.echo(json.dumps(told_as))
     else:
-        _print(call, attempts, duplicates, head)
+        _print(call, attempts, duplicates, earlier, head)
 
 
 def one(found: Sequence[Row], name: str) -> Row:
@@ -153,7 +157,13 @@ def _head(sealer: Sealer, call: Row) -> Any:
         return {"unreadable": "the answer's head is damaged"}
 
 
-def _print(call: Row, attempts: Sequence[Row], duplicates: Sequence[Row], head: Any) -> None:
+def _print(
+    call: Row,
+    attempts: Sequence[Row],
+    duplicates: Sequence[Row],
+    earlier: Sequence[Row],
+    head: Any,
+) -> None:
     from steer_proxy.cli.ledger_screen import print_fields, print_table
 
     # An attempt that the row itself tells of stands below with the others.
@@ -169,6 +179,9 @@ def _print(call: Row, attempts: Sequence[Row], duplicates: Sequence[Row], head: 
     if duplicates:
         typer.echo("\nduplicates")
         print_table(duplicates, _DUPLICATE)
+    if earlier:
+        typer.echo("\nearlier calls of the key")
+        print_table(earlier, _EARLIER)
     print_fields("\nstored answer", call, _ANSWER)
     for line in _head_lines(head):
         typer.echo(f"  {line}")

@@ -217,6 +217,8 @@ def configuration(scenario: Scenario, home: str, spare: str) -> Config:
         "listen": {"port": 0},
         "admin": {"port": 0},
         "catalogue": False,
+        # Made-up calls have no place in a ledger that somebody keeps.
+        "database": {"url": "memory:"},
         "upstreams": {
             "home": upstream | {"base_url": home + version} | dict(scenario.home),
             "spare": upstream

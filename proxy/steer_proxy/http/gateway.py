@@ -196,7 +196,7 @@ class Gateway:
                 raise refuse(
                     400,
                     "steer_key_required",
-                    f"The route {call.route.name} takes calls with an Idempotency-Key only: send "
+                    f"The route {call.route.name!r} takes calls with an Idempotency-Key only: send "
                     "one, a new one for each call, the same one when you try it again.",
                 )
             if may_be_adopted(call):

@@ -321,7 +321,8 @@ class MemoryLedger:
 
     async def purge(self, purge: Purge) -> Purged:
         """See the protocol."""
-        chunks = self._expire(purge.limit) + self._evict(purge)
+        keys, dropped = self._expire(purge.limit)
+        dropped += self._evict(purge)
         calls = [
             row.id
             for row in self.calls.values()
@@ -335,7 +336,7 @@ class MemoryLedger:
         ]
         events = [id_ for id_, row in self.events.items() if row.at_us < purge.before_us]
         for id_ in gone:
-            chunks += len(self._chunks.pop(id_, ()))
+            dropped += self._chunks.pop(id_, {}).values()
             del self.calls[id_]
         for key in attempts:
             del self.attempts[key]
@@ -343,32 +344,40 @@ class MemoryLedger:
             del self.events[id_]
         self._over = deque(id_ for id_ in self._over if id_ in self.calls)
         self._forget_owners(purge.before_us)
-        more = len(calls) > purge.limit
-        return Purged(len(gone), len(attempts), chunks, len(events), more=more)
+        return Purged(
+            requests=len(gone),
+            attempts=len(attempts),
+            chunks=len(dropped),
+            events=len(events),
+            keys=keys,
+            stored_bytes=sum(each.raw_bytes for each in dropped),
+            more=len(calls) > purge.limit,
+        )
 
-    def _expire(self, limit: int) -> int:
-        """Free the keys whose time is over, and drop their answers."""
+    def _expire(self, limit: int) -> tuple[int, list[ChunkRow]]:
+        """Free the keys whose time is over: how many, and what was dropped of their answers."""
         over = [
             row
             for id_ in self._live.values()
             if self._expired(row := self.calls[id_]) and self._may_be_taken(row)
         ]
-        removed = 0
+        dropped: list[ChunkRow] = []
         for row in over[:limit]:
             state = State.RELEASED if row.idem_state == State.CLAIMED else row.idem_state
             self._change(row, idem_state=state, idem_live=None, **_NO_ANSWER)
-            removed += len(self._chunks.pop(row.id, ()))
-        return removed
+            dropped += self._chunks.pop(row.id, {}).values()
+        return len(over[:limit]), dropped
 
-    def _evict(self, purge: Purge) -> int:
-        """Drop the oldest answers beyond the bytes allowed; their keys stay used."""
+    def _evict(self, purge: Purge) -> list[ChunkRow]:
+        """Drop the oldest answers beyond the bytes allowed, and give them; their keys stay used."""
+        dropped: list[ChunkRow] = []
         if purge.max_bytes is None:
-            return 0
+            return dropped
         sizes = {
             id_: sum(len(each.body) for each in chunks.values())
             for id_, chunks in self._chunks.items()
         }
-        excess, removed = sum(sizes.values()) - purge.max_bytes, 0
+        excess = sum(sizes.values()) - purge.max_bytes
         # Parts of answers whose calls ended uncertain go first: they are never replayed.
         kinds = {State.UNCERTAIN: 0, State.COMPLETED: 1}
         for _, id_ in sorted(
@@ -380,9 +389,9 @@ class MemoryLedger:
                 break
             if row.idem_state in kinds:
                 self._change(row, **_NO_ANSWER)
-                removed += len(self._chunks.pop(id_))
+                dropped += self._chunks.pop(id_).values()
                 excess -= sizes[id_]
-        return removed
+        return dropped
 
     def _forget_owners(self, before_us: int) -> None:
         until = min(before_us, self._now())

@@ -76,7 +76,7 @@ def upgrade(url: str) -> None:
     """
 
     def upward(state: State) -> tuple[str | None, str] | None:
-        if state.min_writer > WRITER:
+        if state.min_writer > WRITER or state.foreign:
             check(state)
         due = state.standing in (Standing.EMPTY, Standing.BEHIND)
         return (state.revision, HEAD) if due else None

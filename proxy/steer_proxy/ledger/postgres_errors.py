@@ -30,6 +30,10 @@ _LOST: Final = ("08", "57P0", "25006", "F0", "XX")
 #: The server, or a pooler before it, does not know a prepared statement, or knows another one.
 _PREPARED: Final = ("26000", "42P05", "08P01")
 
+#: A role's rights do not suffice.
+_DENIED: Final = "42501"
+_RIGHTS: Final = "use one that may SELECT, INSERT, UPDATE and DELETE in all of its tables"
+
 _UPGRADE: Final = "run `steer db upgrade`"
 
 #: Where the server's own words need a remedy.
@@ -75,6 +79,8 @@ def of_connecting(error: BaseException) -> LedgerUnavailable | LedgerUnusable:
     if isinstance(error, asyncpg.InterfaceError | ValueError):
         # Its words may quote the URL, and that a password.
         return LedgerUnusable("database.url is not understood: see its options and port")
+    if sqlstate(error) == _DENIED:  # it was reached
+        return LedgerUnavailable(f"the database: {_reason(error)}")
     return LedgerUnavailable(f"the database cannot be reached: {_reason(error)}")
 
 
@@ -97,7 +103,8 @@ def _reason(error: BaseException) -> str:
         return _REMEDIES[code]
     if isinstance(error, asyncpg.PostgresError):
         # Not str(): it adds the server's details, which quote values.
-        return str(getattr(error, "message", "") or type(error).__name__).partition("\n")[0]
+        words = str(getattr(error, "message", "") or type(error).__name__).partition("\n")[0]
+        return f"its role may not write it ({words}): {_RIGHTS}" if code == _DENIED else words
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, OSError) and error.strerror:

@@ -38,8 +38,10 @@ async def purge_slice(fetch: Fetch, purge: Purge) -> Purged:
     return Purged(
         requests=calls["requests"],
         attempts=calls["attempts"] + strays,
-        chunks=expired["chunks"] + evicted["chunks"] + calls["chunks"],
+        chunks=sum(row["chunks"] for row in (expired, evicted, calls)),
         events=events,
+        keys=expired["keys"],
+        stored_bytes=sum(row["stored_bytes"] for row in (expired, evicted, calls)),
         more=any(count >= limit for count in counts),
         # Each is a transaction of its own: the longest is what others may wait for.
         busy=max(row["busy_us"] for row in (expired, evicted, calls, *others)) / MICROSECONDS,
@@ -51,7 +53,7 @@ async def _evict(fetch: Fetch, purge: Purge) -> Any:
 
     A large table's size is reckoned from a sample: reading all of it would take too long.
     """
-    nothing = {"answers": 0, "chunks": 0, "busy_us": 0}
+    nothing = {"answers": 0, "chunks": 0, "stored_bytes": 0, "busy_us": 0}
     if purge.max_bytes is None:
         return nothing
     (size,) = await fetch(sql.STORED_SIZE)

@@ -292,6 +292,10 @@ _BUSY: Final = (
     "(extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000000)::bigint AS busy_us"
 )
 
+#: How many chunks a statement removed, and how many bytes of answers they held.
+_DROPPED: Final = """(SELECT count(*) FROM dropped) AS chunks,
+    (SELECT coalesce(sum(raw_bytes), 0)::bigint FROM dropped) AS stored_bytes"""
+
 #: Free the keys whose time is over, and drop their answers.
 EXPIRE: Final = numbered(f"""
 WITH over AS (
@@ -303,8 +307,10 @@ freed AS (
     UPDATE requests SET idem_state = {_GIVEN_UP}, idem_live = NULL, {_NO_ANSWER}
     WHERE id IN (SELECT id FROM over) RETURNING id
 ),
-dropped AS (DELETE FROM response_chunks WHERE request IN (SELECT id FROM freed) RETURNING 1)
-SELECT (SELECT count(*) FROM freed) AS keys, (SELECT count(*) FROM dropped) AS chunks, {_BUSY}
+dropped AS (
+    DELETE FROM response_chunks WHERE request IN (SELECT id FROM freed) RETURNING raw_bytes
+)
+SELECT (SELECT count(*) FROM freed) AS keys, {_DROPPED}, {_BUSY}
 """)
 
 #: What the stored answers take on disk at most, and in how many pages their rows are.
@@ -341,9 +347,10 @@ evicted AS (
     UPDATE requests SET {_NO_ANSWER}
     WHERE id IN (SELECT request FROM reckoned WHERE before < :excess::numeric) RETURNING id
 ),
-dropped AS (DELETE FROM response_chunks WHERE request IN (SELECT id FROM evicted) RETURNING 1)
-SELECT (SELECT count(*) FROM evicted) AS answers, (SELECT count(*) FROM dropped) AS chunks,
-    {_BUSY}
+dropped AS (
+    DELETE FROM response_chunks WHERE request IN (SELECT id FROM evicted) RETURNING raw_bytes
+)
+SELECT (SELECT count(*) FROM evicted) AS answers, {_DROPPED}, {_BUSY}
 """)
 
 #: Remove calls that ended long ago, with all that belongs to them.
@@ -355,9 +362,11 @@ WITH old AS (
 ),
 gone AS (DELETE FROM requests WHERE id IN (SELECT id FROM old) RETURNING id),
 tried AS (DELETE FROM attempts WHERE request IN (SELECT id FROM gone) RETURNING 1),
-dropped AS (DELETE FROM response_chunks WHERE request IN (SELECT id FROM gone) RETURNING 1)
+dropped AS (
+    DELETE FROM response_chunks WHERE request IN (SELECT id FROM gone) RETURNING raw_bytes
+)
 SELECT (SELECT count(*) FROM gone) AS requests, (SELECT count(*) FROM tried) AS attempts,
-    (SELECT count(*) FROM dropped) AS chunks, {_BUSY}
+    {_DROPPED}, {_BUSY}
 """)
 
 #: Remove old attempts whose call is not there.

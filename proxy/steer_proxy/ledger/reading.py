@@ -21,7 +21,7 @@ from urllib.parse import quote
 from steer_proxy.ledger.address import Address, Memory, Postgres, Sqlite
 from steer_proxy.ledger.parameters import numbered
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
-from steer_proxy.ledger.schema import Standing, State, sqlite_state, state_of
+from steer_proxy.ledger.schema import Standing, State, check, sqlite_state, state_of
 from steer_proxy.ledger.values import MICROSECONDS
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class Reader(ABC):
 
     @abstractmethod
     def label(self, parameter: str) -> str:
-        """SQL for the label of a call (`r.labels`) that a parameter names, as text."""
+        """SQL for the label of a call (`r.labels`) that a parameter names, as text: a number as
+        JSON writes it, a flag as `true` or `false`."""
 
     @abstractmethod
     def label_name(self, name: str) -> str:
@@ -91,6 +92,8 @@ def reading(address: Address) -> Iterator[Reader]:
 
 def _readable(state: State, place: str, remedy: str) -> None:
     """Make sure that there is a schema to read; a newer one than ours still has all our columns."""
+    if state.foreign:
+        check(state)
     if state.standing is Standing.EMPTY:
         raise LedgerUnusable(f"{place} has no ledger yet: {remedy}")
     if state.standing is Standing.BEHIND:
@@ -119,7 +122,11 @@ class _SqliteReader(Reader):
         return int(time.time() * MICROSECONDS)
 
     def label(self, parameter: str) -> str:
-        return f"json_extract(r.labels, :{parameter})"
+        # As PostgreSQL's `->>` tells them: SQLite's own gives numbers, and 1 and 0 for flags.
+        return (
+            f"CASE json_type(r.labels, :{parameter}) WHEN 'true' THEN 'true' "
+            f"WHEN 'false' THEN 'false' ELSE CAST(json_extract(r.labels, :{parameter}) AS TEXT) END"
+        )
 
     def label_name(self, name: str) -> str:
         return f'$."{name}"'
@@ -182,6 +189,11 @@ class _PostgresReader(Reader):
         values = statement.arguments(parameters)
         try:
             found = self._runner.run(self._connection.fetch(statement.sql, *values))
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise LedgerUnavailable(
+                f"{self._place}: its role may not read that ({error.message}): see Connecting in "
+                "docs/ledger.md for the rights it needs"
+            ) from None
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise LedgerUnavailable(f"{self._place}: {error or 'no answer in time'}") from None
         return [{name: _plain(value) for name, value in each.items()} for each in found]

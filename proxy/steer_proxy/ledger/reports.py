@@ -17,8 +17,9 @@ from steer_proxy.ledger.reading import Reader, Row
 from steer_proxy.ledger.values import NANO_USD, CallRow
 
 #: A key's states as others see them: a record whose owner's lease is over is uncertain when
-#: something may have been sent, else abandoned; one that is no longer its key's (it has expired, or
-#: another took its place) is past, whatever `idem_state` it ended in.
+#: something may have been sent, else abandoned; one that is no longer its key's (a purge has freed
+#: the key after its retention, or another took its place) is past, whatever `idem_state` it ended
+#: in.
 STATES: Final = (*(str(state) for state in State), "abandoned", "past")
 
 #: Where a call's row and its owner's lease are; `:now` is the ledger's time.
@@ -183,6 +184,24 @@ FROM requests WHERE served_from = :id ORDER BY started_us, id LIMIT :limit
     return reader.rows(query, {"id": id_, "limit": limit})
 
 
+def earlier(reader: Reader, call: Row, limit: int = 100) -> list[Row]:
+    """The calls that were made for the key of a call before it was, newest first: a key is free
+    again when its call was released, settled by hand, taken over, or its retention was over."""
+    if call["idem_role"] != "owner" or call["idem_scope"] is None:
+        return []
+    names = ("started_at", "id", "state", "idem_state", "status", "outcome", "spent_usd")
+    chosen = ", ".join(f"{COLUMNS[name]} AS {name}" for name in names)
+    by_key = "" if call["idem_key"] is None else "r.idem_key = :idem_key AND"  # it has an index
+    query = f"""
+SELECT {chosen} {_CALLS}
+WHERE {by_key} r.idem_scope = :idem_scope AND r.idem_role = 'owner'
+    AND (r.started_us < :started_us OR (r.started_us = :started_us AND r.id < :id))
+ORDER BY r.started_us DESC, r.id DESC LIMIT :limit
+"""
+    meant = {name: call[name] for name in ("idem_key", "idem_scope", "started_us", "id")}
+    return reader.rows(query, meant | {"limit": limit, "now": reader.now_us()})
+
+
 def pieces(reader: Reader, id_: str) -> Iterable[Row]:
     """A stored answer's pieces, in order, a few at a time."""
     after = -1
@@ -304,7 +323,8 @@ def _ms(us: Any) -> float | None:
 
 
 def removable(reader: Reader, before_us: int) -> Row:
-    """How many rows and stored bytes `purge` would remove now, by kind."""
+    """How many rows and stored bytes `purge` would remove now, and how many keys it would free:
+    what `Purged` tells when it is done."""
     query = f"""
 SELECT
     (SELECT COUNT(*) {_CALLS} WHERE {_OLD}) AS requests,
@@ -314,7 +334,8 @@ SELECT
                 AND NOT EXISTS (SELECT 1 FROM requests WHERE id = a.request))) AS attempts,
     (SELECT COUNT(*) FROM breaker_events WHERE at_us < :before) AS events,
     (SELECT COUNT(*) {_CALLS} WHERE {_EXPIRED}) AS keys,
-    (SELECT COALESCE(SUM(r.resp_bytes), 0) {_CALLS} WHERE {_EXPIRED}) AS stored_bytes
+    (SELECT COUNT(*) {_GOING}) AS chunks,
+    (SELECT COALESCE(SUM(c.raw_bytes), 0) {_GOING}) AS stored_bytes
 """
     found = reader.row(query, {"before": before_us, "now": reader.now_us()})
     assert found is not None  # noqa: S101 - a query without FROM
@@ -329,3 +350,5 @@ _OLD: Final = (
     f"(r.idem_live IS NULL OR {_EXPIRED}) AND r.started_us < :before "
     "AND (r.ended_us IS NULL OR r.ended_us < :before)"
 )
+_GOING: Final = f"""FROM response_chunks AS c
+    WHERE EXISTS (SELECT 1 {_CALLS} WHERE r.id = c.request AND ({_EXPIRED} OR {_OLD}))"""

@@ -7,6 +7,7 @@ A newer schema than this version knows is no error in itself: revisions add befo
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +24,15 @@ HEAD: Final = REVISIONS[-1]
 #: What this version is as a writer; a ledger whose `min_writer` is greater must not be written.
 WRITER: Final = 1
 
+#: The tables and views of a ledger, but for `steer_meta`, which may be there before it, with the
+#: secret of another database; tests hold this equal to what there is.
+NAMES: Final = (
+    *("requests", "attempts", "response_chunks", "breaker_events", "owners"),
+    *("v_attempts", "v_idempotency", "v_spend", "v_wasted", "v_upstream_health"),
+)
+
 _UPGRADE: Final = "run `steer db upgrade`"
+_OF_ITS_OWN: Final = "give Steer a database, or a schema, of its own"
 
 
 class Standing(StrEnum):
@@ -38,25 +47,28 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a database's schema stands; `revision` is None when it is empty."""
+    """Where a database's schema stands; `revision` is None when it is empty, or holds nothing but
+    others' tables and views. `foreign` are those of them that stand in the way of ours."""
 
     standing: Standing
     revision: str | None = None
     min_writer: int = 1
+    foreign: tuple[str, ...] = ()
 
 
-def state_of(revision: str | None, min_writer: str | None) -> State:
-    """The state that the revision in `alembic_version` and the text in `steer_meta` amount to.
+def state_of(revision: str | None, min_writer: str | None, taken: Collection[str] = ()) -> State:
+    """The state that the revision in `alembic_version` and the text in `steer_meta` amount to;
+    `taken` are the names of `NAMES` that there are.
 
     Raises:
         LedgerUnusable: when they are not Steer's.
     """
     if revision is None:
-        return State(Standing.EMPTY)
+        return State(Standing.EMPTY, foreign=tuple(sorted(taken)))
     if min_writer is None or not min_writer.isdecimal():
         raise LedgerUnusable(
             f"the database is at revision {revision!r} of something that is not Steer's (there is "
-            "no steer_meta.min_writer): give Steer a database, or a schema, of its own"
+            f"no steer_meta.min_writer): {_OF_ITS_OWN}"
         )
     if revision == HEAD:
         standing = Standing.CURRENT
@@ -75,6 +87,10 @@ def check(state: State) -> None:
         raise LedgerUnusable(
             f"the ledger's schema (revision {state.revision}) may be written by versions of Steer "
             f"from writer {state.min_writer} on, this one is writer {WRITER}: use the newer version"
+        )
+    if state.foreign:
+        raise LedgerUnusable(
+            f"the database has {', '.join(state.foreign)} already, not made by Steer: {_OF_ITS_OWN}"
         )
     if state.standing is Standing.EMPTY:
         raise LedgerUnusable(f"the database has no ledger yet: {_UPGRADE}")
@@ -95,7 +111,9 @@ def sqlite_state(connection: sqlite3.Connection) -> State:
         row = connection.execute(query).fetchone()
         return None if row is None else str(row[0])
 
-    return state_of(one("alembic_version", _REVISION), one("steer_meta", _MIN_WRITER))
+    revision = one("alembic_version", _REVISION)
+    found = () if revision is not None else connection.execute(_TAKEN, NAMES)
+    return state_of(revision, one("steer_meta", _MIN_WRITER), [name for (name,) in found])
 
 
 async def postgres_state(connection: asyncpg.Connection[Any]) -> State:
@@ -110,8 +128,20 @@ async def postgres_state(connection: asyncpg.Connection[Any]) -> State:
         found = await connection.fetchval(query)
         return None if found is None else str(found)
 
-    return state_of(await one("alembic_version", _REVISION), await one("steer_meta", _MIN_WRITER))
+    revision = await one("alembic_version", _REVISION)
+    found = () if revision is not None else await connection.fetch(_TAKEN_HERE, NAMES)
+    taken = [row["relname"] for row in found]
+    return state_of(revision, await one("steer_meta", _MIN_WRITER), taken)
 
 
+_TAKEN: Final = (
+    "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') "  # noqa: S608 - marks alone
+    f"AND lower(name) IN ({', '.join('?' * len(NAMES))})"
+)
+#: In the schema that ours would be made in; others of the search path are not in the way.
+_TAKEN_HERE: Final = """
+SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = current_schema() AND c.relname = ANY($1::text[])
+"""
 _REVISION: Final = "SELECT version_num FROM alembic_version"
 _MIN_WRITER: Final = "SELECT value FROM steer_meta WHERE name = 'min_writer'"

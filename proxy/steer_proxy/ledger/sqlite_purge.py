@@ -47,7 +47,22 @@ class _Slice:
     attempts: int = 0
     chunks: int = 0
     events: int = 0
+    keys: int = 0
+    stored_bytes: int = 0
     busy: float = 0.0
+
+    def purged(self, *, more: bool) -> Purged:
+        """What it came to."""
+        return Purged(
+            requests=self.requests,
+            attempts=self.attempts,
+            chunks=self.chunks,
+            events=self.events,
+            keys=self.keys,
+            stored_bytes=self.stored_bytes,
+            more=more,
+            busy=self.busy,
+        )
 
 
 class Purger:
@@ -81,14 +96,15 @@ class Purger:
                 more = True
                 break
             more |= await step(work)
-        return Purged(work.requests, work.attempts, work.chunks, work.events, more, work.busy)
+        return work.purged(more=more)
 
     async def _expire(self, work: _Slice) -> bool:
         """Free expired keys; whether there may be more."""
         ids = await self._read(_expired, work.now, work.room)
         if not ids:
             return False
-        freed = await self._remove(work, _expire, ids, work.now)
+        keys, freed = await self._remove(work, _expire, ids, work.now)
+        work.keys += keys
         self._doomed.update(dict.fromkeys(freed))
         more = len(ids) >= work.room
         work.room -= len(ids)
@@ -134,7 +150,9 @@ class Purger:
         ids = list(islice(self._doomed, work.room))
         pairs, done = await self._read(_first_chunks, ids, work.room)
         if pairs:
-            work.chunks += await self._remove(work, _delete_chunks, pairs)
+            chunks, stored = await self._remove(work, _delete_chunks, pairs)
+            work.chunks += chunks
+            work.stored_bytes += stored
             work.room -= len(pairs)
         for id_ in done:
             del self._doomed[id_]
@@ -252,6 +270,7 @@ def _excess(connection: sqlite3.Connection, max_bytes: int) -> tuple[int, float]
 _EXPIRE: Final = positional(statements.EXPIRE).text
 _NOT_LIVE: Final = positional(statements.NOT_LIVE).text
 _FORGET_ANSWERS: Final = positional(statements.FORGET_ANSWERS).text
+_SIZE_OF_CHUNKS: Final = positional(statements.SIZE_OF_CHUNKS).text
 _DELETE_THESE_CHUNKS: Final = positional(statements.DELETE_THESE_CHUNKS).text
 _DELETE_CALLS: Final = positional(statements.DELETE_CALLS).text
 _DELETE_ATTEMPTS: Final = positional(statements.DELETE_ATTEMPTS).text
@@ -268,12 +287,12 @@ def _timed(
     return result, time.perf_counter() - began
 
 
-def _expire(connection: sqlite3.Connection, ids: Sequence[str], now: int) -> list[str]:
-    """Free keys; which of them are free now."""
+def _expire(connection: sqlite3.Connection, ids: Sequence[str], now: int) -> tuple[int, list[str]]:
+    """Free keys: how many, and which of them are free now."""
     these = json.dumps(ids)
-    connection.execute(_EXPIRE, (these, now, now, now))
+    freed = connection.execute(_EXPIRE, (these, now, now, now)).rowcount
     (free,) = connection.execute(_NOT_LIVE, (these,)).fetchone()
-    return list(json.loads(free))
+    return freed, list(json.loads(free))
 
 
 def _forget(connection: sqlite3.Connection, ids: Sequence[str]) -> None:
@@ -281,8 +300,13 @@ def _forget(connection: sqlite3.Connection, ids: Sequence[str]) -> None:
     connection.execute(_FORGET_ANSWERS, (json.dumps(ids),))
 
 
-def _delete_chunks(connection: sqlite3.Connection, pairs: Sequence[tuple[str, int]]) -> int:
-    return connection.execute(_DELETE_THESE_CHUNKS, (json.dumps(pairs),)).rowcount
+def _delete_chunks(
+    connection: sqlite3.Connection, pairs: Sequence[tuple[str, int]]
+) -> tuple[int, int]:
+    """Remove chunks: how many, and how many bytes of answers they held."""
+    these = (json.dumps(pairs),)
+    (stored,) = connection.execute(_SIZE_OF_CHUNKS, these).fetchone()
+    return connection.execute(_DELETE_THESE_CHUNKS, these).rowcount, stored
 
 
 def _delete_calls(connection: sqlite3.Connection, ids: Sequence[str]) -> tuple[int, int]:

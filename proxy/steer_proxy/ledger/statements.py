@@ -247,6 +247,11 @@ SELECT request, seq, LENGTH(body) FROM response_chunks WHERE request IN {_THESE}
 ORDER BY request, seq LIMIT :limit
 """
 
+#: How many bytes of answers those chunks hold.
+SIZE_OF_CHUNKS: Final = f"""
+SELECT COALESCE(SUM(raw_bytes), 0) FROM response_chunks WHERE (request, seq) IN {_THESE_PAIRS}
+"""
+
 #: Those chunks.
 DELETE_THESE_CHUNKS: Final = f"""
 DELETE FROM response_chunks WHERE (request, seq) IN {_THESE_PAIRS}

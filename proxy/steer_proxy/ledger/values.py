@@ -364,12 +364,15 @@ class Purge:
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """What one slice removed; `more` when there is more to remove."""
+    """What one slice removed; `more` when there is more to remove. `keys` are those that were freed
+    since they had expired, `stored_bytes` what the chunks held before compression."""
 
     requests: int = 0
     attempts: int = 0
     chunks: int = 0
     events: int = 0
+    keys: int = 0
+    stored_bytes: int = 0
     more: bool = False
     busy: float = field(default=0.0, compare=False)
     """Seconds the database worked on it, without waiting for its turn and without the commit; of

@@ -8,34 +8,69 @@ import pytest
 
 from steer_proxy.ledger import migrate
 from steer_proxy.ledger.migrate import HEAD
-from tests.migrations.places import SqlitePlace
+from tests.migrations.conftest import (  # noqa: F401 - fixtures
+    place,
+    postgres_place,
+    sqlite_place,
+)
+from tests.migrations.places import Place, SqlitePlace
 from tests.proxy.cli.conftest import Steer
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> SqlitePlace:
-    """A SQLite file that is not there yet."""
-    return SqlitePlace(tmp_path)
-
-
-def test_sqlite_upgrade_and_current(steer: Steer, place: SqlitePlace) -> None:
+def test_sqlite_upgrade_and_current(
+    steer: Steer,
+    sqlite_place: SqlitePlace,  # noqa: F811
+) -> None:
     """From nothing to the newest revision; each command says where that leaves the file."""
-    told = f"SQLite file {place.path}"
-    empty = steer("db", "current", "--database-url", place.url)
-    assert (empty.exit_code, empty.stdout) == (1, f"{told} is empty.\n")
+    told = f"SQLite file {sqlite_place.path}"
+    empty = steer("db", "current", "--database-url", sqlite_place.url)
+    assert (empty.exit_code, empty.stdout) == (1, f"{told} does not exist.\n")
     assert empty.stderr == "steer: the database has no ledger yet: run `steer db upgrade`\n"
-    done = steer("db", "upgrade", "--database-url", place.url)
+    done = steer("db", "upgrade", "--database-url", sqlite_place.url)
     assert (done.exit_code, done.output) == (
         0,
         f"{told} was at nothing, is now at revision {HEAD}.\n",
     )
-    again = steer("db", "upgrade", "--database-url", place.url)
+    again = steer("db", "upgrade", "--database-url", sqlite_place.url)
     assert (again.exit_code, again.output) == (0, f"{told} is at revision {HEAD} already.\n")
-    now = steer("db", "current", "--database-url", place.url)
+    now = steer("db", "current", "--database-url", sqlite_place.url)
     assert (now.exit_code, now.output) == (
         0,
         f"{told} is at revision {HEAD} (current), for writers from 1 on.\n",
     )
+
+
+def test_a_database_without_a_ledger(steer: Steer, place: Place) -> None:  # noqa: F811
+    """It may hold what is others'; what has our names stands in the way, and is left alone."""
+    place.run("CREATE TABLE others (x BIGINT)")
+    result = steer("db", "current", "--database-url", place.url)
+    assert (result.exit_code, "has no ledger.\n" in result.stdout) == (1, True)
+    place.run("CREATE TABLE requests (x BIGINT)", "CREATE VIEW v_spend AS SELECT x FROM others")
+    before = place.names()
+    refused = (
+        "steer: the database has requests, v_spend already, not made by Steer: give Steer a "
+        "database, or a schema, of its own\n"
+    )
+    for command in ("current", "upgrade"):
+        result = steer("db", command, "--database-url", place.url)
+        assert (result.exit_code, result.stderr) == (1, refused)
+        shown = "holds tables that are not Steer's: requests, v_spend.\n" in result.stdout
+        assert shown is (command == "current")
+    assert place.names() == before
+    place.run("DROP VIEW v_spend", "DROP TABLE requests")
+    assert steer("db", "upgrade", "--database-url", place.url).exit_code == 0
+
+
+def test_a_file_of_others_is_no_ledger(
+    steer: Steer,
+    sqlite_place: SqlitePlace,  # noqa: F811
+) -> None:
+    """Told by whoever would read it, or make a ledger of it."""
+    sqlite_place.run("CREATE TABLE Requests (x)")
+    for command in (("ledger", "list"), ("doctor",), ("serve", "--port", "0", "--admin-port", "0")):
+        result = steer(*command, STEER_DATABASE__URL=sqlite_place.url)
+        assert result.exit_code == 1, command
+        assert "has Requests already, not made by Steer" in result.output + result.stderr
 
 
 def test_postgres_by_reference(steer: Steer, postgres_empty_url: str, tmp_path: Path) -> None:

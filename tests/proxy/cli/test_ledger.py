@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 from steer_proxy.cli import ledger_screen
@@ -27,12 +25,14 @@ from tests.support.filled import (  # noqa: F401 - fixtures
     filled_postgres,
     filled_sqlite,
 )
-from tests.support.ledger_data import MILLI_USD, LedgerData, fill_postgres, fill_sqlite
+from tests.support.filled import fill as fill_it
+from tests.support.ledger_data import MILLI_USD, LedgerData
 from tests.support.postgres import Server
 
 NOWHERE = "postgresql://127.0.0.1:9/steer"
 
 Ask = Callable[..., list[Any]]
+Fill = Callable[[LedgerData], str]
 
 
 def url_of(ledger: Filled) -> str:
@@ -59,6 +59,20 @@ def ask(steer: Steer, filled: Filled) -> Ask:  # noqa: F811
 def file_url(filled_sqlite: Filled) -> str:  # noqa: F811
     """The made-up ledger as a file."""
     return url_of(filled_sqlite)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def fill(request: pytest.FixtureRequest, tmp_path: Path) -> Fill:
+    """Make a ledger of some rows, in either database; its address."""
+    kind = request.param
+    url = f"sqlite:///{tmp_path}/steer.db"
+    url = request.getfixturevalue("postgres_url") if kind == "postgres" else url
+
+    def filled_with(data: LedgerData) -> str:
+        fill_it(url, data)
+        return url
+
+    return filled_with
 
 
 # --- list
@@ -115,6 +129,29 @@ def test_a_list_is_all_there_is_to_know(ask: Ask) -> None:
 def test_filters(ask: Ask, arguments: tuple[str, ...], count: int) -> None:
     """Each finds its calls, the same on both databases, and all of them together."""
     assert len(ask("list", *arguments)) == count
+
+
+def test_labels_are_compared_as_text(steer: Steer, fill: Fill) -> None:
+    """A label may be a number or a flag: it is told, and found, as JSON writes it."""
+    data = LedgerData()
+    data.call(0, labels='{"n": 5, "share": 0.5, "beta": true, "old": false, "team": "5"}')
+    data.call(1, labels='{"n": "5", "share": 1, "beta": "true"}')
+    url = fill(data)
+    for label, count in (
+        *(("n=5", 2), ("n=5.0", 0), ("share=0.5", 1), ("share=1", 1), ("team=5", 1)),
+        *(("beta=true", 2), ("beta=1", 0), ("old=false", 1), ("old=0", 0)),
+    ):
+        listed = steer("ledger", "list", "--json", "--label", label, "--database-url", url)
+        assert len(listed.stdout.splitlines()) == count, label
+    groups: dict[str, dict[str | None, int]] = {
+        "label:n": {"5": 2},
+        "label:beta": {"true": 2},
+        "label:old": {"false": 1, None: 1},
+    }
+    for by, expected in groups.items():
+        summed = steer("ledger", "stats", "--json", "--by", by, "--database-url", url)
+        rows = [json.loads(line) for line in summed.stdout.splitlines()]
+        assert {row[by]: row["calls"] for row in rows} == expected
 
 
 def test_columns_and_order(ask: Ask) -> None:
@@ -310,10 +347,26 @@ def test_a_role_that_may_only_read(
     url = postgres_server.url(database, "reader")
     for command in (("list",), ("stats", "--by", "label:team"), ("show", "order-1")):
         assert steer("ledger", *command, "--database-url", url).exit_code == 0
-    for command in (("show", "order-1", "--body"), ("resolve", "order-2", "--rerun")):
+    may_not_read = "its role may not read that (permission denied for table {}): see Connecting"
+    may_not_write = (
+        "the database: its role may not write it (permission denied for table alembic_version): "
+        "use one that may SELECT, INSERT, UPDATE and DELETE in all of its tables"
+    )
+    for command, told in (
+        (("show", "order-1", "--body"), may_not_read.format("response_chunks")),
+        (("resolve", "order-2", "--rerun"), may_not_write),
+        (("purge", "--before", "1d"), may_not_write),
+    ):
         result = steer("ledger", *command, "--database-url", url)
         assert (result.exit_code, result.stdout) == (1, "")
-        assert "permission denied" in result.stderr
+        assert told in result.stderr
+    postgres_server.sql("GRANT SELECT ON steer_meta, alembic_version TO reader", database)
+    result = steer("ledger", "purge", "--before", "1d", "--database-url", url)
+    assert (result.exit_code, "may not write it (permission denied" in result.stderr) == (1, True)
+    postgres_server.sql("REVOKE ALL ON requests FROM reader", database)
+    result = steer("ledger", "list", "--database-url", url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert may_not_read.format("requests") in result.stderr
     postgres_server.sql("DROP OWNED BY reader", database)
     postgres_server.sql("DROP ROLE reader")
 
@@ -400,10 +453,7 @@ def test_sums_of_some(ask: Ask) -> None:
     assert (row["calls"], row["p50_ms"], row["wasted_usd"]) == (1, None, 0.003)
 
 
-@pytest.mark.parametrize("where", ["sqlite", "postgres"])
-def test_what_broke_may_have_no_price_either(
-    where: str, steer: Steer, tmp_path: Path, postgres_url: str
-) -> None:
+def test_what_broke_may_have_no_price_either(steer: Steer, fill: Fill) -> None:
     """Such a call cost nothing by itself; what its attempts wasted nobody knows."""
     data = LedgerData()
     broken: dict[str, Any] = {
@@ -420,27 +470,11 @@ def test_what_broke_may_have_no_price_either(
     rescued = data.call(0, wasted_nusd=None, cost_nusd=MILLI_USD, attempts=2)
     data.attempt(rescued, 1, **wasted, cost_nusd=None, cost_source="unknown")
     data.attempt(rescued, 2)
-    url = postgres_url
-    if where == "sqlite":
-        url = f"sqlite:///{tmp_path}/steer.db"
-        migrate.upgrade(url)
-        with closing(sqlite3.connect(tmp_path / "steer.db")) as connection:
-            fill_sqlite(connection, data)
-    else:
-        asyncio.run(_fill(url, data))
-    result = steer("ledger", "stats", "--json", "--database-url", url)
+    result = steer("ledger", "stats", "--json", "--database-url", fill(data))
     assert json.loads(result.stdout)["unpriced"] == 2
 
 
 WASTED: list[dict[str, Any]] = [{"wasted_nusd": MILLI_USD}, {}, {"model_requested": None}]
-
-
-async def _fill(url: str, data: LedgerData) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        await fill_postgres(connection, data)
-    finally:
-        await connection.close()
 
 
 def test_a_table_of_sums(steer: Steer, file_url: str) -> None:
@@ -474,9 +508,53 @@ def test_a_duplicate_by_its_own_name(ask: Ask) -> None:
 
 
 def test_a_key_with_a_history(ask: Ask) -> None:
-    """Its live record, not the one whose place that took."""
+    """Its live record, and the one whose place that took."""
     (found,) = ask("show", "order-7")
     assert (found["call"]["idem_epoch"], found["call"]["state"]) == (2, "completed")
+    assert found["earlier"] == [
+        {
+            "started_at": "2026-03-03T14:00:07.000Z",
+            "id": "00000000-0000-7000-8000-000000000030",
+            "state": "past",
+            "idem_state": "uncertain",
+            "status": None,
+            "outcome": None,
+            "spent_usd": None,
+        }
+    ]
+    (found,) = ask("show", "00000000-0000-7000-8000-000000000030")
+    assert found["earlier"] == []
+
+
+def test_earlier_calls_of_a_key(steer: Steer, fill: Fill) -> None:
+    """After `resolve --rerun` and a retention's end; of this key of this caller, and no refused
+    or served call."""
+    data = LedgerData()
+    over = data.keyed("k", 0, idem_live=None, cost_nusd=2 * MILLI_USD)
+    settled = data.keyed(
+        "k", 1, idem_live=None, idem_state="released", status=504, outcome="network",
+        cost_nusd=0, wasted_nusd=5 * MILLI_USD,
+    )  # fmt: skip
+    data.keyed("k", 2, idem_scope="another's")
+    data.call(3, idem_key="k", idem_scope="scope-k", status=409)
+    data.keyed("k", 5)
+    last = data.keyed("k", 6, idem_scope="another's", idem_live=None)
+    data.duplicate(last, "replayed", 7, None)
+    url = fill(data)
+    named = "00000000-0000-7000-8000-000000000005"
+    shown = steer("ledger", "show", named, "--json", "--database-url", url)
+    earlier = json.loads(shown.stdout)["earlier"]
+    told = ("id", "state", "idem_state", "status", "spent_usd")
+    assert [tuple(row[name] for name in told) for row in earlier] == [
+        (settled, "released", "released", 504, 0.005),
+        (over, "past", "completed", 200, 0.002),
+    ]
+    lines = steer("ledger", "show", named, "--database-url", url).stdout.splitlines()
+    place = lines.index("earlier calls of the key")
+    assert lines[place + 1].split() == ["started_at", *told[:4], "outcome", told[4]]
+    assert lines[place + 2].split()[1:] == [
+        *(settled, "released", "released", "504", "network", "0.005"),
+    ]
 
 
 def test_a_call_for_people(steer: Steer, file_url: str) -> None:

@@ -16,9 +16,10 @@ import pytest
 from typer.testing import Result
 
 from steer_proxy.ledger.sqlite import SqliteLedger
-from steer_proxy.ledger.values import CallRow, Claim, Record
+from steer_proxy.ledger.values import CallRow, ChunkRow, Claim, Record
 from tests.proxy.cli.conftest import Steer
-from tests.support.filled import Filled, FilledPostgres, FilledSqlite
+from tests.support.filled import Filled, FilledPostgres, FilledSqlite, fill
+from tests.support.ledger_data import BASE_US, DAY, LedgerData
 
 ORDER_2 = "00000000-0000-7000-8000-000000000025"
 
@@ -194,27 +195,59 @@ def test_a_free_key_that_was_refused_before(steer: Steer, tmp_path: Path) -> Non
 
 @pytest.mark.real_time
 def test_what_would_go_and_what_goes(run: Run, ledger: Filled) -> None:
-    """The dry run changes nothing and is right; what is live stays."""
+    """The dry run changes nothing, is right, and tells what the purge does; what is live stays."""
     dry = json.loads(run("purge", "--before", "2026-03-05", "--dry-run", "--json").stdout)
     assert dry == {
         "requests": 33,
         "attempts": 18,
         "events": 7,
         "keys": 1,
+        "chunks": 0,
         "stored_bytes": 0,
     }
     assert ledger.rows("SELECT COUNT(*) FROM requests") == [(39,)]
     told = run("purge", "--before", "2026-03-05", "--dry-run").stdout
     assert told == (
-        "Would remove 33 calls, 18 attempts, 7 events, 1 expired keys and 0 bytes of their "
-        "answers.\n"
+        "Would remove 33 calls, 18 attempts, 7 events, 0 pieces of answers (0 bytes); would free "
+        "1 expired keys.\n"
     )
     done = run("purge", "--before", "2026-03-05")
-    assert done.stdout == "Removed 33 calls, 18 attempts, 7 events, 0 pieces of answers.\n"
+    assert done.stdout == (
+        "Removed 33 calls, 18 attempts, 7 events, 0 pieces of answers (0 bytes); freed 1 expired "
+        "keys.\n"
+    )
     assert sorted(ledger.rows("SELECT idem_key, idem_live FROM requests")) == [
         (key, 1) for key in ("order-1", "order-2", "order-3", "order-4", "order-5", "order-7")
     ]
     assert run("purge", "--before", "2026-03-05").stdout.startswith("Removed 0 calls, 0 attempts,")
+
+
+@pytest.mark.real_time
+def test_expired_answers(steer: Steer, tmp_path: Path, postgres_url: str) -> None:
+    """A dry run and the purge after it tell the same fields with the same figures."""
+    for url in (f"sqlite:///{tmp_path}/steer.db", postgres_url):
+        data = LedgerData()
+        over = data.keyed("over", 0, expires_us=BASE_US + DAY, resp_bytes=700, resp_chunks=2)
+        old = data.keyed("old", 1, idem_live=None, idem_state="uncertain")
+        live = data.keyed("live", 2, resp_bytes=9, resp_chunks=1)
+        for call, seq, size in ((over, 0, 400), (over, 1, 300), (old, 0, 50), (live, 0, 9)):
+            data.chunks.append(ChunkRow(call, seq, 0, 0, "zstd", None, size, b"less"))
+        fill(url, data)
+
+        def purge(*how: str, url: str = url) -> dict[str, int]:
+            result = steer("ledger", "purge", *how, "--json", "--database-url", url)
+            found: dict[str, int] = json.loads(result.stdout)
+            return found
+
+        nothing = dict.fromkeys(("requests", "attempts", "events"), 0)
+        expired = {**nothing, "keys": 1, "chunks": 2, "stored_bytes": 700}
+        assert purge("--keys", "expired", "--dry-run") == expired
+        everything = purge("--before", "2026-04-01", "--dry-run")
+        assert everything == {**expired, "requests": 2, "chunks": 3, "stored_bytes": 750}
+        assert purge("--keys", "expired") == expired
+        left = {"keys": 0, "requests": 2, "chunks": 1, "stored_bytes": 50}
+        assert purge("--before", "2026-04-01", "--dry-run") == nothing | left
+        assert purge("--before", "2026-04-01") == nothing | left
 
 
 @pytest.mark.real_time
