@@ -92,21 +92,25 @@ _CREDENTIAL_SUFFIXES: Final = (
 )
 
 # What callers and their gateways call their keys in headers (`X-Token`, `X-User-Key`). In a query
-# these are too many: there they name a page, a sorting, an upload.
+# these are too many: there they name a page, a sorting, an upload. A session is one where it is
+# presented (`X-Metabase-Session`); an id of one names a conversation, to LLMs and MCP servers.
 _CREDENTIAL_ENDINGS: Final = (
     "token",
     "secret",
-    "password",
-    "passwd",
     "-key",
-    "-jwt",
-    "-jwt-assertion",
     "-credential",
     "-credentials",
+    "-session",
 )
-_CREDENTIAL_WORDS: Final = frozenset({"auth", "key", "jwt"})
+_CREDENTIAL_WORDS: Final = frozenset({"auth", "key", "session"})
 
-# Headers that end like one and name something else.
+# Anywhere in a header's name: what proxies that authenticate a caller tell about it is such a name
+# as well (`X-Auth-Request-Email`, `X-Amzn-Oidc-Identity`, `X-MS-Client-Principal-Id`).
+_CREDENTIAL_PARTS: Final = re.compile(
+    r"^x-auth-|access-code|access-key|api-?key|authentic|jwt|oidc|passw|principal|signature"
+)
+
+# Headers that read like one and name something else.
 _NO_CREDENTIAL: Final = (
     "idempotency-key",
     "websocket-key",
@@ -127,10 +131,15 @@ _NO_CREDENTIAL: Final = (
 # Beside the names of headers, which some providers take in a query, too.
 _CREDENTIAL_PARAMETERS: Final = frozenset(
     {
+        "auth",
         "bearer-token",
-        "client-secret",
+        "jwt",
         "key",
         "oauth-token",
+        "password",
+        "secret",
+        "sig",
+        "signature",
         "token",
         "$httpheaders",  # Google lets a query carry headers
     }
@@ -169,7 +178,11 @@ def is_credential(name: str) -> bool:
         return True
     if name.endswith(_NO_CREDENTIAL) or name.startswith("x-steer-"):
         return False
-    return name in _CREDENTIAL_WORDS or name.endswith(_CREDENTIAL_ENDINGS)
+    return (
+        name in _CREDENTIAL_WORDS
+        or name.endswith(_CREDENTIAL_ENDINGS)
+        or _CREDENTIAL_PARTS.search(name) is not None
+    )
 
 
 def _is_known_credential(name: str) -> bool:
