@@ -216,8 +216,8 @@ def request_fields(
     """
     names = b"\n".join([name for name, _ in fields])
     passing, connections = _passing_on(names, replaced, strip_credentials)
-    if listed := _listed(fields, connections):
-        passing, _ = _passing_on.__wrapped__(names, replaced | listed, strip_credentials)
+    if also := listed(fields, connections):
+        passing, _ = _passing_on.__wrapped__(names, replaced | also, strip_credentials)
     return [fields[index] for index in passing]
 
 
@@ -237,8 +237,8 @@ def response_fields(
     """
     names = b"\n".join([name for name, _ in fields])
     passing, connections = _passing_back(names, kept, strip_cookies, replaced)
-    if listed := _listed(fields, connections):
-        passing, _ = _passing_back.__wrapped__(names, kept, strip_cookies, replaced | listed)
+    if also := listed(fields, connections):
+        passing, _ = _passing_back.__wrapped__(names, kept, strip_cookies, replaced | also)
     return [fields[index] for index in passing]
 
 
@@ -295,14 +295,14 @@ def _connections(lower: Sequence[str]) -> tuple[int, ...]:
     return tuple(index for index, name in enumerate(lower) if name == "connection")
 
 
-def _listed(fields: Sequence[Field], connections: Iterable[int]) -> frozenset[str]:
-    """The lower-case names that `Connection` lists, but for its own two words."""
-    listed: set[str] = set()
+def listed(fields: Sequence[Field], connections: Iterable[int]) -> frozenset[str]:
+    """The lower-case names that `Connection`, at these places, lists, but for its own two words."""
+    names: set[str] = set()
     for index in connections:
         value = fields[index][1]
         if value not in _USUAL:
-            listed.update(token.strip().lower() for token in value.decode("latin-1").split(","))
-    return frozenset(listed)
+            names.update(token.strip().lower() for token in value.decode("latin-1").split(","))
+    return frozenset(names)
 
 
 def via(version: str = "1.1", pseudonym: str = PSEUDONYM) -> tuple[str, str]:
