@@ -29,9 +29,13 @@ _STATUS: Final[Mapping[int, Failure]] = {
     529: Failure.OVERLOADED,
 }
 
-# Somebody between us and the model lost sight of the call while it ran: RFC 9110, sections 15.5.9,
-# 15.6.3 and 15.6.5, and Cloudflare's 520 and 524.
-_MAYBE_EXECUTED: Final = frozenset({408, 502, 504, 520, 524})
+#: Somebody between us and the model lost sight of the call while it ran: RFC 9110, sections 15.5.9,
+#: 15.6.3 and 15.6.5. Of Cloudflare's own (support page "Cloudflare 5xx errors") those that also
+#: come after the origin took the connection: 520 no answer to speak of, 522 no acknowledgement of
+#: the request, 524 no answer in time, 527 the same behind a Railgun. Not those before it: 521
+#: refused, 523 no way there, 525 and 526 TLS, 530 no name or tunnel to go to. 598 and 599 are
+#: other proxies' time-outs, of reading and, with some, of anything.
+MAYBE_EXECUTED: Final = frozenset({408, 502, 504, 520, 522, 524, 527, 598, 599})
 
 # OpenAI's and Anthropic's permanent refusals, mostly sent with 429. The names with a prefix are
 # families: `project_spend_limit_exceeded`, `monthly_usage_limit_exceeded`, and so on.
@@ -146,7 +150,7 @@ def classify_answer(
         failure = Failure.BUSY
     return failed(
         failure,
-        executed=Executed.MAYBE if status in _MAYBE_EXECUTED else None,
+        executed=Executed.MAYBE if status in MAYBE_EXECUTED else None,
         hint=_hint(rules, failure, headers, wall, document),
         code=said.code,
         again=asked != "false",
@@ -165,7 +169,7 @@ def classify_event(rules: Rules, document: Any, *, content_seen: bool) -> Verdic
     failure = _refine(rules, failure, said)
     return failed(
         failure,
-        executed=Executed.MAYBE if content_seen or said.status in _MAYBE_EXECUTED else None,
+        executed=Executed.MAYBE if content_seen or said.status in MAYBE_EXECUTED else None,
         hint=_hint(rules, failure, said.headers, 0.0, document),
         code=said.code,
     )

@@ -19,6 +19,8 @@ from steer_policies.headers import (
     NO_NAMES,
     Field,
     credential_fields,
+    is_own,
+    listed,
     query_credentials,
     strip_query_credentials,
     subprotocol_credentials,
@@ -31,10 +33,16 @@ MEANINGFUL_HEADERS: Final = frozenset(
         b"accept",
         b"anthropic-beta",
         b"anthropic-version",
+        b"content-encoding",
         b"content-type",
         b"openai-beta",
         b"openai-organization",
         b"openai-project",
+        b"soapaction",
+        b"x-amz-target",
+        b"x-http-method",
+        b"x-http-method-override",
+        b"x-method-override",
         b"x-steer-quality",
         b"x-steer-upstream",
     }
@@ -123,10 +131,14 @@ def fingerprint(secret: bytes, request: RequestIdentity) -> str:
 
     Made of the method, the path, the query (by name, without credentials), `MEANINGFUL_HEADERS` and
     the body: JSON by value (`canonical_json`), a form by its parts (`form_digest`), else its bytes.
-    Takes time linear in the body; a few megabytes are a matter for a thread.
+    A header that `Connection` lists goes no further than Steer, and counts only where it is read
+    here. Takes time linear in the body; a few megabytes are a matter for a thread.
     """
     fields = request.fields
-    places = _meaningful(b"\n".join([name for name, _ in fields]))
+    places, connections = _meaningful(b"\n".join([name for name, _ in fields]))
+    if dropped := listed(fields, connections):
+        names = [(place, place[1].decode()) for place in places]
+        places = tuple(place for place, name in names if name not in dropped or is_own(name))
     headers = _headers(tuple([(name, fields[index][1]) for index, name in places]))
     kind, digest = _body(headers.content_type, request.body)
     parts = (
@@ -167,12 +179,12 @@ def _headers(fields: tuple[Field, ...]) -> _Headers:
 
 # A program's requests all have the same fields: see `steer_policies.headers`.
 @lru_cache(maxsize=256)
-def _meaningful(names: bytes) -> tuple[tuple[int, bytes], ...]:
-    """Which fields matter, with their lower-case names."""
-    return tuple(
-        (index, name)
-        for index, name in enumerate(names.lower().split(b"\n"))
-        if name in MEANINGFUL_HEADERS
+def _meaningful(names: bytes) -> tuple[tuple[tuple[int, bytes], ...], tuple[int, ...]]:
+    """Which fields matter, with their lower-case names, and which are `Connection`."""
+    lower = list(enumerate(names.lower().split(b"\n")))
+    return (
+        tuple((index, name) for index, name in lower if name in MEANINGFUL_HEADERS),
+        tuple(index for index, name in lower if name == b"connection"),
     )
 
 

@@ -92,21 +92,25 @@ _CREDENTIAL_SUFFIXES: Final = (
 )
 
 # What callers and their gateways call their keys in headers (`X-Token`, `X-User-Key`). In a query
-# these are too many: there they name a page, a sorting, an upload.
+# these are too many: there they name a page, a sorting, an upload. A session is one where it is
+# presented (`X-Metabase-Session`); an id of one names a conversation, to LLMs and MCP servers.
 _CREDENTIAL_ENDINGS: Final = (
     "token",
     "secret",
-    "password",
-    "passwd",
     "-key",
-    "-jwt",
-    "-jwt-assertion",
     "-credential",
     "-credentials",
+    "-session",
 )
-_CREDENTIAL_WORDS: Final = frozenset({"auth", "key", "jwt"})
+_CREDENTIAL_WORDS: Final = frozenset({"auth", "key", "session"})
 
-# Headers that end like one and name something else.
+# Anywhere in a header's name: what proxies that authenticate a caller tell about it is such a name
+# as well (`X-Auth-Request-Email`, `X-Amzn-Oidc-Identity`, `X-MS-Client-Principal-Id`).
+_CREDENTIAL_PARTS: Final = re.compile(
+    r"^x-auth-|access-code|access-key|api-?key|authentic|jwt|oidc|passw|principal|signature"
+)
+
+# Headers that read like one and name something else.
 _NO_CREDENTIAL: Final = (
     "idempotency-key",
     "websocket-key",
@@ -127,10 +131,15 @@ _NO_CREDENTIAL: Final = (
 # Beside the names of headers, which some providers take in a query, too.
 _CREDENTIAL_PARAMETERS: Final = frozenset(
     {
+        "auth",
         "bearer-token",
-        "client-secret",
+        "jwt",
         "key",
         "oauth-token",
+        "password",
+        "secret",
+        "sig",
+        "signature",
         "token",
         "$httpheaders",  # Google lets a query carry headers
     }
@@ -173,7 +182,11 @@ def is_credential(name: str) -> bool:
         return True
     if name.endswith(_NO_CREDENTIAL) or name.startswith("x-steer-"):
         return False
-    return name in _CREDENTIAL_WORDS or name.endswith(_CREDENTIAL_ENDINGS)
+    return (
+        name in _CREDENTIAL_WORDS
+        or name.endswith(_CREDENTIAL_ENDINGS)
+        or _CREDENTIAL_PARTS.search(name) is not None
+    )
 
 
 def _is_known_credential(name: str) -> bool:
@@ -203,13 +216,13 @@ def request_fields(
     Kept back are hop-by-hop fields and those that `Connection` lists (RFC 9110, section 7.6.1),
     `Host` and framing, Steer's own (`X-Steer-*`), and with `strip_credentials` every form of the
     caller's credential. An idempotency key is for the provider, whatever `Connection` says of it.
-    `replaced` are further lower-case names to keep back: what the sender puts
-    in its own words, or has no use for.
+    `replaced` are further lower-case names to keep back: what the sender puts in its own words, or
+    has no use for.
     """
     names = b"\n".join([name for name, _ in fields])
     passing, connections = _passing_on(names, replaced, strip_credentials)
-    if listed := _listed(fields, connections) - _FOR_THE_PROVIDER:
-        passing, _ = _passing_on.__wrapped__(names, replaced | listed, strip_credentials)
+    if also := listed(fields, connections) - _FOR_THE_PROVIDER:
+        passing, _ = _passing_on.__wrapped__(names, replaced | also, strip_credentials)
     return [fields[index] for index in passing]
 
 
@@ -229,8 +242,8 @@ def response_fields(
     """
     names = b"\n".join([name for name, _ in fields])
     passing, connections = _passing_back(names, kept, strip_cookies, replaced)
-    if listed := _listed(fields, connections):
-        passing, _ = _passing_back.__wrapped__(names, kept, strip_cookies, replaced | listed)
+    if also := listed(fields, connections):
+        passing, _ = _passing_back.__wrapped__(names, kept, strip_cookies, replaced | also)
     return [fields[index] for index in passing]
 
 
@@ -287,14 +300,14 @@ def _connections(lower: Sequence[str]) -> tuple[int, ...]:
     return tuple(index for index, name in enumerate(lower) if name == "connection")
 
 
-def _listed(fields: Sequence[Field], connections: Iterable[int]) -> frozenset[str]:
-    """The lower-case names that `Connection` lists, but for its own two words."""
-    listed: set[str] = set()
+def listed(fields: Sequence[Field], connections: Iterable[int]) -> frozenset[str]:
+    """The lower-case names that `Connection`, at these places, lists, but for its own two words."""
+    names: set[str] = set()
     for index in connections:
         value = fields[index][1]
         if value not in _USUAL:
-            listed.update(token.strip().lower() for token in value.decode("latin-1").split(","))
-    return frozenset(listed)
+            names.update(token.strip().lower() for token in value.decode("latin-1").split(","))
+    return frozenset(names)
 
 
 def via(version: str = "1.1", pseudonym: str = PSEUDONYM) -> tuple[str, str]:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from decimal import Decimal
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from steer_policies.canonical import MAX_STRUCTURE, canonical_json, form_digest, pack
+from steer_policies import canonical
+from steer_policies.canonical import (
+    MAX_BARE,
+    MAX_STRUCTURE,
+    canonical_json,
+    form_digest,
+    pack,
+)
 
 VALUES = st.recursive(
     st.none()
@@ -149,9 +159,9 @@ def test_spelling_does_not_matter(value: Any, data: st.DataObject) -> None:
     one = spelled(data.draw, value).encode()
     other = spelled(data.draw, value).encode()
     assert reference(one) == reference(other) == frozen(value)
-    canonical = canonical_json(one)
-    assert canonical is not None
-    assert canonical == canonical_json(other)
+    found = canonical_json(one)
+    assert found is not None
+    assert found == canonical_json(other)
 
 
 @given(VALUES, VALUES)
@@ -299,6 +309,8 @@ def test_different(one: str, other: str) -> None:
         b"[" * 2000 + b"]" * 2000,
         b"[" * 500_000,
         b"[" + b"1," * MAX_STRUCTURE + b"1]",
+        b"{" + b",".join(b'"%d":1' % name for name in range(MAX_STRUCTURE // 2 + 1)) + b"}",
+        b"[" + b"0.12345678901," * (MAX_BARE // 14) + b"0.12345678901]",
     ],
     ids=lambda text: repr(text[:24]),
 )
@@ -312,7 +324,10 @@ def test_not_compared_by_value(text: bytes) -> None:
     [
         b"[" * 254 + b"]" * 254,
         b'{"a":' * 254 + b"1.0" + b"}" * 254,
-        b'"' + b"," * (MAX_STRUCTURE - 1) + b'xyz"',
+        b'"' + b"," * (MAX_STRUCTURE + 1) + b'"',
+        b"[" + b"1," * (MAX_STRUCTURE - 1) + b"1]",
+        b'["' + b"x" * MAX_BARE + b'",1' + b" " * MAX_BARE + b"]",
+        b'"' + b"\\\\" * MAX_STRUCTURE + b'\\"' * MAX_STRUCTURE + b'"',
         b"18446744073709551615",
         b"-9223372036854775808",
         b"1.7976931348623157e308",
@@ -324,6 +339,39 @@ def test_not_compared_by_value(text: bytes) -> None:
 def test_just_compared_by_value(text: bytes) -> None:
     """The last ones within the bounds."""
     assert canonical_json(text) is not None
+
+
+@given(AWKWARD, st.integers(1, 9))
+def test_a_body_in_pieces(text: bytes, size: int) -> None:
+    """Wherever the pieces end in which it is looked through: in a string, a number, an escape."""
+    whole = canonical_json(text)
+    with patch.object(canonical, "_AT_ONCE", size):
+        assert canonical_json(text) == whole
+
+
+def longest_stretch(body: bytes) -> float:
+    """For how many seconds nobody else has a turn while a thread looks through a body."""
+    thread = threading.Thread(target=canonical_json, args=(body,))
+    longest, last = 0.0, time.perf_counter()
+    thread.start()
+    while thread.is_alive():
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    return max(longest, time.perf_counter() - last)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":1' + b" " * 2**24 + b"}",
+        b"[" + b"123456789012345678," * (MAX_BARE // 20) + b"1]",
+        b"[" + b"123456789012345678," * 990_000 + b"1]",
+    ],
+    ids=["space", "integers", "too many integers"],
+)
+def test_others_have_their_turn(body: bytes) -> None:
+    """No stretch is long but the parser's, some 50 ms here; a busy machine is given three tries."""
+    assert any(longest_stretch(body) < 0.2 for _ in range(3))
 
 
 @given(st.lists(st.binary(max_size=12)), st.lists(st.binary(max_size=12)))

@@ -150,6 +150,37 @@ def test_credential_names() -> None:
         ("cf-access-jwt-assertion", True),
         ("helicone-auth", True),
         ("auth", True),
+        ("x-api-key-id", True),
+        ("x_apikey_v2", True),
+        ("x-passwd-hash", True),
+        ("session", True),
+        ("x-metabase-session", True),
+        ("x-authenticated-userid", True),
+        ("x-authentication", True),
+        ("x-goog-authenticated-user-email", True),
+        ("x-amzn-oidc-identity", True),
+        ("x-jwt-payload", True),
+        ("x-ms-client-principal-id", True),
+        ("x-signature", True),
+        ("x-hub-signature-256", True),
+        ("x-access-code", True),
+        ("x-access-key-id", True),
+        ("x-auth-user", True),
+        ("x-auth-request-email", True),
+        ("x-auth-page-token", False),
+        ("x-author", False),
+        ("mcp-session-id", False),
+        ("mcp-protocol-version", False),
+        ("helicone-session-id", False),
+        ("x-claude-code-session-id", False),
+        ("x-session-affinity", False),
+        ("session_id", False),
+        ("anthropic-dangerous-direct-browser-access", False),
+        ("openai-beta", False),
+        ("x-goog-request-params", False),
+        ("x-amz-date", False),
+        ("x-amz-content-sha256", False),
+        ("x-forwarded-user", False),
         ("idempotency-key", False),
         ("x-idempotency-key", False),
         ("idempotency_key", False),
@@ -171,7 +202,8 @@ def test_credential_names() -> None:
     ],
 )
 def test_names_of_their_own(name: str, credential: bool) -> None:
-    """What ends like a key or a token is one; what SDKs change from try to try is none."""
+    """What reads like a key, a token or an account is one; a session's id, or what SDKs change from
+    try to try, is none."""
     assert is_credential(name) is credential
 
 
@@ -284,6 +316,8 @@ def test_accept_encoding(asked: str | None, identity: bool, answer: str) -> None
         ("$httpHeaders[authorization]=s&%24httpHeaders%5Bx%5D=s&b[key]=1", "b[key]=1"),
         ("page_token=1&pageToken=2&sort_key=3", "page_token=1&pageToken=2&sort_key=3"),
         ("Ocp-Apim-Subscription-Key=s&subscription_key=s&x_goog_api_key=s&c=1", "c=1"),
+        ("auth=s&jwt=s&secret=s&client_secret=s&password=s&sig=s&Signature=s&c=1", "c=1"),
+        ("author=1&session=2&sign=3", "author=1&session=2&sign=3"),
     ],
 )
 def test_credentials_in_a_query(query: str, stripped: str) -> None:

@@ -91,6 +91,8 @@ def caused(error: Exception, cause: BaseException) -> Exception:
         (unwell(500), Failure.SERVER_ERROR, Executed.NO),
         (unwell(503), Failure.OVERLOADED, Executed.NO),
         (unwell(504), Failure.SERVER_ERROR, Executed.MAYBE),
+        (unwell(521), Failure.SERVER_ERROR, Executed.NO),
+        (unwell(522), Failure.SERVER_ERROR, Executed.MAYBE),
         (unwell(529), Failure.OVERLOADED, Executed.NO),
         (status_error(openai.RateLimitError, 429), Failure.THROTTLED, Executed.NO),
         (status_error(openai.BadRequestError, 400), Failure.REJECTED, Executed.NO),

@@ -16,16 +16,13 @@ from typing import Any, Final
 
 from steer_llm_sdk.checks import is_finite
 from steer_llm_sdk.errors import OrchestratorError, ProviderError, ToolExecutionError
-from steer_policies.classify import by_status
+from steer_policies.classify import MAYBE_EXECUTED, by_status
 from steer_policies.config import DialectName
 from steer_policies.outcome import Executed, Failure, HintSource, RetryHint, Verdict, failed
 from steer_policies.retry_after import read_retry_hint
 
 #: How far back the causes of an exception are followed.
 MAX_CAUSES: Final = 8
-
-#: Statuses after which the provider may have done the work all the same, and lost its answer.
-_MAYBE: Final = frozenset({408, 502, 504, 520, 524})
 
 #: Errors of the operating system at which no connection came to be.
 _UNREACHED: Final = frozenset(
@@ -124,7 +121,7 @@ def _of(error: BaseException, wall: float) -> Verdict | None:
     if status is not None and (failure := by_status(status)) is not None:
         return failed(
             failure,
-            executed=Executed.MAYBE if status in _MAYBE else None,
+            executed=Executed.MAYBE if status in MAYBE_EXECUTED else None,
             hint=_hint(error, wall),
             code=str(status),
             again=_again(error),
