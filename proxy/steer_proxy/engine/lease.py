@@ -108,8 +108,9 @@ class LeaseKeeper:
             self._reach.lost("lease", error)
             return error
         except LedgerUnusable as error:
+            # Callers are not told the place of a key's file, nor of a database.
             self._reach.lost("lease", error)
-            return LedgerUnavailable(str(error))
+            return LedgerUnavailable("it cannot be used as it is; Steer's log says why")
         except Exception as error:  # noqa: BLE001 - the next renewal must be tried
             if self._told.due():
                 LOGGER.exception("the lease could not be renewed")

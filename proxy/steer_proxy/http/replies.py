@@ -19,6 +19,7 @@ from steer_proxy.http.problems import advice
 LOGGER: Final = logging.getLogger("steer.call")
 
 _LENGTH: Final = frozenset({"content-length"})
+_STATUS: Final = frozenset({"idempotency-status"})
 _SWITCHING: Final = frozenset(
     {
         "connection",
@@ -86,7 +87,7 @@ def answer_head(
         () if response is None else response.raw_headers,
         strip_cookies=own,
         kept=kept,
-        replaced=frozenset(told),
+        replaced=frozenset(told) if call.key is None else _STATUS.union(told),
     )
     return fields, [*own_lines(call, made, settled, personal=personal), *told.values()]
 

@@ -239,7 +239,7 @@ async def test_a_bug_does_not_cost_the_lease(where: str, caplog: pytest.LogCaptu
 
 
 async def test_a_ledger_that_became_unusable() -> None:
-    """Whoever needs the lease is told as of one that is away."""
+    """Whoever needs the lease is told as of one that is away, and where to look."""
     async with keeping() as books:
 
         def newer() -> None:
@@ -247,7 +247,7 @@ async def test_a_ledger_that_became_unusable() -> None:
 
         books.ledger.before("renew", newer)
         await asyncio.sleep(RENEW + LEASE)
-        with pytest.raises(LedgerUnavailable, match="use the newer version"):
+        with pytest.raises(LedgerUnavailable, match="Steer's log says why"):
             await books.keeper.ensure_lease()
         books.ledger.before("renew", None)
         await books.keeper.ensure_lease()
