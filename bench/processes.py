@@ -11,7 +11,6 @@ import ctypes
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
+
+from tests.support.ports import free_port
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 
@@ -148,7 +149,7 @@ def steer(
         f"    base_url: http://127.0.0.1:{upstream.port}/v1\n"
         f"    concurrency: {{limit: 4096, queue: 256}}\n{more}"
     )
-    port, admin_port = _free_port(), _free_port()
+    port, admin_port = free_port(), free_port()
     given = (f"--config={config}", f"--port={port}", f"--admin-port={admin_port}", *options)
     began = time.perf_counter()
     with _process(("-m", module, "serve", *given), folder, variables) as process:
@@ -166,9 +167,3 @@ def _wait_until_ready(process: subprocess.Popen[str], url: str) -> None:
             return
         time.sleep(0.002)
     raise StartError(f"steer serve was not ready within {PATIENCE:g} s")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

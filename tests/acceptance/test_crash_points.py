@@ -21,12 +21,13 @@ import pytest
 
 from tests.provider import Answer, Await, Fault, Provider, Signal, WaitUntilClosed, faults
 from tests.support import postgres
+from tests.support.ports import free_port
 from tests.torture.caller import Patience, attempt
 from tests.torture.checker import Evidence, LedgerRow, Violation, check
 from tests.torture.database import Database, Postgres, Sqlite
 from tests.torture.history import Call, End, Try
 from tests.torture.provider_log import arrivals, signed
-from tests.torture.replica import Replica, free_port, replicas
+from tests.torture.replica import Replica, replicas
 
 pytestmark = pytest.mark.real_time
 

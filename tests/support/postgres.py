@@ -14,7 +14,6 @@ import itertools
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+
+from tests.support.ports import free_port
 
 PASSWORD: Final = "pa%ss:w@rd/1"
 """Of the role `strict`, the only one that needs a password; unfit for a URL as it is."""
@@ -85,7 +86,7 @@ class Server:
         self._names = itertools.count(1)
         self._keeper: subprocess.Popen[bytes] | None = None
         self._migrated = False
-        self.port = _free_port()
+        self.port = free_port()
         self._initialise()
         self.start()
         self.sql(f"CREATE ROLE strict LOGIN PASSWORD '{PASSWORD}'")
@@ -207,13 +208,6 @@ class Server:
 def _unprivileged() -> int | None:
     """The user to run as, when we are root: PostgreSQL refuses to be."""
     return pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 def _migrate(url: str) -> None:

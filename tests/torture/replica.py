@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from typing import Any, Final
 
 import yaml
 
+from tests.support.ports import free_port
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 
 #: How long a process may take to be ready, or to end, in seconds.
@@ -23,14 +24,6 @@ PATIENCE: Final = 30.0
 
 #: How often it is looked at meanwhile, in seconds.
 LOOK: Final = 0.01
-
-
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _stands_still(pid: int) -> bool:
