@@ -119,7 +119,7 @@ class KeyedCalls:
             resolution = await self._resolved(run, call)
             return await self._serve(request, progress, call, identity, run, resolution, first)
         except asyncio.CancelledError:
-            if run.joiners == 1:
+            if run.joiners == 1 and not progress.cut:  # a drain ends it in its own words
                 run.call_off()
             raise
         finally:
