@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import datetime as dt
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -537,6 +538,62 @@ def test_two_loops_at_a_time_are_refused() -> None:
         other.run_until_complete(run)
     other.close()
     assert work.made == 1
+
+
+def left_behind(begun: Any) -> None:
+    """Begin something in a loop that then ends without a word: nothing of it is cancelled."""
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(begun)
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert not task.done()
+    loop.close()
+
+
+def test_a_run_left_behind_by_its_loop_is_uncertain() -> None:
+    """Its tool was being run: it is not run a second time."""
+    manager, work, other = IdempotencyManager(), Worker(seconds=100.0), Worker()
+    left_behind(once_of(manager).run(asking(), work))
+    with pytest.raises(UncertainOutcomeError):
+        asyncio.run(once_of(manager).run(asking(), other))
+    assert (work.made, other.made) == (1, 0)
+
+
+def test_what_is_left_behind_is_not_heard_of_again() -> None:
+    """When it is thrown away, long after, the key is another run's."""
+    manager = IdempotencyManager(on_uncertain="rerun")
+    left_behind(once_of(manager).run(asking(), Worker(seconds=100.0)))
+    work = Worker()
+    asyncio.run(once_of(manager).run(asking(), work))
+    gc.collect()
+    asyncio.run(once_of(manager).run(asking(), work))
+    assert work.made == 1
+
+
+def test_a_run_left_behind_while_it_asks_the_store_leaves_its_key_free() -> None:
+    """Nothing was run for it."""
+
+    class Slow(Shelf):
+        patience = 100.0
+
+        async def get(self, key: str) -> Any:
+            await asyncio.sleep(self.patience)
+            return await super().get(key)
+
+    manager, work = Slow(), Worker()
+    once = once_of(manager)
+    left_behind(once.run(asking(), work))
+    manager.patience = 0.0
+    assert not asyncio.run(once.run(asking(), work)).replayed
+    assert work.made == 1
+
+
+def test_closing_after_a_loop_that_left_runs_behind() -> None:
+    """There is nothing left to be ended."""
+    manager = IdempotencyManager()
+    left_behind(once_of(manager).run(asking(), Worker(seconds=100.0)))
+    asyncio.run(manager.close())
+    with pytest.raises(UncertainOutcomeError):
+        asyncio.run(once_of(manager).run(asking(), Worker()))
 
 
 # --- A store that is down -------------------------------------------------------------------------

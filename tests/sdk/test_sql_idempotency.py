@@ -395,6 +395,25 @@ async def use_and_close(manager: IdempotencyManager, use: Callable[[], Any]) -> 
         return bool(await use())
 
 
+def test_closing_after_a_loop_that_left_a_run_behind(url: str, tmp_path: Path) -> None:
+    """The file is let go of; what ran is uncertain."""
+    manager, work = IdempotencyManager(database_url=url), Worker(seconds=100.0)
+    loop = asyncio.new_event_loop()
+    run = loop.create_task(once_of(manager).run(asking(), work))
+    loop.run_until_complete(work.begun())
+    assert not run.done()
+    loop.close()
+    asyncio.run(manager.close())
+
+    async def another() -> None:
+        async with IdempotencyManager(database_url=url) as other:
+            await once_of(other).run(asking(), Worker())
+
+    with pytest.raises(UncertainOutcomeError):
+        asyncio.run(another())
+    assert work.made == 1
+
+
 def test_a_run_cut_off_by_its_loops_end_is_uncertain(url: str, tmp_path: Path) -> None:
     """Ctrl-C in the middle of a run: what is left says so."""
     manager, work = IdempotencyManager(database_url=url), Worker(seconds=100.0)

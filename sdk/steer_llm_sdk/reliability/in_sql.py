@@ -147,10 +147,12 @@ class SqlOnce:
     async def close(self) -> None:
         """End what runs, and close the ledger; it opens again when it is needed."""
         await self._runs.close()
-        for task in self._later:
-            task.cancel()
-        if self._later:
-            await asyncio.wait(self._later)
+        loop = asyncio.get_running_loop()
+        # Those of a loop that has ended go on no more.
+        if later := [task for task in self._later if task.get_loop() is loop]:
+            for task in later:
+                task.cancel()
+            await asyncio.wait(later)
         await self._lifetime.close(self)
 
     def finish_later(self, opened: OpenLedger, finish: Finish) -> None:
@@ -263,6 +265,8 @@ class _Execution:
                 await self._end(owned, State.COMPLETED, told)
                 raise
             return await self._complete(owned, row, text, value)
+        except GeneratorExit:  # thrown away with its loop: nothing can be awaited any more
+            raise
         except BaseException as error:
             if value is not None:
                 raise

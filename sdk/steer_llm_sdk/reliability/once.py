@@ -297,6 +297,16 @@ class Run:
         """Another process has taken the key over."""
         self.task: asyncio.Task[None] | None = None
 
+    @property
+    def left_behind(self) -> bool:
+        """Its loop ended without a word to those it ran: nothing of it goes on, ever."""
+        return self.future.get_loop().is_closed()
+
+    @property
+    def begun(self) -> bool:
+        """Whether its work may have begun: it does as soon as the key is known to be its own."""
+        return self.bound.done() and self.bound.result()
+
     def bind(self, mine: bool) -> None:  # noqa: FBT001 - it is the value
         """Say whether the key is bound to this run's request."""
         if not self.bound.done():
@@ -329,13 +339,18 @@ class Run:
 
 
 CarryOut = Callable[[Run], Awaitable[Done]]
+CutOff = Callable[[str, Run], None]
 
 
 class Runs:
-    """The runs of a process, by key; of one event loop at a time."""
+    """The runs of a process, by key; of one event loop at a time.
 
-    def __init__(self, join_timeout: float) -> None:
+    `cut_off` is told the place of each run that its loop left behind after its work had begun.
+    """
+
+    def __init__(self, join_timeout: float, cut_off: CutOff | None = None) -> None:
         self._join_timeout = join_timeout
+        self._cut_off = cut_off
         self._running: dict[str, Run] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -380,7 +395,7 @@ class Runs:
             return run.future.result()
         finally:
             run.joiners -= 1
-            if not run.joiners and not run.future.done() and run.task is not None:
+            if not (run.joiners or run.future.done() or run.left_behind) and run.task is not None:
                 run.abandon()
                 await asyncio.wait((run.task,))
 
@@ -396,8 +411,10 @@ class Runs:
         else:
             run.future.set_result(done)
         finally:
-            del self._running[place]
-            run.bind(False)
+            # Thrown away with its loop, it may come here when the key is another run's already.
+            if not run.left_behind:
+                del self._running[place]
+                run.bind(False)
 
     @staticmethod
     def _fail(run: Run, error: Exception) -> None:
@@ -406,7 +423,7 @@ class Runs:
 
     async def close(self) -> None:
         """End what runs."""
-        runs = list(self._running.values())
+        runs = list(self._here().values())
         for run in runs:
             run.abandon()
         if tasks := [run.task for run in runs if run.task is not None]:
@@ -420,6 +437,9 @@ class Runs:
                     "idempotency_manager: it is in use in another event loop; give each running "
                     "loop a manager of its own"
                 )
+            for place, run in self._running.items():
+                if run.begun and self._cut_off is not None:
+                    self._cut_off(place, run)
             self._running.clear()
             self._loop = loop
         return self._running

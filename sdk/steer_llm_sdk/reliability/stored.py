@@ -81,7 +81,7 @@ class StoreOnce:
     def __init__(self, store: Store, terms: Terms) -> None:
         self._store = store
         self._terms = terms
-        self._runs = Runs(terms.join_timeout)
+        self._runs = Runs(terms.join_timeout, self._cut_off)
         self._unsaved: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
     async def run(
@@ -142,12 +142,20 @@ class StoreOnce:
         Raises:
             Exception: the store's own errors.
         """
-        self._unsaved[key] = record
-        while len(self._unsaved) > MAX_UNSAVED:
-            self._unsaved.popitem(last=False)
+        self._hold(key, record)
         async with asyncio.timeout(STORE_TIME):
             await self._store.store(key, record)
         self._unsaved.pop(key, None)
+
+    def _hold(self, key: str, record: dict[str, Any]) -> None:
+        self._unsaved[key] = record
+        while len(self._unsaved) > MAX_UNSAVED:
+            self._unsaved.popitem(last=False)
+
+    def _cut_off(self, key: str, run: Run) -> None:
+        """A loop ended without a word while it ran this: its tool may have been run."""
+        if key not in self._unsaved:
+            self._hold(key, record_of(State.UNCERTAIN, run))
 
 
 class _Execution:
@@ -170,17 +178,19 @@ class _Execution:
             return done
         try:
             value = await self._run.interruptibly(work)
+        except GeneratorExit:  # thrown away with its loop: nothing can be awaited any more
+            raise
         except BaseException as error:
             if state_after(error, self._terms, self._executed) is State.UNCERTAIN:
-                await self._remember(self._record(State.UNCERTAIN))
+                await self._remember(record_of(State.UNCERTAIN, self._run))
             raise
         try:
             text = result_text(value, self._terms)
         except NotStorableError:
-            await self._remember(self._record(State.COMPLETED))
+            await self._remember(record_of(State.COMPLETED, self._run))
             raise
         # Parsed anew: the tool may hold on to what it returned, and change it.
-        record = {**self._record(State.COMPLETED), "value": json.loads(text)}
+        record = {**record_of(State.COMPLETED, self._run), "value": json.loads(text)}
         return Done(text, stored=await self._keep(record, value))
 
     async def _find(self) -> dict[str, Any] | None:
@@ -216,9 +226,6 @@ class _Execution:
             case _:
                 raise uncertain(self._key)
 
-    def _record(self, state: State) -> dict[str, Any]:
-        return {"steer": VERSION, "state": str(state), "fingerprint": self._run.print}
-
     async def _keep(self, record: dict[str, Any], value: Any) -> bool:
         """Store a result; whether that worked, where the policy lets it fail."""
         try:
@@ -240,6 +247,11 @@ class _Execution:
             await self._once.save(self._key, record)
         except Exception as error:  # noqa: BLE001 - a store may raise anything
             await tell_of_store(self._tell, self._terms, error, executed=True)
+
+
+def record_of(state: State, run: Run) -> dict[str, Any]:
+    """A run's record, but for its result."""
+    return {"steer": VERSION, "state": str(state), "fingerprint": run.print}
 
 
 def not_stored(key: str) -> ResultNotStoredError:
