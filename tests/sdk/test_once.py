@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import datetime as dt
 import gc
@@ -448,6 +449,30 @@ async def test_a_duplicate_does_not_wait_for_ever() -> None:
     assert not (await first).joined
 
 
+async def test_waiting_for_a_run_that_does_not_let_itself_be_ended_has_a_bound() -> None:
+    """Its caller has left and it goes on: its duplicates wait as long as any other's."""
+    ended = asyncio.Event()
+
+    async def stubborn() -> dict[str, Any]:
+        for _ in range(2):
+            with contextlib.suppress(asyncio.CancelledError):
+                await ended.wait()
+        return {"content": "done"}
+
+    once = once_of(IdempotencyManager(join_timeout=20.0))
+    first = asyncio.create_task(once.run(asking(), stubborn))
+    await asyncio.sleep(1.0)
+    first.cancel()
+    await asyncio.sleep(1.0)
+    async with asyncio.timeout(30.0):
+        with pytest.raises(KeyInProgressError, match="more than 20 s"):
+            await once.run(asking(), Worker())
+    ended.set()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert (await once.run(asking(), Worker())).replayed
+
+
 async def test_so_many_may_wait(make: Make) -> None:
     """More duplicates than `MAX_JOINERS` are told to come again."""
     once, work = make(), Worker(seconds=5.0)
@@ -594,6 +619,26 @@ def test_closing_after_a_loop_that_left_runs_behind() -> None:
     asyncio.run(manager.close())
     with pytest.raises(UncertainOutcomeError):
         asyncio.run(once_of(manager).run(asking(), Worker()))
+
+
+def test_a_tool_that_ends_the_program_leaves_nobody_waiting() -> None:
+    """Where the loop goes on all the same, as in a notebook, who waits is told."""
+    manager = IdempotencyManager()
+    loop = asyncio.new_event_loop()
+    work = Worker(SystemExit(3), seconds=0.01)
+    runs = [loop.create_task(once_of(manager).run(asking(), work)) for _ in range(2)]
+    with pytest.raises(SystemExit):
+        loop.run_until_complete(asyncio.gather(*runs))
+    done, waiting = loop.run_until_complete(asyncio.wait(runs, timeout=1.0))
+    for run in waiting:
+        run.cancel()
+    loop.run_until_complete(asyncio.wait(runs))
+    assert not waiting
+    assert {type(run.exception()) for run in done} == {UncertainOutcomeError}
+    with pytest.raises(UncertainOutcomeError):
+        loop.run_until_complete(once_of(manager).run(asking(), work))
+    loop.close()
+    assert work.made == 1
 
 
 # --- A store that is down -------------------------------------------------------------------------

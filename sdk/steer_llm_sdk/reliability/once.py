@@ -371,7 +371,10 @@ class Runs:
                 if await asyncio.shield(run.bound):
                     raise conflict(key)
             if run.task is not None:
-                await asyncio.wait((run.task,))
+                # A tool may refuse to be ended.
+                ended, _ = await asyncio.wait((run.task,), timeout=self._join_timeout)
+                if not ended:
+                    raise self._goes_on(key)
         first = run is None
         if run is None:
             run = running[place] = Run(print_, asyncio.get_running_loop())
@@ -388,10 +391,7 @@ class Runs:
             limit = None if first else self._join_timeout
             done, _ = await asyncio.wait((run.future,), timeout=limit)
             if not done:
-                raise KeyInProgressError(
-                    f"the run with the idempotency key {key!r} goes on for more than "
-                    f"{self._join_timeout:g} s: run again with the same key to wait on"
-                )
+                raise self._goes_on(key)
             return run.future.result()
         finally:
             run.joiners -= 1
@@ -399,12 +399,24 @@ class Runs:
                 run.abandon()
                 await asyncio.wait((run.task,))
 
+    def _goes_on(self, key: str) -> KeyInProgressError:
+        return KeyInProgressError(
+            f"the run with the idempotency key {key!r} goes on for more than "
+            f"{self._join_timeout:g} s: run again with the same key to wait on"
+        )
+
     async def _run(self, place: str, run: Run, carry_out: CarryOut) -> None:
         try:
             done = await carry_out(run)
-        except asyncio.CancelledError:
-            self._fail(run, UncertainOutcomeError("the run was cut off; see its key's record"))
-            if not run.abandoned and not run.lost:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
+            self._fail(
+                run,
+                UncertainOutcomeError(
+                    "the run was cut off, and its tool may have been run: run again with the same "
+                    "key, which tells, or runs it where nothing was done"
+                ),
+            )
+            if not isinstance(error, asyncio.CancelledError) or not (run.abandoned or run.lost):
                 raise
         except Exception as error:  # noqa: BLE001 - it is for those who wait
             self._fail(run, error)
