@@ -1,13 +1,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from steer_llm_sdk.errors import InvalidValue
-from steer_llm_sdk.reliability.idempotency import IdempotencyManager, NotStorableError, once_of
+from steer_llm_sdk.reliability.idempotency import (
+    IdempotencyManager,
+    NotStorableError,
+    StoreUnavailableError,
+    once_of,
+)
 from tests.sdk.test_once import Shelf, Worker, asking
 
 
@@ -84,22 +93,84 @@ async def test_a_fingerprint_stays_what_it_is() -> None:
     )
 
 
-async def test_orchestrators_that_share_a_manager_share_its_runs() -> None:
-    """Also one that is no subclass."""
-    for manager in (IdempotencyManager(), Shelf()):
-        assert once_of(manager) is once_of(manager)
-
-
 class Slotted:
-    """Cannot be remembered by reference."""
+    """Cannot be referred to weakly."""
 
-    __slots__ = ()
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held: dict[str, Any] = {}
 
     async def get(self, key: str) -> Any:
-        return None
+        await asyncio.sleep(0.01)
+        return self.held.get(key)
 
     async def store(self, key: str, value: Any) -> None:
-        pass
+        self.held[key] = value
+
+
+@dataclass
+class Compared(Shelf):
+    """Equal to others, and so without a hash."""
+
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+
+@dataclass(frozen=True)
+class Frozen(IdempotencyManager):
+    """A subclass that calls no constructor of ours, and of which nothing can be set."""
+
+    shelf: Shelf
+
+    async def get(self, key: str) -> Any:
+        return await self.shelf.get(key)
+
+    async def store(self, key: str, value: Any) -> None:
+        await self.shelf.store(key, value)
+
+
+@pytest.mark.parametrize(
+    "make", [IdempotencyManager, Shelf, Slotted, Compared, lambda: Frozen(Shelf())]
+)
+async def test_orchestrators_that_share_a_manager_share_its_runs(make: Callable[[], Any]) -> None:
+    """Of any kind: at the same time, one runs and the other waits."""
+    manager = make()
+    work = Worker(seconds=1.0)
+    both = [once_of(manager).run(asking(), work) for _ in range(2)]
+    assert sorted(outcome.joined for outcome in await asyncio.gather(*both)) == [False, True]
+    assert work.made == 1
+
+
+async def test_managers_that_are_equal_are_not_the_same() -> None:
+    """Each has its own store."""
+    one, other = Compared(), Compared()
+    assert one == other
+    await once_of(one).run(asking(), Worker())
+    assert not (await once_of(other).run(asking(), Worker())).replayed
+
+
+async def test_a_manager_that_nobody_has_any_more_is_gone() -> None:
+    """With the memory of its runs."""
+    manager = Shelf()
+    await once_of(manager).run(asking(), Worker())
+    gone = weakref.ref(manager)
+    del manager
+    gc.collect()
+    assert gone() is None
+
+
+async def test_what_its_store_did_not_take_is_known_to_its_next_orchestrator() -> None:
+    """It is remembered with the manager, whoever asks."""
+    shelf, work = Shelf(), Worker()
+    shelf.store_fails = 1
+    with pytest.raises(StoreUnavailableError):
+        await once_of(shelf).run(asking(), work)
+    gc.collect()
+    assert (await once_of(shelf).run(asking(), work)).replayed
+    assert work.made == 1
 
 
 async def test_a_manager_of_any_kind() -> None:

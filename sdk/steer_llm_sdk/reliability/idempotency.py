@@ -22,7 +22,7 @@ from steer_llm_sdk.reliability.idempotency_errors import (
 )
 from steer_llm_sdk.reliability.json_text import NotJSON, json_text
 from steer_llm_sdk.reliability.once import Identity, Once, OnFailure, Terms
-from steer_llm_sdk.reliability.stored import VERSION, Store, StoreOnce
+from steer_llm_sdk.reliability.stored import VERSION, Known, Store, StoreOnce
 from steer_policies.idempotency import OnLedgerDown, OnUncertain, State
 
 if TYPE_CHECKING:
@@ -183,12 +183,15 @@ class IdempotencyManager:
 
     def once(self) -> Once:
         """How runs with keys are made; the same for all who share this manager."""
-        if self._once is None:
-            if self._sql is not None and not _overrides(type(self)):
-                self._once = self._sql
-            else:
-                self._once = StoreOnce(self, self._terms())
-        return self._once
+        if self._once is not None:
+            return self._once
+        once: Once
+        if self._sql is not None and not _overrides(type(self)):
+            once = self._sql
+        else:
+            once = StoreOnce(self, self._terms())
+        object.__setattr__(self, "_once", once)  # also of a subclass that is a frozen dataclass
+        return once
 
     # --- Life -----------------------------------------------------------------------------------
 
@@ -209,8 +212,12 @@ class IdempotencyManager:
         await self.close()
 
 
-#: Of managers that are no subclass: runs of one of them know each other.
-_ONCES: Final[weakref.WeakKeyDictionary[Any, StoreOnce]] = weakref.WeakKeyDictionary()
+#: Of managers that are no subclass, what is known of the runs of each. By identity: one that is
+#: equal to another has a store of its own, and many that can be compared have no hash.
+_KNOWN: Final[dict[int, Known]] = {}
+
+#: Those of which nobody would tell us that they are gone.
+_KEPT: Final[list[Store]] = []
 
 
 def once_of(manager: IdempotencyManager | Store) -> Once:
@@ -226,10 +233,19 @@ def once_of(manager: IdempotencyManager | Store) -> Once:
             raise InvalidValue(
                 "idempotency_manager", f"{checks.shown(manager)} has no method {name}"
             )
-    try:
-        return _ONCES.setdefault(manager, StoreOnce(manager, _DEFAULTS))
-    except TypeError:  # it cannot be remembered
-        return StoreOnce(manager, _DEFAULTS)
+    return StoreOnce(manager, _DEFAULTS, _known(manager))
+
+
+def _known(manager: Store) -> Known:
+    """What is known of a manager's runs, for as long as there is that manager."""
+    known = _KNOWN.get(id(manager))
+    if known is None:
+        known = _KNOWN[id(manager)] = Known(_DEFAULTS)
+        try:
+            weakref.finalize(manager, _KNOWN.pop, id(manager), None).atexit = False
+        except TypeError:  # its id must not become another's
+            _KEPT.append(manager)
+    return known
 
 
 def _overrides(kind: type[IdempotencyManager]) -> bool:

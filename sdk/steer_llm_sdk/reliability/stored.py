@@ -75,14 +75,36 @@ class Store(Protocol):
         """Keep a JSON value for the key."""
 
 
-class StoreOnce:
-    """`Once` over a store."""
+class Known:
+    """What a process knows of the runs over a store, beside the store itself.
 
-    def __init__(self, store: Store, terms: Terms) -> None:
+    Those under way, and the records that the store did not take. It does not hold the store: it may
+    be kept for as long as there is one.
+    """
+
+    def __init__(self, terms: Terms) -> None:
+        self.runs: Final = Runs(terms.join_timeout, self._cut_off)
+        self.unsaved: Final[OrderedDict[str, dict[str, Any]]] = OrderedDict()
+
+    def hold(self, key: str, record: dict[str, Any]) -> None:
+        """Keep a record until the store has it."""
+        self.unsaved[key] = record
+        while len(self.unsaved) > MAX_UNSAVED:
+            self.unsaved.popitem(last=False)
+
+    def _cut_off(self, key: str, run: Run) -> None:
+        """A loop ended without a word while it ran this: its tool may have been run."""
+        if key not in self.unsaved:
+            self.hold(key, record_of(State.UNCERTAIN, run))
+
+
+class StoreOnce:
+    """`Once` over a store; all that are made over one store share what is `known` of it."""
+
+    def __init__(self, store: Store, terms: Terms, known: Known | None = None) -> None:
         self._store = store
         self._terms = terms
-        self._runs = Runs(terms.join_timeout, self._cut_off)
-        self._unsaved: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._known = known or Known(terms)
 
     async def run(
         self,
@@ -100,11 +122,11 @@ class StoreOnce:
         async def carry_out(run: Run) -> Done:
             return await _Execution(self, run, key, executed, tell).carry_out(work)
 
-        return outcome(await self._runs.once(key, key, print_, carry_out))
+        return outcome(await self._known.runs.once(key, key, print_, carry_out))
 
     async def close(self) -> None:
         """End what runs."""
-        await self._runs.close()
+        await self._known.runs.close()
 
     @property
     def terms(self) -> Terms:
@@ -119,7 +141,7 @@ class StoreOnce:
         Raises:
             Exception: the store's own errors; ValueError for what is no record.
         """
-        if (unsaved := self._unsaved.get(key)) is not None:
+        if (unsaved := self._known.unsaved.get(key)) is not None:
             try:
                 await self.save(key, unsaved)
             except Exception as error:  # noqa: BLE001 - the record is here all the same
@@ -142,20 +164,10 @@ class StoreOnce:
         Raises:
             Exception: the store's own errors.
         """
-        self._hold(key, record)
+        self._known.hold(key, record)
         async with asyncio.timeout(STORE_TIME):
             await self._store.store(key, record)
-        self._unsaved.pop(key, None)
-
-    def _hold(self, key: str, record: dict[str, Any]) -> None:
-        self._unsaved[key] = record
-        while len(self._unsaved) > MAX_UNSAVED:
-            self._unsaved.popitem(last=False)
-
-    def _cut_off(self, key: str, run: Run) -> None:
-        """A loop ended without a word while it ran this: its tool may have been run."""
-        if key not in self._unsaved:
-            self._hold(key, record_of(State.UNCERTAIN, run))
+        self._known.unsaved.pop(key, None)
 
 
 class _Execution:
