@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -351,6 +353,59 @@ async def test_managers_of_one_process_share_a_file(url: str) -> None:
     assert work.made == 1
     async with IdempotencyManager(database_url=url) as another:
         assert (await once_of(another).run(asking(), work)).replayed
+
+
+async def test_managers_that_were_not_closed(url: str) -> None:
+    """One for each request: the next one goes on with the file, which its loop's end closes."""
+    work = Worker()
+    for replayed in (False, True, True):
+        manager = IdempotencyManager(database_url=url)
+        assert (await once_of(manager).run(asking(), work)).replayed is replayed
+        del manager
+        gc.collect()
+    async with IdempotencyManager(database_url=url) as last:
+        assert (await once_of(last).run(asking(), work)).replayed
+    assert work.made == 1
+
+
+async def test_one_file_with_different_keys(url: str) -> None:
+    """The error says who has it, and what to do; closed, it may be opened with others."""
+    ring = (("k1", b"1" * 32),)
+    async with IdempotencyManager(database_url=url) as manager:
+        await once_of(manager).run(asking(), Worker())
+        async with IdempotencyManager(database_url=url, encryption=ring) as other:
+            with pytest.raises(StoreUnavailableError, match=r"of this process.*same encryption"):
+                await once_of(other).run(asking(), Worker())
+            await manager.close()
+            assert (await once_of(other).run(asking(), Worker())).replayed
+
+
+def test_a_file_and_two_loops_at_a_time(url: str) -> None:
+    """The error does not ask for another manager, which would not help."""
+    one, other = IdempotencyManager(database_url=url), IdempotencyManager(database_url=url)
+
+    async def use(manager: IdempotencyManager) -> None:
+        await once_of(manager).run(asking(), Worker())
+
+    async def hold(opened: threading.Event, ended: threading.Event) -> None:
+        async with one:
+            await use(one)
+            opened.set()
+            await asyncio.to_thread(ended.wait, 60.0)
+
+    opened, ended = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(hold(opened, ended)))
+    thread.start()
+    try:
+        assert opened.wait(60.0)
+        with pytest.raises(StoreUnavailableError, match=r"one event loop at a time.*PostgreSQL"):
+            asyncio.run(use(other))
+        with pytest.raises(StoreUnavailableError, match="close it there"):
+            asyncio.run(one.close())
+    finally:
+        ended.set()
+        thread.join()
+    asyncio.run(use(other))
 
 
 # --- Life -----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import weakref
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -35,10 +35,14 @@ _OURS: Final = LedgerTerms()
 
 
 class OpenLedger:
-    """An open ledger: `books` keep it, `claims` are the keys taken."""
+    """An open ledger: `books` keep it, `claims` are the keys taken; `ended` is told its end."""
 
     def __init__(
-        self, url: str, encryption: Sequence[tuple[str, bytes]], clock: Clock | None = None
+        self,
+        url: str,
+        encryption: Sequence[tuple[str, bytes]],
+        clock: Clock | None,
+        ended: Callable[[OpenLedger], None],
     ) -> None:
         self.loop: Final = asyncio.get_running_loop()
         self.clock: Final = clock or Clock()
@@ -52,6 +56,7 @@ class OpenLedger:
         )
         self.claims: Final = Claims(self.books)
         self._life = self._live()
+        self._ended = ended
         self._closed = False
 
     async def open(self) -> None:
@@ -73,6 +78,7 @@ class OpenLedger:
             await self.claims.close()
             await self.books.stop()
             self._closed = True
+            self._ended(self)
 
     async def close(self) -> None:
         """Write what waits, end the lease, let go of everything."""
@@ -84,17 +90,27 @@ class OpenLedger:
         # Its loop ended without a word: what is left is to let go of the file and its lock.
         with contextlib.suppress(Exception):
             await self.books.ledger.close()
+        self._closed = True
+        self._ended(self)
 
 
 class Lifetime:
-    """Has one ledger open at a time, for whichever loop asks; open while any of its users is."""
+    """Has one ledger open at a time, for whichever loop asks; open while any of its users is.
+
+    `file` is its place, where it is a file.
+    """
 
     def __init__(
-        self, url: str, encryption: Sequence[tuple[str, bytes]], clock: Clock | None = None
+        self,
+        url: str,
+        encryption: Sequence[tuple[str, bytes]],
+        clock: Clock | None = None,
+        file: Path | None = None,
     ) -> None:
         self._url = url
         self._encryption = encryption
         self._clock = clock
+        self._file = file
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
         self._open: OpenLedger | None = None
         self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
@@ -113,26 +129,59 @@ class Lifetime:
         return found
 
     async def close(self, user: object) -> None:
-        """Close it, unless others use it; it opens again when it is asked for."""
+        """Close it, unless others use it; it opens again when it is asked for.
+
+        Raises:
+            StoreUnavailableError: another running loop has it.
+        """
         async with self._lock():
-            self._users.discard(user)
-            if (opened := self._open) is not None and not self._users:
+            opened = self._open
+            if opened is not None and all(each is user for each in self._users):
+                if opened.loop.is_running() and self._mine() is None:
+                    raise StoreUnavailableError(
+                        "idempotency_manager: it is in use in another running event loop: close it "
+                        "there"
+                    )
                 self._open = None
                 await opened.close()
+            self._users.discard(user)
 
     async def _begin(self) -> OpenLedger:
         if (old := self._open) is not None:
             if old.loop.is_running():
-                raise StoreUnavailableError(
-                    "idempotency_manager: it is in use in another running event loop; give each "
-                    "of them a manager of its own"
-                )
+                raise self._elsewhere()
             self._open = None
             await old.close()
-        made = OpenLedger(self._url, self._encryption, self._clock)
+        file = self._file
+        if file is not None and (other := _OPEN.get(file)) is not None:
+            if other.loop.is_running():
+                raise StoreUnavailableError(
+                    f"database_url: another manager of this process has {file} open with another "
+                    "ring of keys: give them the same encryption, or close that one first"
+                )
+            await other.close()
+        made = OpenLedger(self._url, self._encryption, self._clock, self._ended)
         await made.open()
         self._open = made
+        if file is not None:
+            _OPEN[file] = made
         return made
+
+    def _elsewhere(self) -> StoreUnavailableError:
+        if self._file is None:
+            return StoreUnavailableError(
+                "idempotency_manager: it is in use in another running event loop; give each of "
+                "them a manager of its own"
+            )
+        return StoreUnavailableError(
+            f"database_url: another running event loop of this process has {self._file} open, and "
+            "a SQLite file serves one event loop at a time: make the runs in one of them, or name "
+            "a PostgreSQL database (postgresql://...)"
+        )
+
+    def _ended(self, opened: OpenLedger) -> None:
+        if self._file is not None and _OPEN.get(self._file) is opened:
+            del _OPEN[self._file]
 
     def _mine(self) -> OpenLedger | None:
         found = self._open
@@ -148,6 +197,10 @@ class Lifetime:
 #: Of files, which have one writer: managers of one process share it.
 _FILES: Final[weakref.WeakValueDictionary[object, Lifetime]] = weakref.WeakValueDictionary()
 
+#: Those that are open, held until they are closed, or with their loop: a manager may be forgotten
+#: without having been closed, and the next one of the same file goes on with it.
+_OPEN: Final[dict[Path, OpenLedger]] = {}
+
 
 def lifetime_of(
     url: str, encryption: Sequence[tuple[str, bytes]], clock: Clock | None = None
@@ -156,8 +209,9 @@ def lifetime_of(
     address = parse_address(url)
     if not isinstance(address, Sqlite) or clock is not None:
         return Lifetime(url, encryption, clock)
-    place = (Path(address.path).resolve(), tuple(encryption))
+    file = Path(address.path).resolve()
+    place = (file, tuple(encryption))
     found = _FILES.get(place)
     if found is None:
-        found = _FILES[place] = Lifetime(url, encryption)
+        found = _FILES[place] = Lifetime(url, encryption, file=file)
     return found
