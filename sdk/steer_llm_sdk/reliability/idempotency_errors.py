@@ -1,10 +1,10 @@
-"""What a run with an idempotency key may raise besides `ConflictError`."""
+"""What a run with an idempotency key may raise besides `ConflictError`, and in which words."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from steer_llm_sdk.errors import OrchestratorError
+from steer_llm_sdk.errors import ConflictError, OrchestratorError
 
 _NONE: Final = object()
 
@@ -68,3 +68,38 @@ class KeyInProgressError(IdempotencyError):
 
 class JoinedRunFailedError(IdempotencyError):
     """The run with this key, made by another process, has failed; the key is free again."""
+
+
+# --- What all stores say in the same words -------------------------------------------------------
+
+
+def conflict(key: str) -> ConflictError:
+    """The key is taken."""
+    return ConflictError(
+        f"the idempotency key {key!r} was used for another request, or for another tool named "
+        "explicitly: use a new key for a new request"
+    )
+
+
+def not_stored(key: str) -> ResultNotStoredError:
+    """The tool was run; what it gave is not there."""
+    return ResultNotStoredError(
+        f"the tool was run for the idempotency key {key!r}, and its result was not kept: it is not "
+        "run again; use a new key"
+    )
+
+
+def uncertain(key: str, remedy: str = "") -> UncertainOutcomeError:
+    """The tool may have been run."""
+    return UncertainOutcomeError(
+        f"the tool may have been run for the idempotency key {key!r}, and its result is lost, so "
+        f"it is not run again: find out what it did, then {remedy}use a new key"
+    )
+
+
+def unavailable(error: Exception) -> StoreUnavailableError:
+    """Nothing protects a run from being made twice now, so it is not made."""
+    return StoreUnavailableError(
+        "this run cannot be protected from being made twice now: the ledger is unavailable "
+        f"({error}). Nothing was run."
+    )

@@ -8,64 +8,34 @@ process finds the record and waits for it; when its owner dies, the outcome is u
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from steer_llm_sdk.reliability import answers
-from steer_llm_sdk.reliability.idempotency_errors import (
-    JoinedRunFailedError,
-    KeyInProgressError,
-    NotStorableError,
-    ResultNotStoredError,
-    StoreUnavailableError,
-    UncertainOutcomeError,
-)
+from steer_llm_sdk.reliability.forms import METHOD, ROUTE, fingerprint_of, request_text
+from steer_llm_sdk.reliability.idempotency_errors import StoreUnavailableError, unavailable
 from steer_llm_sdk.reliability.once import (
-    METHOD,
     NOBODY,
-    ROUTE,
     Caller,
-    Done,
     Identity,
     Judge,
     Outcome,
-    Run,
-    Runs,
     Tell,
     Terms,
     Work,
-    conflict,
-    fingerprint_of,
-    outcome,
-    request_text,
-    result_text,
-    state_after,
     tell_of_store,
 )
 from steer_llm_sdk.reliability.open_ledger import OpenLedger, lifetime_of
 from steer_llm_sdk.reliability.run_rows import RunRow
-from steer_llm_sdk.reliability.stored import not_stored, uncertain
+from steer_llm_sdk.reliability.sql_run import Execution
+from steer_llm_sdk.reliability.under_way import Done, Run, Runs, outcome
 from steer_policies.fingerprint import principal, scope_of
-from steer_policies.idempotency import (
-    IdempotencyPolicy,
-    Join,
-    Mismatch,
-    NotStored,
-    OnLedgerDown,
-    Replay,
-    Role,
-    State,
-    Uncertain,
-)
-from steer_proxy.engine.claims import MAX_TURNS, Finished, Found, Owned
+from steer_policies.idempotency import IdempotencyPolicy, OnLedgerDown, Role, State
 from steer_proxy.engine.clock import Clock, new_id
 from steer_proxy.ledger.protocol import LedgerUnavailable
-from steer_proxy.ledger.values import CallRow, Finish, Record, Ref
-
-#: How often a run of another process is looked at, in seconds, even when nothing was heard.
-EVERY: Final = 0.25
+from steer_proxy.ledger.values import Finish
 
 #: Keys are everybody's who uses the ledger: the principal of a route's scope `route`.
 _EVERYBODY: Final = principal((), "", "route")
@@ -117,7 +87,16 @@ class SqlOnce:
         row = RunRow(new_id(opened.clock.wall()), books.instance, caller, opened.clock, len(text))
 
         async def carry_out(run: Run) -> Done:
-            execution = _Execution(self, opened, run, identity.key, executed, tell)
+            execution = Execution(
+                opened,
+                self._terms,
+                self.policy,
+                run,
+                identity.key,
+                executed,
+                tell,
+                partial(self._end_later, opened),
+            )
             claim = row.claim(identity.key, scope, print_, books.owner, self._terms.ttl)
             return await execution.carry_out(row, claim, work)
 
@@ -155,7 +134,7 @@ class SqlOnce:
             await asyncio.wait(later)
         await self._lifetime.close(self)
 
-    def finish_later(self, opened: OpenLedger, finish: Finish) -> None:
+    def _end_later(self, opened: OpenLedger, finish: Finish) -> None:
         """Go on trying to write how a run has ended; its record stays ours meanwhile."""
         task = asyncio.create_task(self._finish_later(opened, finish))
         self._later.add(task)
@@ -188,238 +167,3 @@ class SqlOnce:
     @staticmethod
     def _scope(secret: bytes, key: str) -> str:
         return scope_of(secret, _EVERYBODY, METHOD, ROUTE, key)
-
-
-class _Execution:
-    """One run, from its key to its record."""
-
-    def __init__(
-        self,
-        once: SqlOnce,
-        opened: OpenLedger,
-        run: Run,
-        key: str,
-        executed: Judge | None,
-        tell: Tell | None,
-    ) -> None:
-        self._once = once
-        self._terms = once.terms
-        self._opened = opened
-        self._books = opened.books
-        self._claims = opened.claims
-        self._run = run
-        self._key = key
-        self._executed = executed
-        self._tell = tell
-        self._kept_for_later = False
-
-    async def carry_out(self, row: RunRow, claim: CallRow, work: Work) -> Done:
-        for _ in range(MAX_TURNS):
-            taken = await self._take(claim)
-            if isinstance(taken, Owned):
-                self._run.bind(mine=True)
-                try:
-                    return await self._make(taken, row, work)
-                finally:
-                    if not self._kept_for_later:
-                        self._claims.let_go(taken.ref)
-            self._run.bind(taken.record.fingerprint == self._run.print)
-            if (done := await self._found(taken)) is not None:
-                return done
-        raise KeyInProgressError(f"the idempotency key {self._key!r} changes hands too often")
-
-    async def _take(self, claim: CallRow) -> Owned | Found:
-        try:
-            taken = await self._claims.take(claim, self._once.policy, self._run.lose)
-        except LedgerUnavailable as error:
-            await tell_of_store(self._tell, self._terms, error, executed=False)
-            raise unavailable(error) from error
-        except asyncio.CancelledError:
-            # The loop is shutting down. The claim may have been made; nothing was run for it.
-            ended = claim._replace(ended_us=claim.started_us)
-            await self._claims.finish(Finish(Ref(claim.id, 1), State.RELEASED, ended))
-            raise
-        if isinstance(taken, Owned) and not taken.recorded:
-            await tell_of_store(
-                self._tell, self._terms, "the key cannot be recorded", executed=False
-            )
-        return taken
-
-    # --- Our own run ----------------------------------------------------------------------------
-
-    async def _make(self, owned: Owned, row: RunRow, work: Work) -> Done:
-        value: dict[str, Any] | None = None
-        started = False
-
-        async def begin() -> dict[str, Any]:
-            nonlocal started
-            started = True
-            return await work()
-
-        try:
-            value = await self._run.interruptibly(begin)
-            try:
-                text = result_text(value, self._terms)
-            except NotStorableError:
-                told = row.completed(self._terms.ttl, None, 0, answers.STATUS)
-                await self._end(owned, State.COMPLETED, told)
-                raise
-            return await self._complete(owned, row, text, value)
-        except GeneratorExit:  # thrown away with its loop: nothing can be awaited any more
-            raise
-        except BaseException as error:
-            if value is not None:
-                raise
-            if self._run.lost:
-                raise self._taken_over() from None
-            state = state_after(error, self._terms, self._executed) if started else State.RELEASED
-            await self._end(owned, state, row.failed(self._terms.ttl, error))
-            raise
-        finally:
-            self._books.log_attempts(row.attempts(value))
-
-    async def _complete(self, owned: Owned, row: RunRow, text: str, value: Any) -> Done:
-        """Commit the result, before anybody gets it."""
-        told = row.completed(self._terms.ttl, value, len(text), answers.STATUS)
-        done = Done(text, row=owned.ref.id, cost_nusd=told.cost_nusd)
-        if not owned.recorded:
-            self._books.log(told)
-            return done._replace(stored=False)
-        sealer = self._books.sealer
-        sealed = await answers.seal(sealer, owned.ref.id, text, row.now_us())
-        finish = Finish(
-            owned.ref,
-            State.COMPLETED,
-            told._replace(
-                keyring_id=sealer.key_id,
-                resp_headers=sealed.head,
-                resp_bytes=sealed.bytes,
-                resp_chunks=len(sealed.chunks),
-                resp_sha256=sealed.sha256,
-            ),
-            sealed.chunks,
-        )
-        finished = await self._finish(finish)
-        if finished is Finished.LOST:
-            raise self._taken_over(value)
-        if finished is Finished.LATER:
-            if self._terms.on_store_down is OnLedgerDown.FAIL:
-                raise StoreUnavailableError(
-                    f"the result for the idempotency key {self._key!r} could not be stored yet: "
-                    f"{self._books.trouble or 'the ledger is unavailable'}. The tool was run; "
-                    "`value` holds its result.",
-                    value=value,
-                )
-            return done._replace(stored=False)
-        return done
-
-    async def _end(self, owned: Owned, state: State, row: CallRow) -> None:
-        """End a record without a result."""
-        if owned.recorded:
-            await self._finish(Finish(owned.ref, state, row))
-        else:
-            self._books.log(row)
-
-    async def _finish(self, finish: Finish) -> Finished:
-        """Write how the run ended: now, else later."""
-        try:
-            finished = await self._claims.finish(finish)
-        except asyncio.CancelledError:
-            # The loop is shutting down; writing it twice is harmless.
-            await self._claims.finish(finish)
-            raise
-        if finished is Finished.LATER:
-            self._kept_for_later = True
-            self._once.finish_later(self._opened, finish)
-            why = self._books.trouble or "the ledger is unavailable"
-            await tell_of_store(self._tell, self._terms, why, executed=True)
-        return finished
-
-    def _taken_over(self, *value: Any) -> UncertainOutcomeError:
-        given = {"value": value[0]} if value else {}
-        return UncertainOutcomeError(
-            "this process did not renew its lease in time, and another one has taken the "
-            f"idempotency key {self._key!r} over: run again with the same key for its result",
-            **given,
-        )
-
-    # --- Another one's --------------------------------------------------------------------------
-
-    async def _found(self, found: Found) -> Done | None:
-        """What the key's record gives; None when the key is to be asked for again."""
-        match found.decision(self._run.print, self._once.policy):
-            case Replay():
-                return await self._stored(found.record, replayed=True)
-            case Join():
-                done: Done | None = await self._run.interruptibly(
-                    lambda: self._follow(found.record)
-                )
-                return done
-            case Mismatch():
-                raise conflict(self._key)
-            case NotStored():
-                raise not_stored(self._key)
-            case Uncertain():
-                raise uncertain(self._key, "settle it with `steer ledger resolve`, or ")
-            case _:
-                return None
-
-    async def _follow(self, record: Record) -> Done | None:
-        """Wait for the run of another process; None when it was lost."""
-        limit = asyncio.timeout(self._terms.join_timeout)
-        try:
-            async with limit, self._books.ledger.watch(record.id) as news:
-                return await self._come(record, news)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise KeyInProgressError(
-                f"the run with the idempotency key {self._key!r}, of another process, goes on for "
-                f"more than {self._terms.join_timeout:g} s: run again with the same key to wait on"
-            ) from None
-
-    async def _come(self, record: Record, news: asyncio.Event) -> Done | None:
-        while True:
-            news.clear()
-            # Away for a moment is no news; the time limit bounds the patience.
-            with contextlib.suppress(LedgerUnavailable):
-                now = (await self._books.ledger.follow(record.id, 0, 0)).record
-                if now is None or now.state is State.RELEASED:
-                    raise JoinedRunFailedError(
-                        f"the run with the idempotency key {self._key!r}, of another process, has "
-                        "failed; the key is free again"
-                    )
-                if now.state is State.COMPLETED and now.stored:
-                    return await self._stored(now, replayed=False)
-                if now.state in (State.COMPLETED, State.UNCERTAIN) or now.lapsed:
-                    return None
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(EVERY):
-                    await news.wait()
-
-    async def _stored(self, record: Record, *, replayed: bool) -> Done:
-        try:
-            text = await answers.read(self._books.ledger, self._books.sealer, record.id)
-        except answers.Damaged as error:
-            raise ResultNotStoredError(
-                f"the tool was run for the idempotency key {self._key!r}, and its result is "
-                f"stored, but cannot be read: {error}"
-            ) from error
-        except LedgerUnavailable as error:
-            if not replayed:
-                raise
-            await tell_of_store(self._tell, self._terms, error, executed=False)
-            raise unavailable(error) from error
-        if text is None:
-            raise not_stored(self._key)
-        return Done(
-            text, replayed=replayed, joined=not replayed, row=record.id, cost_nusd=record.cost_nusd
-        )
-
-
-def unavailable(error: Exception) -> StoreUnavailableError:
-    """Nothing protects a run from being made twice now, so it is not made."""
-    return StoreUnavailableError(
-        "this run cannot be protected from being made twice now: the ledger is unavailable "
-        f"({error}). Nothing was run."
-    )

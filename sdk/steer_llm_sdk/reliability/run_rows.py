@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from steer_llm_sdk.errors import ToolExecutionError
-from steer_llm_sdk.reliability.once import METHOD, ROUTE, Caller
+from steer_llm_sdk.reliability.forms import METHOD, ROUTE
+from steer_llm_sdk.reliability.once import Caller
 from steer_policies.idempotency import Role, State
 from steer_policies.outcome import Executed, Outcome
 from steer_policies.trace_context import safe_request_id, trace_id_from

@@ -14,33 +14,28 @@ from collections import OrderedDict
 from typing import Any, Final, Protocol
 
 from steer_llm_sdk.errors import words_of
+from steer_llm_sdk.reliability.forms import fingerprint_of, request_text, result_text
 from steer_llm_sdk.reliability.idempotency_errors import (
     NotStorableError,
-    ResultNotStoredError,
     StoreUnavailableError,
-    UncertainOutcomeError,
+    conflict,
+    not_stored,
+    uncertain,
 )
 from steer_llm_sdk.reliability.once import (
     LOGGER,
     NOBODY,
     Caller,
-    Done,
     Identity,
     Judge,
     Outcome,
-    Run,
-    Runs,
     Tell,
     Terms,
     Work,
-    conflict,
-    fingerprint_of,
-    outcome,
-    request_text,
-    result_text,
     state_after,
     tell_of_store,
 )
+from steer_llm_sdk.reliability.under_way import Done, Run, Runs, outcome
 from steer_policies.idempotency import (
     Mismatch,
     NotStored,
@@ -264,19 +259,3 @@ class _Execution:
 def record_of(state: State, run: Run) -> dict[str, Any]:
     """A run's record, but for its result."""
     return {"steer": VERSION, "state": str(state), "fingerprint": run.print}
-
-
-def not_stored(key: str) -> ResultNotStoredError:
-    """The tool was run; what it gave is not there."""
-    return ResultNotStoredError(
-        f"the tool was run for the idempotency key {key!r}, and its result was not kept: it is not "
-        "run again; use a new key"
-    )
-
-
-def uncertain(key: str, remedy: str = "") -> UncertainOutcomeError:
-    """The tool may have been run."""
-    return UncertainOutcomeError(
-        f"the tool may have been run for the idempotency key {key!r}, and its result is lost, so "
-        f"it is not run again: find out what it did, then {remedy}use a new key"
-    )
