@@ -61,7 +61,9 @@ def result_text(value: Any, terms: Terms) -> str:
     if len(text) > terms.max_stored or len(text.encode()) > terms.max_stored:
         raise NotStorableError(
             "the result is too large to be kept for its idempotency key: it has more than "
-            f"max_stored, {terms.max_stored} bytes. `value` holds it.",
+            f"max_stored, {terms.max_stored} bytes. The tool was run and is not run again for this "
+            "key; `value` holds its result. For the next ones let the tool return a reference to "
+            "what is large, or raise max_stored",
             "",
             value=value,
         )
