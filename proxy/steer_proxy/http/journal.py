@@ -179,20 +179,19 @@ class Journal:
     def left(
         self,
         call: Call,
-        made: Plan,
+        made: Plan | None,
         spent: Spent,
         told: int | None = None,
         *,
         unused: Settled[HttpAnswer] | None = None,
-        cut: bool = False,
+        problem: Problem | None = None,
     ) -> None:
-        """A caller has left before its answer began, or was `cut` off by a drain.
+        """A caller has left before its answer began, or was told of a `problem` of ours.
 
         `told` is the status it was given, if any; `unused` is what came all the same.
         """
-        problem, given = None, 0
-        if cut:
-            problem = DRAINING.problem
+        given = 0
+        if problem is not None:
             told, given = problem.status, len(problem_lines(call.dialect, problem)[0])
         if unused is not None and unused.answer is not None:
             unused.answer.end(None, self._log.moment()[0])
@@ -202,14 +201,14 @@ class Journal:
         )
         if unused is not None:
             row, attempts = _unserved(row, attempts)
-        self._books.log(row, attempts)
+        self._books.log(_with_key(row, call), attempts)
 
     def refused(
         self, request: BaseRequest, progress: CallProgress, refusal: Refusal, given: int
     ) -> None:
         """A request was refused; one that no route owns is no call of anybody's."""
         problem, call = refusal.problem, progress.call
-        if progress.left or progress.route is None:
+        if progress.told or progress.route is None:
             return
         if call is None:
             row = self._log.refusal(
@@ -224,12 +223,21 @@ class Journal:
             self._books.log(row)
             return
         row, attempts = self._log.rows(
-            call, status=problem.status, bytes_out=given, problem=problem
+            call,
+            status=problem.status,
+            bytes_out=given,
+            made=progress.made,
+            spent=progress.spent,
+            problem=problem,
         )
-        self._books.log(
-            row._replace(idem_key=call.key, idem_scope=call.scope, idem_fp=call.fingerprint),
-            attempts,
-        )
+        self._books.log(_with_key(row, call), attempts)
+
+
+def _with_key(row: CallRow, call: Call) -> CallRow:
+    """The row of a call for which its key, if it had one, did nothing."""
+    if call.key is None:
+        return row
+    return row._replace(idem_key=call.key, idem_scope=call.scope, idem_fp=call.fingerprint)
 
 
 def _unserved(row: CallRow, attempts: Sequence[AttemptRow]) -> tuple[CallRow, Sequence[AttemptRow]]:
