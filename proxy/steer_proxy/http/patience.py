@@ -102,7 +102,7 @@ class Patience:
             raise
         if settled is not None:
             return settled
-        orphan.told = _STILL_RUNNING.status
+        orphan.told = _STILL_RUNNING
         progress.left = progress.told = self._orphans.leave(orphan)
         if not progress.left:
             await give_up(orphan.task)
@@ -116,7 +116,9 @@ class Patience:
         own any more."""
         spent = Spent() if adopted else orphan.spent
         if self._services.journal is not None:
-            self._services.journal.left(orphan.call, orphan.made, spent, orphan.told, unused=unused)
+            self._services.journal.left(
+                orphan.call, orphan.made, spent, unused=unused, problem=orphan.told
+            )
 
     def _log_left(self, orphan: Orphan, unused: Settled[HttpAnswer] | None, *, cut: bool) -> None:
         problem = DRAINING.problem if cut else None
