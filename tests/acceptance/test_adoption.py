@@ -213,7 +213,8 @@ async def test_an_answer_that_nobody_comes_for_is_wasted(
         (row,) = books.ledger.calls.values()
         (attempt,) = every_attempt(row, books.ledger.attempts.values())
         assert (attempt.executed, attempt.wasted) == ("yes", 1)
-        assert (row.status, row.outcome) == (None if hangs_up else 504, "cancelled")
+        told = (None, "cancelled") if hangs_up else (504, "timeout")
+        assert (row.status, row.outcome) == told
         assert (row.cost_nusd, row.wasted_nusd) == (0, attempt.cost_nusd)
         assert row.wasted_nusd
         if not stream:

@@ -276,3 +276,69 @@ async def test_a_stream_that_no_other_candidate_finished(tmp_path: Path) -> None
         assert [each.outcome for each in attempts] == ["broken", "broken"]
         assert [each.wasted for each in attempts] == [1, 1]
         assert (row.outcome, row.error_class) == ("broken", "truncated")
+
+
+@pytest.mark.parametrize(
+    "headers", [{"X-Steer-Budget": "nonsense"}, {"Idempotency-Key": "a,b"}], ids=["header", "key"]
+)
+async def test_a_call_that_was_refused_early(tmp_path: Path, headers: dict[str, str]) -> None:
+    """Its caller finds it by the id it gave it, and its SDK's count is told."""
+    said = {"X-Request-ID": "mine-1", "x-stainless-retry-count": "2", **headers}
+    async with world(tmp_path) as parties:
+        assert (await parties.ask(headers=said)).status == 400
+        row, _ = await one(parties)
+        assert (row.request_id, row.sdk_retry) == ("mine-1", 2)
+
+
+async def test_a_keyed_call_without_a_candidate(tmp_path: Path) -> None:
+    """It was refused like any other, and its key is told."""
+    headers = {"Idempotency-Key": "k", "X-Steer-Budget": '{"cost_usd": 0.000000001}'}
+    async with world(tmp_path, upstream=PRICED) as parties:
+        reply = await parties.ask(headers=headers)
+        assert (reply.status, reply.json["error"]["code"]) == (400, "steer_budget_exceeded")
+        row, _ = await one(parties)
+        assert (row.status, row.bytes_out) == (400, len(reply.body))
+        assert (row.idem_key, row.idem_role, row.idem_state) == ("k", None, None)
+        assert row.idem_scope
+        assert row.idem_fp
+
+
+async def test_a_keyed_call_that_a_drain_cuts(tmp_path: Path) -> None:
+    """What it came to is what its caller was told."""
+    async with world(tmp_path, upstream=PRICED) as parties:
+        parties.primary.always(faults.silence())
+        calling = asyncio.create_task(parties.ask(headers={"Idempotency-Key": "k"}))
+        await parties.primary.wait_for_attempts(1)
+        await parties.steer.gateway.close()
+        reply = await calling
+        row, _ = await one(parties)
+        assert (row.idem_state, row.error_class) == ("uncertain", "steer_draining")
+        assert (row.status, row.bytes_out) == (reply.status, len(reply.body))
+
+
+async def test_a_try_that_was_told_to_come_again(tmp_path: Path) -> None:
+    """Steer answered by itself: in the words that fit its status, and all bytes of it."""
+    headers = {"x-stainless-retry-count": "0", "x-stainless-read-timeout": "10"}
+    async with world(tmp_path, upstream=PRICED) as parties:
+        parties.primary.always(faults.silence())
+        reply = await parties.ask(headers=headers)
+        await asyncio.sleep(20.0)
+        row, (attempt,) = await one(parties)
+        assert (row.status, row.outcome, row.error_class) == (504, "timeout", "steer_deadline")
+        assert row.bytes_out == len(reply.body)
+        assert (attempt.outcome, attempt.wasted) == ("cancelled", 1)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_an_attempt_whose_answer_broke_before_anybody_saw_it(
+    tmp_path: Path, stream: bool
+) -> None:
+    """Its head came, and says what its status was."""
+    async with world(tmp_path, upstream=PRICED) as parties:
+        fault = faults.headers_then_silence() if stream else faults.wrong_length(50)
+        parties.primary.then(fault)
+        assert (await parties.ask(stream=stream)).status == 200
+        _, (broken, _) = await one(parties)
+        assert broken.outcome in ("broken", "timeout")
+        assert broken.headers_us is not None
+        assert broken.status == 200

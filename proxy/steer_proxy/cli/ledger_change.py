@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
+import os
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from steer_proxy.ledger.address import Address
     from steer_proxy.ledger.protocol import Ledger
     from steer_proxy.ledger.reading import Row
+    from steer_proxy.ledger.values import BreakerEventRow
 
 
 def purge(
@@ -112,7 +116,8 @@ def resolve(
                 call = one(named(reader, call["served_from"]), name)
         move = Move.REOPEN if rerun else Move.SETTLE
         _check(call, move)
-        if not asyncio.run(_settled(address, call["id"], move)):
+        event = _event(call, move)
+        if not asyncio.run(_settled(address, call["id"], move, event)):
             raise failed(f"the key of call {call['id']} has changed meanwhile; look again")
     outcome = (
         "released: the next call with it is made"
@@ -120,6 +125,31 @@ def resolve(
         else "completed without an answer: a duplicate is refused (409), never made"
     )
     typer.echo(f"key {call['idem_key']!r} (call {call['id']}): {call['state']} -> {outcome}.")
+
+
+def _event(call: Row, move: Move) -> BreakerEventRow:
+    """What is told of it: who settled the key of a call, when and how."""
+    from steer_policies.idempotency import Move, State
+    from steer_proxy.engine.clock import new_id
+    from steer_proxy.ledger.values import MICROSECONDS, BreakerEventRow
+
+    now = time.time()
+    rerun = move is Move.REOPEN
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        user = f"uid {os.getuid()}"
+    return BreakerEventRow(
+        id=new_id(now),
+        at_us=int(now * MICROSECONDS),
+        kind="manual",
+        upstream=call["upstream"],
+        from_state=call["state"],
+        to_state=(State.RELEASED if rerun else State.COMPLETED).value,
+        reason=f"steer ledger resolve {'--rerun' if rerun else '--discard'}",
+        request=call["id"],
+        actor=f"{user}@{socket.gethostname()}".encode("utf-8", "replace").decode(),
+    )
 
 
 def _check(call: Row, move: Move) -> None:
@@ -164,9 +194,19 @@ async def _writing(address: Address) -> AsyncIterator[Ledger]:
         await ledger.close()
 
 
-async def _settled(address: Address, id_: str, move: Move) -> bool:
+async def _settled(address: Address, id_: str, move: Move, event: BreakerEventRow) -> bool:
+    from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
+    from steer_proxy.ledger.values import Batch
+
     async with _writing(address) as ledger:
-        return await ledger.settle(id_, move)
+        if not await ledger.settle(id_, move):
+            return False
+        try:
+            await ledger.write(Batch(events=[event]))
+        except (LedgerUnavailable, LedgerUnusable) as error:
+            # The key is settled all the same, and must not look as if it were not.
+            typer.echo(f"steer: who settled the key could not be written down: {error}", err=True)
+        return True
 
 
 async def _purged(address: Address, before_us: int) -> dict[str, int]:

@@ -1,5 +1,5 @@
-"""`steer ledger show`: one call with its attempts, its key, its duplicates and its answer; and the
-calls that were made for the key before."""
+"""`steer ledger show`: one call with its attempts, its key, who settled that, its duplicates, its
+answer; and the calls that were made for the key before."""
 
 from __future__ import annotations
 
@@ -75,6 +75,7 @@ _ATTEMPT: Final = (
     "cost_nusd",
     "upstream_request_id",
 )
+_SETTLED: Final = ("settled_at", "actor", "from_state", "to_state", "reason")
 _DUPLICATE: Final = ("started_at", "id", "idem_role", "status", "outcome", "sdk_retry")
 _EARLIER: Final = ("started_at", "id", "state", "idem_state", "status", "outcome", "spent_usd")
 
@@ -105,6 +106,7 @@ def show(
         attempts = reports.attempts(reader, call["id"])
         duplicates = reports.duplicates(reader, call["id"])
         earlier = reports.earlier(reader, call)
+        settled = reports.settled(reader, call)
     head = _head(sealer, call)
     if as_json:
         told_as = {
@@ -112,10 +114,11 @@ def show(
             "attempts": [as_data(each) for each in attempts],
             "duplicates": [as_data(each) for each in duplicates],
             "earlier": [as_data(each) for each in earlier],
+            "settled": [as_data(each) for each in settled],
         }
         typer.echo(json.dumps(told_as))
     else:
-        _print(call, attempts, duplicates, earlier, head)
+        _print(call, attempts, duplicates, earlier, settled, head)
 
 
 def one(found: Sequence[Row], name: str) -> Row:
@@ -162,6 +165,7 @@ def _print(
     attempts: Sequence[Row],
     duplicates: Sequence[Row],
     earlier: Sequence[Row],
+    settled: Sequence[Row],
     head: Any,
 ) -> None:
     from steer_proxy.cli.ledger_screen import print_fields, print_table
@@ -173,6 +177,9 @@ def _print(
     )
     if call["idem_key"] is not None or call["idem_role"] is not None:
         print_fields("\nkey", call, _KEY)
+    if settled:
+        typer.echo("\nsettled by hand")
+        print_table(settled, _SETTLED)
     if attempts:
         typer.echo("\nattempts")
         print_table(attempts, _ATTEMPT)

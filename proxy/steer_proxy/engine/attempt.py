@@ -51,8 +51,8 @@ class Trace:
 
     Moments are loop time, None for what did not happen. `sent` counts the bytes of the request that
     were given to the connection, head and body; `received` those of the answer's body as they came,
-    before any decoding. `verdict` is the last word on an answer that was committed: it may have
-    broken later.
+    before any decoding. `status` is that of the answer's head, however it went on; `verdict` is the
+    last word on an answer that was committed: it may have broken later.
     """
 
     __slots__ = (
@@ -67,6 +67,7 @@ class Trace:
         "request_id",
         "reused",
         "sent",
+        "status",
         "usage",
         "verdict",
     )
@@ -79,6 +80,7 @@ class Trace:
         self.reused: bool | None = None
         self.sent = 0
         self.received: int | None = None
+        self.status: int | None = None
         self.request_id: str | None = None
         self.model: str | None = None
         self.usage: Usage | None = None

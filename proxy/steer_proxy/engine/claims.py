@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -24,6 +25,7 @@ from steer_policies.idempotency import (
     TakeOver,
     decide,
 )
+from steer_policies.outcome import Outcome
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable
 from steer_proxy.ledger.statements import ANSWER_COLUMNS
@@ -52,6 +54,9 @@ MOST_STRAYS: Final = 10_000
 #: Ends that are owed with their answers; more are owed without.
 MOST_OWED: Final = 64
 FREED: Final = 3
+
+#: What a caller is told whose key the ledger could not be asked for.
+NO_LEDGER: Final = "steer_ledger_unavailable"
 
 
 class ClaimLost(Exception):
@@ -99,7 +104,8 @@ class Claims:
         self._books = books
         self._wall = wall
         self._held: dict[str, Callable[[], None]] = {}
-        self._strays: dict[Ref, int] = {}
+        self._strays: dict[Ref, Finish] = {}
+        self._freed: Counter[Ref] = Counter()
         self._owed: dict[Ref, Finish] = {}
         self._tidying: asyncio.Task[None] | None = None
         books.held = self._ids
@@ -149,7 +155,7 @@ class Claims:
             if not isinstance(taken, Owned):
                 self.let_go(Ref(row.id, 1))
             if taken is None:
-                self._stray(asked)
+                self._stray(row, asked)
 
     async def _take(
         self, row: CallRow, policy: IdempotencyPolicy, asked: list[Ref]
@@ -184,9 +190,8 @@ class Claims:
         if found.state not in (State.CLAIMED, State.SENT):
             return found
         ref = Ref(found.id, found.epoch)
-        finish = self._owed.get(ref)
+        finish = self._owed.get(ref) or self._strays.get(ref)
         if finish is None:
-            unsent = found.state is State.CLAIMED or ref in self._strays
             now_us = int(self._wall() * MICROSECONDS)
             row = CallRow(
                 id=found.id,
@@ -194,6 +199,7 @@ class Claims:
                 ended_us=now_us,
                 expires_us=now_us + int(policy.retention * MICROSECONDS),
             )
+            unsent = found.state is State.CLAIMED
             finish = Finish(ref, State.RELEASED if unsent else State.UNCERTAIN, row)
         await self._books.ledger.finish(finish)
         return Record(
@@ -221,11 +227,26 @@ class Claims:
             self._owed[finish.ref] = finish
         self._tidy_up()
 
-    def _stray(self, asked: Sequence[Ref]) -> None:
-        """Claims whose reply never came may stand all the same. Nothing was sent: free them."""
+    def _stray(self, row: CallRow, asked: Sequence[Ref]) -> None:
+        """Claims whose reply never came may stand all the same. Nothing was sent: free them, with
+        what their caller was told."""
+        ended_us = max(row.started_us, int(self._wall() * MICROSECONDS))
+        unmade = CallRow(
+            id=row.id,
+            request_id=row.id,
+            ended_us=ended_us,
+            duration_us=ended_us - row.started_us,
+            status=503,
+            outcome=Outcome.THROTTLED.value,
+            error_class=NO_LEDGER,
+            attempts=0,
+            ambiguous=0,
+            cost_nusd=0,
+            wasted_nusd=0,
+        )
         for ref in asked:
             if len(self._strays) < MOST_STRAYS:
-                self._strays[ref] = FREED
+                self._strays[ref] = Finish(ref, State.RELEASED, unmade)
         self._tidy_up()
 
     def _tidy_up(self) -> None:
@@ -245,12 +266,11 @@ class Claims:
                 self._owed = {ref: _bare(finish) for ref, finish in self._owed.items()}
 
     async def _free_strays(self) -> None:
-        for ref in tuple(self._strays):
-            row = CallRow(id=ref.id, request_id=ref.id)
-            await self._books.ledger.finish(Finish(ref, State.RELEASED, row))
-            self._strays[ref] -= 1
-            if not self._strays[ref]:
-                del self._strays[ref]
+        for ref, finish in tuple(self._strays.items()):
+            await self._books.ledger.finish(finish)
+            self._freed[ref] += 1
+            if self._freed[ref] >= FREED:
+                del self._strays[ref], self._freed[ref]
 
     async def _pay(self) -> None:
         for ref, finish in tuple(self._owed.items()):

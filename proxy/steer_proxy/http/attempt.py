@@ -86,7 +86,7 @@ class HttpSender:
                 deadline=deadline,
                 trace=trace,
             )
-            trace.body = response.content
+            trace.body, trace.status = response.content, response.status
             trace.request_id = _request_id(response.headers)
             del request  # its head is sent, and a first token may take its time
             if response.status == 101:

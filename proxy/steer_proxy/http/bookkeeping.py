@@ -317,7 +317,8 @@ class CallLog:
         """The row of an attempt `of` a call: its id, its start, and its caller's mark."""
         id_, started_us, mark = of
         told = self._told(call, record, (started_us, mark))
-        verdict, usage = record.final, record.trace.usage or _NOT_COUNTED
+        trace = record.trace
+        verdict, usage = record.final, trace.usage or _NOT_COUNTED
         executed, failure = verdict.executed, verdict.failure
         wasted = failure is not None and executed is not Executed.NO
         cost = source = None
@@ -338,7 +339,7 @@ class CallLog:
                 *told[:_WAIT_SOURCE],
                 int(record.waited * MICROSECONDS),
                 told[_WAIT_SOURCE],
-                record.status,
+                record.status or trace.status,  # the answer may have broken, or been left, early
                 verdict.outcome.value,
                 None if failure is None else failure.value,
                 executed.value,

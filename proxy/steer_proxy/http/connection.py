@@ -33,7 +33,7 @@ from steer_policies.request_line import read_request_line
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.config import Limits
 from steer_proxy.http.errors import bare
-from steer_proxy.http.problems import PLAIN, problem_response
+from steer_proxy.http.problems import INTERNAL, PLAIN, problem_response
 
 #: How a request with this method and target is answered when it cannot be served.
 Speaks = Callable[[str, str], Dialect]
@@ -313,7 +313,7 @@ class Connection(RequestHandler):
         if status >= 500:
             speaks = self._speaks(request.method, request.raw_path)
             self.log_exception("Unhandled error in a call", exc_info=exc)
-            problem = Problem(500, "steer_internal_error", "Steer failed; its log says why.")
+            problem = INTERNAL
         else:
             brief = _brief(message or "")
             LOGGER.debug("a request was refused: %s", brief)

@@ -144,7 +144,7 @@ class Executions:
                 return
         run.resolve(Owned(Ref(run.call.id, 1), recorded=False))
         run.say(refusal.problem)
-        self.books.log(*await self.journal.broken_off(run.call, None, Spent(), refusal.problem))
+        self.journal.left(run.call, None, Spent(), problem=refusal.problem)
 
     async def _follow(self, run: Run, found: Found) -> None:
         record = found.record
@@ -288,7 +288,7 @@ class Execution:
     async def _lost(self) -> None:
         """Somebody else has the key: the row is theirs to judge, what was spent is told."""
         row, attempts = await self._journal.broken_off(
-            self._run.call, self._made, self._spent, problems.TAKEN_OVER.problem
+            self._run.call, self._made, self._spent, problems.TAKEN_OVER.problem, 0
         )
         self._books.log_attempts(_unserved(row, attempts))
         # Last: whoever hears it and asks again is not to join this run.
@@ -431,23 +431,20 @@ class Execution:
 
     async def _abort(self, owned: Owned, state: State, problem: KeyedProblem) -> None:
         """End a call in a hurry; its record keeps the answer if that has come."""
-        begun = self._run.recording.head
-        self._run.say(problem)
+        run = self._run
+        begun = run.recording.head
+        run.say(problem)
         ending = self._ending
         if ending is None:
             owned, owing = await self._caught_up(owned)
             row, attempts = await self._journal.broken_off(
-                self._run.call, self._made, self._spent, problem.problem
+                run.call, self._made, self._spent, problem.problem, run.recording.size
             )
-            if self._run.called_off:
+            if run.called_off:
                 gone = Outcome.CANCELLED.value
-                row = row._replace(status=None, outcome=gone, error_class=gone)
+                row = row._replace(status=None, outcome=gone, error_class=gone, bytes_out=0)
             if begun is not None:  # and was broken off
-                row = row._replace(
-                    status=begun.status,
-                    outcome=Outcome.BROKEN.value,
-                    bytes_out=self._run.recording.size,
-                )
+                row = row._replace(status=begun.status, outcome=Outcome.BROKEN.value)
             redacted = self._books.redacted(row)._replace(expires_us=self._expires_us())
             ending = Ending(Finish(owned.ref, state, redacted), row, attempts)
             if not owned.recorded:

@@ -39,7 +39,7 @@ from steer_proxy.http.orphans import may_be_adopted
 from steer_proxy.http.outbound import Outbound
 from steer_proxy.http.outlet import TO_CALLER
 from steer_proxy.http.patience import Patience
-from steer_proxy.http.problems import Refusal, problem_response, refuse
+from steer_proxy.http.problems import INTERNAL, Refusal, problem_response, refuse
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.readable import require_readable
 from steer_proxy.http.replies import personal_lines
@@ -168,13 +168,24 @@ class Gateway:
         except Refusal as refusal:
             return self._refused(request, progress, refusal)
         except asyncio.CancelledError:
+            self._left(progress, DRAINING.problem if progress.cut else None)
             # As asyncio.timeout does: our own cancellation is turned into something else, anybody
             # else's (the caller hung up, say) goes on.
             if not progress.cut or task.uncancel() > 0:
                 raise
             return await self._cut(request, progress)
+        except Exception:
+            self._left(progress, INTERNAL)  # a bug, which the connection answers and logs
+            raise
         finally:
             del self._running[task]
+
+    def _left(self, progress: CallProgress, problem: Problem | None) -> None:
+        """Write down a call that has ended before its answer began, unless somebody else does."""
+        call = progress.call
+        if self.journal is not None and call is not None and not progress.told:
+            spent = progress.spent or Spent()
+            self.journal.left(call, progress.made, spent, problem=problem)
 
     async def _serve(self, request: BaseRequest, progress: CallProgress) -> CallerResponse:
         addresses = self._addresses
@@ -267,15 +278,11 @@ class Gateway:
         self, request: BaseRequest, progress: CallProgress, call: Call, addresses: Addresses
     ) -> CallerResponse:
         """Serve a call whose caller is all there is to it: when it leaves, nothing goes on."""
-        made = await self.prepare(call)
-        spent = Spent()
-        try:
-            deadline = deadline_of(call, made.timeouts.total)
-            settled = await self.exchange(call, made, addresses, deadline, spent).run()
-        except asyncio.CancelledError:
-            if self.journal is not None:
-                self.journal.left(call, made, spent, cut=progress.cut)
-            raise
+        made = progress.made = await self.prepare(call)
+        spent = progress.spent = Spent()
+        deadline = deadline_of(call, made.timeouts.total)
+        settled = await self.exchange(call, made, addresses, deadline, spent).run()
+        progress.told = True
         delivery = Delivery(self, request, progress, call, made, addresses, TO_CALLER)
         return await delivery.deliver(settled)
 

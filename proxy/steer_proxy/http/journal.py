@@ -8,9 +8,11 @@ from typing import Any, Final
 
 from aiohttp.web_request import BaseRequest
 
+from steer_policies.deadline import retry_count
 from steer_policies.idempotency import Role
 from steer_policies.outcome import Executed, Outcome, Verdict
 from steer_policies.plan import Plan
+from steer_policies.trace_context import safe_request_id
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.engine.clock import Clock
@@ -63,12 +65,12 @@ class Journal:
         return await self._costing.price_call(row, attempts)
 
     async def broken_off(
-        self, call: Call, made: Plan | None, spent: Spent, problem: Problem
+        self, call: Call, made: Plan, spent: Spent, problem: Problem, size: int
     ) -> tuple[CallRow, list[AttemptRow]]:
-        """The rows of a call that ended with a problem of ours before it had an answer, with its
-        costs."""
+        """The rows of a call that ended with a problem of ours, in an answer of so many bytes, with
+        its costs."""
         row, attempts = self._log.rows(
-            call, status=problem.status, bytes_out=0, made=made, spent=spent, problem=problem
+            call, status=problem.status, bytes_out=size, made=made, spent=spent, problem=problem
         )
         return await self._costing.price_call(row._replace(idem_key=call.key), attempts)
 
@@ -179,20 +181,16 @@ class Journal:
     def left(
         self,
         call: Call,
-        made: Plan,
+        made: Plan | None,
         spent: Spent,
-        told: int | None = None,
         *,
         unused: Settled[HttpAnswer] | None = None,
-        cut: bool = False,
+        problem: Problem | None = None,
     ) -> None:
-        """A caller has left before its answer began, or was `cut` off by a drain.
-
-        `told` is the status it was given, if any; `unused` is what came all the same.
-        """
-        problem, given = None, 0
-        if cut:
-            problem = DRAINING.problem
+        """A caller has left before its answer began, or was told of a `problem` of ours. `unused`
+        is what came all the same."""
+        told, given = None, 0
+        if problem is not None:
             told, given = problem.status, len(problem_lines(call.dialect, problem)[0])
         if unused is not None and unused.answer is not None:
             unused.answer.end(None, self._log.moment()[0])
@@ -202,14 +200,14 @@ class Journal:
         )
         if unused is not None:
             row, attempts = _unserved(row, attempts)
-        self._books.log(row, attempts)
+        self._books.log(_with_key(row, call), attempts)
 
     def refused(
         self, request: BaseRequest, progress: CallProgress, refusal: Refusal, given: int
     ) -> None:
         """A request was refused; one that no route owns is no call of anybody's."""
         problem, call = refusal.problem, progress.call
-        if progress.left or progress.route is None:
+        if progress.told or progress.route is None:
             return
         if call is None:
             row = self._log.refusal(
@@ -218,18 +216,28 @@ class Journal:
                 path=request.raw_path,
                 began=progress.began,
                 bytes_out=given,
+                request_id=safe_request_id(request.headers.get("X-Request-ID", "")),
                 route=progress.route,
                 dialect=progress.speaks.name,
             )
-            self._books.log(row)
+            self._books.log(row._replace(sdk_retry=retry_count(request.headers)))
             return
         row, attempts = self._log.rows(
-            call, status=problem.status, bytes_out=given, problem=problem
+            call,
+            status=problem.status,
+            bytes_out=given,
+            made=progress.made,
+            spent=progress.spent,
+            problem=problem,
         )
-        self._books.log(
-            row._replace(idem_key=call.key, idem_scope=call.scope, idem_fp=call.fingerprint),
-            attempts,
-        )
+        self._books.log(_with_key(row, call), attempts)
+
+
+def _with_key(row: CallRow, call: Call) -> CallRow:
+    """The row of a call for which its key, if it had one, did nothing."""
+    if call.key is None:
+        return row
+    return row._replace(idem_key=call.key, idem_scope=call.scope, idem_fp=call.fingerprint)
 
 
 def _unserved(row: CallRow, attempts: Sequence[AttemptRow]) -> tuple[CallRow, Sequence[AttemptRow]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+from functools import partial
 from typing import Final
 
 from aiohttp.web_request import BaseRequest
@@ -25,8 +26,10 @@ from steer_policies.idempotency import (
     Status,
     Uncertain,
 )
+from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.engine.claims import Found, Owned
+from steer_proxy.engine.conclusion import Spent
 from steer_proxy.http import keyed_problems as problems
 from steer_proxy.http.addresses import Addresses
 from steer_proxy.http.body import EMPTY, MemoryBudget
@@ -116,7 +119,7 @@ class KeyedCalls:
         call.body.close()  # the run has its own
         run.joiners += 1
         try:
-            resolution = await self._resolved(run, call)
+            resolution = await self._resolved(progress, run, call, first=first)
             return await self._serve(request, progress, call, identity, run, resolution, first)
         except asyncio.CancelledError:
             if run.joiners == 1 and not progress.cut:  # a drain ends it in its own words
@@ -185,13 +188,29 @@ class KeyedCalls:
             run.left()
             run.call.body.close()
 
-    async def _resolved(self, run: Run, call: Call) -> Resolution:
+    async def _resolved(
+        self, progress: CallProgress, run: Run, call: Call, *, first: bool
+    ) -> Resolution:
         """Whose the key is; shielded, as others wait for the same."""
         try:
             async with asyncio.timeout_at(deadline_of(call, call.route.policy.timeouts.total)):
                 return await asyncio.shield(run.resolution)
         except TimeoutError:
             raise problems.IN_PROGRESS.refusal(call) from None
+        except asyncio.CancelledError:
+            if first:
+                progress.told = True
+                problem = problems.DRAINING.problem if progress.cut else None
+                run.resolution.add_done_callback(partial(self._log_first, call, problem))
+            raise
+
+    def _log_first(
+        self, call: Call, problem: Problem | None, resolution: asyncio.Future[Resolution]
+    ) -> None:
+        """Who asked first was gone before its run knew whose the key is: its row is the run's, but
+        where that made no call."""
+        if not isinstance(resolution.result(), Owned):
+            self._journal.left(call, None, Spent(), problem=problem)
 
     async def _serve(
         self,
@@ -209,6 +228,7 @@ class KeyedCalls:
             if identity.fingerprint != run.identity.fingerprint:
                 raise problems.MISMATCH.refusal(call)
             if first:
+                progress.told = True  # the row is the run's
                 return await self._join(request, progress, call, run, first=True)
             return await self._joined(request, progress, call, identity, run, run.call.id)
         record = resolution.record
@@ -239,6 +259,7 @@ class KeyedCalls:
         try:
             response = await self._replay(request, progress, call, found)
         except asyncio.CancelledError:
+            progress.told = True
             told(
                 call,
                 identity,
@@ -275,6 +296,7 @@ class KeyedCalls:
         try:
             response = await self._join(request, progress, call, run, first=False)
         except asyncio.CancelledError:
+            progress.told = True
             told(
                 call,
                 identity,

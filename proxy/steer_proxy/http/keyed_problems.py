@@ -7,6 +7,7 @@ from typing import Final
 
 from steer_policies.idempotency import Status
 from steer_proxy.engine.attempt import Problem
+from steer_proxy.engine.claims import NO_LEDGER
 from steer_proxy.http.call import Call
 from steer_proxy.http.lines import line
 from steer_proxy.http.problems import Refusal
@@ -154,7 +155,7 @@ def no_ledger(why: str) -> KeyedProblem:
     return KeyedProblem(
         Problem(
             503,
-            "steer_ledger_unavailable",
+            NO_LEDGER,
             "Steer cannot protect this call from being made twice now: its ledger is unavailable "
             f"({why}).",
             retry_after=1.0,

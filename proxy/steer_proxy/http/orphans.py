@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from steer_policies.deadline import Limit, earliest_deadline, retry_count, sdk_read_timeout
 from steer_policies.plan import Plan
 from steer_policies.steering import Steering
+from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.conclusion import Settled, Spent
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.body import EMPTY
@@ -34,14 +35,14 @@ Exchanged = asyncio.Task[Settled[HttpAnswer]]
 
 @dataclass(slots=True, eq=False)
 class Orphan:
-    """An exchange that nobody may be waiting for. `told` is the status its caller was given, None
-    when it hung up; `digest` that of its request, once it was needed."""
+    """An exchange that nobody may be waiting for. `told` is what its caller was told, None when it
+    hung up; `digest` that of its request, once it was needed."""
 
     call: Call
     made: Plan
     task: Exchanged
     spent: Spent
-    told: int | None = None
+    told: Problem | None = None
     digest: str | None = None
     timer: asyncio.TimerHandle | None = None
 

@@ -18,6 +18,7 @@ from steer_proxy.http.call import Call
 from steer_proxy.http.caller import CallerResponse
 from steer_proxy.http.delivery import Delivery
 from steer_proxy.http.delivery import Services as DeliveryServices
+from steer_proxy.http.keyed_problems import DRAINING
 from steer_proxy.http.orphans import Orphan, Orphans, give_up, keep_body, waited_out
 from steer_proxy.http.outlet import TO_CALLER
 from steer_proxy.http.problems import Refusal
@@ -73,10 +74,12 @@ class Patience:
             made, spent, task = orphan.made, orphan.spent, orphan.task
             kept, digest = orphan.adopted_by(call), orphan.digest
             deadline = deadline_of(call, made.timeouts.total)
+        progress.made, progress.spent = made, spent
         try:
             waited_for = Orphan(kept, made, task, spent, digest=digest)
             settled = await self._wait(progress, call, waited_for, deadline)
             _bear_silence(kept, settled, call.silence)
+            progress.told = True
             delivery = Delivery(self._services, request, progress, kept, made, addresses, TO_CALLER)
             return await delivery.deliver(settled)
         finally:
@@ -91,15 +94,16 @@ class Patience:
             settled = await result_by(orphan.task, deadline)
         except asyncio.CancelledError:
             if not progress.cut and waited_out(call, self._services.clock.now()):
-                progress.left = self._orphans.leave(orphan)
+                progress.left = progress.told = self._orphans.leave(orphan)
             if not progress.left:
                 unused = await give_up(orphan.task)
+                progress.told = True
                 self._log_left(orphan, unused, cut=progress.cut)
             raise
         if settled is not None:
             return settled
-        orphan.told = _STILL_RUNNING.status
-        progress.left = self._orphans.leave(orphan)
+        orphan.told = _STILL_RUNNING
+        progress.left = progress.told = self._orphans.leave(orphan)
         if not progress.left:
             await give_up(orphan.task)
             raise Refusal(_TIME_IS_UP)
@@ -112,12 +116,15 @@ class Patience:
         own any more."""
         spent = Spent() if adopted else orphan.spent
         if self._services.journal is not None:
-            self._services.journal.left(orphan.call, orphan.made, spent, orphan.told, unused=unused)
+            self._services.journal.left(
+                orphan.call, orphan.made, spent, unused=unused, problem=orphan.told
+            )
 
     def _log_left(self, orphan: Orphan, unused: Settled[HttpAnswer] | None, *, cut: bool) -> None:
+        problem = DRAINING.problem if cut else None
         if self._services.journal is not None:
             self._services.journal.left(
-                orphan.call, orphan.made, orphan.spent, unused=unused, cut=cut
+                orphan.call, orphan.made, orphan.spent, unused=unused, problem=problem
             )
 
 

@@ -62,6 +62,10 @@ def problem_lines(
     return answer.body, lines
 
 
+#: What a caller is told when Steer has a bug.
+INTERNAL: Final = Problem(500, "steer_internal_error", "Steer failed; its log says why.")
+
+
 def problem_response(
     speaks: Dialect, problem: Problem, own: Sequence[bytes] = (), *, close: bool
 ) -> CallerResponse:

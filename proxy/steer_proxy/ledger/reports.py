@@ -57,7 +57,7 @@ COLUMNS: Final[Mapping[str, str]] = MappingProxyType(
 _ALWAYS_THERE: Final = frozenset({"id", "request_id", "started_at", "started_us"})
 
 #: Columns of Unix microseconds that are told as dates.
-DATES: Final = frozenset({"started_at", "ended_at", "sent_at", "expires_at"})
+DATES: Final = frozenset({"started_at", "ended_at", "sent_at", "expires_at", "settled_at"})
 
 #: What sums can be taken by, besides `label:NAME` and `day`.
 GROUPS: Final = (
@@ -200,6 +200,15 @@ ORDER BY r.started_us DESC, r.id DESC LIMIT :limit
 """
     meant = {name: call[name] for name in ("idem_key", "idem_scope", "started_us", "id")}
     return reader.rows(query, meant | {"limit": limit, "now": reader.now_us()})
+
+
+def settled(reader: Reader, call: Row) -> list[Row]:
+    """Who settled a call's key by hand, when and how, oldest first."""
+    query = """
+SELECT at_us AS settled_at, actor, from_state, to_state, reason FROM breaker_events
+WHERE request = :id AND kind = 'manual' AND at_us >= :started_us ORDER BY at_us, id
+"""
+    return reader.rows(query, {name: call[name] for name in ("id", "started_us")})
 
 
 def pieces(reader: Reader, id_: str) -> Iterable[Row]:

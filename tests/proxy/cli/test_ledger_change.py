@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import sqlite3
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from steer_proxy.ledger.postgres import PostgresLedger
+from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.sqlite import SqliteLedger
 from steer_proxy.ledger.values import CallRow, ChunkRow, Claim, Record
 from tests.proxy.cli.conftest import Steer
@@ -84,6 +87,59 @@ def test_a_call_counts_as_made(run: Run, ledger: Filled) -> None:
     assert result.exit_code == 0
     assert "uncertain -> completed without an answer" in result.stdout
     assert record(ledger, "00000000-0000-7000-8000-000000000028") == ("completed", 1, None)
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize(("how", "to_state"), [("--rerun", "released"), ("--discard", "completed")])
+def test_who_settled_a_key(
+    run: Run, ledger: Filled, monkeypatch: pytest.MonkeyPatch, how: str, to_state: str
+) -> None:
+    """An event says who, when and how; `show` prints it with the call."""
+    monkeypatch.setenv("LOGNAME", "alice")
+    began = int(time.time() * 1_000_000)
+    assert run("resolve", "order-2", how).exit_code == 0
+    ((at_us, *event),) = ledger.rows(
+        "SELECT at_us, upstream, from_state, to_state, reason, request, actor FROM breaker_events"
+        " WHERE kind = 'manual'"
+    )
+    actor = f"alice@{socket.gethostname()}"
+    reason = f"steer ledger resolve {how}"
+    assert event == ["openai", "uncertain", to_state, reason, ORDER_2, actor]
+    assert began <= at_us <= time.time() * 1_000_000
+    (settled,) = json.loads(run("show", ORDER_2, "--json").stdout)["settled"]
+    assert settled.pop("settled_at").startswith("20")
+    assert settled == {
+        "actor": actor,
+        "from_state": "uncertain",
+        "to_state": to_state,
+        "reason": reason,
+    }
+    shown = run("show", ORDER_2).stdout.partition("\nsettled by hand\n")[2]
+    assert re.search(rf"Z +{re.escape(actor)} +uncertain +{to_state} +{reason}\n", shown)
+    assert "settled by hand" not in run("show", "order-1").stdout
+
+
+@pytest.mark.real_time
+def test_a_settled_key_is_settled_whoever_is_not_told(
+    run: Run, ledger: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger went away in between: exit code 0, and a word of what is missing."""
+
+    async def away(*_: Any) -> None:
+        raise LedgerUnavailable("the test says so")
+
+    for kind in (SqliteLedger, PostgresLedger):
+        monkeypatch.setattr(kind, "write", away)
+    result = run("resolve", "order-2", "--rerun")
+    assert (result.exit_code, record(ledger, ORDER_2)) == (0, ("released", None, None))
+    assert "could not be written down: the test says so" in result.stderr
+
+
+@pytest.mark.real_time
+def test_nobody_settled_what_could_not_be(run: Run, ledger: Filled) -> None:
+    """What was refused has changed nothing, and is no event."""
+    assert run("resolve", "order-1", "--rerun").exit_code == 1
+    assert ledger.rows("SELECT id FROM breaker_events WHERE kind = 'manual'") == []
 
 
 @pytest.mark.real_time
