@@ -26,7 +26,8 @@ def words_of(error: BaseException | None) -> str:
 class OrchestratorError(Exception):
     """Anything that keeps a run from its result.
 
-    `request_id` and `trace_id` are those of the run, once it has any.
+    `request_id` and `trace_id` are those of the run that met it, once it has any; who joined that
+    run by its key gets the same error.
     """
 
     request_id: str | None = None

@@ -316,6 +316,22 @@ async def test_who_wants_it_otherwise() -> None:
         RetryPolicy(ambiguous="perhaps")
 
 
+async def test_one_failure_names_the_run_that_met_it(manager: IdempotencyManager) -> None:
+    """All who waited get the same error, and it is not renamed under the eyes of the first."""
+    steer = orchestrator(Payment("payment", ValueError("no such account")), manager=manager)
+    async with manager:
+        runs = [
+            steer.run(
+                "Pay order 7",
+                "payment",
+                options=OrchestrationConfig(idempotency_key="pay-7", request_id=name),
+            )
+            for name in ("one", "two", "three")
+        ]
+        errors = await asyncio.gather(*runs, return_exceptions=True)
+    assert {getattr(error, "request_id", None) for error in errors} == {"one"}
+
+
 async def test_a_failed_run_may_be_run_again(manager: IdempotencyManager) -> None:
     """Its tool said itself that the request was at fault."""
     tool = Payment("payment", ValueError("no such order"), {"paid": True})

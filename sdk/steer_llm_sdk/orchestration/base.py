@@ -173,7 +173,8 @@ class Orchestrator:
         try:
             output = await self._bounded(run, tool_name)
         except Exception as error:
-            if isinstance(error, OrchestratorError):
+            if isinstance(error, OrchestratorError) and error.request_id is None:
+                # All who waited for one run with a key get the same error.
                 error.request_id, error.trace_id = run.request_id, run.trace_id
             LOGGER.info("request %s failed: %s", run.request_id, type(error).__name__)
             await _tell_failure(run, error)
