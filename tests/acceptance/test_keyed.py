@@ -341,6 +341,29 @@ async def test_what_may_have_been_executed_is_not_run_again(tmp_path: Path, faul
         assert parties.fallback.attempts == []
 
 
+@pytest.mark.parametrize("dialect", ["openai", "anthropic", "gemini", "http"])
+@pytest.mark.parametrize("size", [1, 40], ids=["after a byte", "in the body"])
+async def test_half_an_answer_is_not_kept(tmp_path: Path, dialect: str, size: int) -> None:
+    """One that ends with its connection is whole only if it is whole JSON."""
+    async with world(tmp_path, dialect, fallback=False) as parties:
+        half = faults.until_close() | faults.cut_after(bytes=size, how="close")
+        parties.primary.then(half)
+        first = await parties.ask(headers=key())
+        told(first, 504, "steer_outcome_uncertain")
+        assert first.headers["Idempotency-Status"] == "uncertain"
+        row = record(parties)
+        assert row.idem_state == "uncertain"
+        told(await parties.ask(headers=key()), 409, "steer_key_uncertain")
+        parties.primary.always(faults.until_close())
+        whole = await parties.ask(headers=key("order-2"))
+        assert (whole.status, whole.headers["Idempotency-Status"]) == (200, "new")
+        assert (await parties.ask(headers=key("order-2"))).body == whole.body
+        assert len(parties.primary.attempts) == 2
+        await parties.steer.sidecar.books.stop()
+        (attempt,) = every_attempt(row, ledger(parties).attempts.values())
+        assert (attempt.failure_class, attempt.executed) == ("truncated", "maybe")
+
+
 async def test_a_first_byte_time_out_is_uncertain(tmp_path: Path) -> None:
     """Silence after the request was sent: 504, and the key is uncertain."""
     upstream = {"timeouts": {"answer": 5}}
