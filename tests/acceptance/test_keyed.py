@@ -511,6 +511,36 @@ async def test_a_row_says_what_the_duplicates_avoided(tmp_path: Path) -> None:
         assert made == [1, 0, 0]
 
 
+@EVERY_DIALECT
+@pytest.mark.parametrize("commit", ["first_token", "headers"])
+async def test_when_each_had_the_first_token(tmp_path: Path, dialect: str, commit: str) -> None:
+    """By its own beginning: the owner after 3 s, who came 1 s later after 2, a replay at once."""
+    async with world(tmp_path, dialect, route={"commit": commit}) as parties:
+        slow = faults.slow_first_token(3.0) | faults.stall_after(events=5, seconds=4.0)
+        parties.primary.always(slow)
+        first = asyncio.create_task(parties.ask(stream=True, headers=key()))
+        await asyncio.sleep(1.0)
+        await parties.ask(stream=True, headers=key())
+        assert (await first).seconds == pytest.approx(7.0, abs=0.1)
+        await parties.ask(stream=True, headers=key())
+        await parties.steer.sidecar.books.stop()
+        for role, seconds in (("owner", 3.0), ("joined", 2.0), ("replayed", 0.0)):
+            first_token_us = record(parties, role).first_token_us
+            assert first_token_us is not None, role
+            assert first_token_us / 1e6 == pytest.approx(seconds, abs=0.1), role
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "failing stream"])
+async def test_what_has_no_first_token(tmp_path: Path, stream: bool) -> None:
+    """A plain answer, and a problem in a stream's place."""
+    async with world(tmp_path, fallback=False) as parties:
+        parties.primary.always(faults.silence(0.5) | faults.status(400 if stream else 200))
+        await asyncio.gather(*(parties.ask(stream=stream, headers=key()) for _ in range(2)))
+        await parties.ask(stream=stream, headers=key())
+        await parties.steer.sidecar.books.stop()
+        assert [row.first_token_us for row in ledger(parties).calls.values()] == [None] * 3
+
+
 async def test_a_broken_stream_is_not_resumed_elsewhere_under_a_key(tmp_path: Path) -> None:
     """Another candidate's answer would be another execution."""
     async with world(tmp_path, route={"on_break": "resume"}) as parties:

@@ -286,7 +286,8 @@ class KeyedCalls:
                 cut=progress.cut,
             )
             raise
-        told(call, identity, Role.JOINED, served_from, run.row, response)
+        since = run.call.accepted_at
+        told(call, identity, Role.JOINED, served_from, run.row, response, of_since=since)
         return response
 
     async def _join(
