@@ -205,6 +205,8 @@ async def test_a_cookie_is_for_who_made_the_call(tmp_path: Path) -> None:
             "joined",
             "replayed",
         ]
+        without = await ask(at.port, post(b"{}", "/tool/x"), "POST")
+        assert without.value("Idempotency-Status") == "theirs"  # there is none of ours
 
 
 @pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH"])
@@ -500,6 +502,31 @@ async def test_a_drain_that_takes_too_long_says_what_is_uncertain(
         await parties.steer.sidecar.books.stop()
         (attempt,) = every_attempt(row, ledger.attempts.values())
         assert (attempt.outcome, attempt.wasted) == ("cancelled", 1)
+
+
+@pytest.mark.parametrize("callers", [1, 2])
+async def test_a_drain_ends_calls_in_the_queue_in_its_own_words(
+    tmp_path: Path, callers: int
+) -> None:
+    """They were not sent, and it was not their callers who left."""
+    upstream = {"concurrency": {"limit": 1, "queue": 8}}
+    async with world(tmp_path, fallback=False, upstream=upstream) as parties:
+        parties.primary.always(faults.silence())
+        first = asyncio.create_task(parties.ask())
+        await parties.primary.wait_for_attempts(1)
+        queued = [asyncio.create_task(parties.ask(headers=key())) for _ in range(callers)]
+        await asyncio.sleep(1.0)
+        assert not await parties.steer.sidecar.drain(2.0)
+        for reply in [await first, *[await each for each in queued]]:
+            assert (reply.status, reply.cut) == (503, False)
+            assert b"steer_draining" in reply.body
+        await parties.steer.gateway.close()
+        await parties.steer.sidecar.books.stop()
+        assert states(parties).count("released") == 1
+        for row in [*rows(parties, "owner"), *rows(parties, "joined")]:
+            assert (row.status, row.outcome, row.error_class) == (503, "throttled", CUT)
+        assert len(rows(parties, "joined")) == callers - 1
+        assert len(parties.primary.attempts) == 1
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])

@@ -119,8 +119,8 @@ class KeyedCalls:
             resolution = await self._resolved(run, call)
             return await self._serve(request, progress, call, identity, run, resolution, first)
         except asyncio.CancelledError:
-            if run.joiners == 1 and not progress.cut:  # a drain ends it in its own words
-                run.call_off()
+            if run.joiners == 1:
+                run.call_off(drained=progress.cut)
             raise
         finally:
             run.joiners -= 1
