@@ -351,7 +351,7 @@ def strip_query_credentials(query: str) -> str:
     pieces = _PARAMETER_END.split(query)
     kept: list[str] = []
     for index in range(0, len(pieces), 2):
-        if not _is_credential_parameter(pieces[index]):
+        if not is_credential_parameter(pieces[index]):
             kept += (pieces[index - 1] if kept else "", pieces[index])
     return "".join(kept)
 
@@ -360,10 +360,10 @@ def query_credentials(query: str) -> list[str]:
     """The parameters of a query that carry a credential, as they are written: name=value."""
     if not query:
         return []
-    return [pair for pair in _PARAMETER_END.split(query)[::2] if _is_credential_parameter(pair)]
+    return [pair for pair in _PARAMETER_END.split(query)[::2] if is_credential_parameter(pair)]
 
 
-def _is_credential_parameter(pair: str) -> bool:
+def is_credential_parameter(pair: str) -> bool:
     """By its name, however that is spelled; `$httpHeaders[authorization]` has an index."""
     name = unquote_plus(pair.partition("=")[0]).strip().lower().replace("_", "-")
     name = name.partition("[")[0]

@@ -39,6 +39,14 @@ HIDDEN = [
     pytest.param(faults.rate_limit(), id="429 without a hint"),
     pytest.param(faults.cut_after(bytes=40), id="cut in the body"),
     pytest.param(faults.cut_after(bytes=40, how="close"), id="closed in the body"),
+    pytest.param(
+        faults.until_close() | faults.cut_after(bytes=40, how="close"),
+        id="closed in a body until close",
+    ),
+    pytest.param(
+        faults.until_close() | faults.cut_after(bytes=0, how="close"),
+        id="closed before a body until close",
+    ),
 ]
 
 

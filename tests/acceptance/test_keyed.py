@@ -341,6 +341,29 @@ async def test_what_may_have_been_executed_is_not_run_again(tmp_path: Path, faul
         assert parties.fallback.attempts == []
 
 
+@pytest.mark.parametrize("dialect", ["openai", "anthropic", "gemini", "http"])
+@pytest.mark.parametrize("size", [1, 40], ids=["after a byte", "in the body"])
+async def test_half_an_answer_is_not_kept(tmp_path: Path, dialect: str, size: int) -> None:
+    """One that ends with its connection is whole only if it is whole JSON."""
+    async with world(tmp_path, dialect, fallback=False) as parties:
+        half = faults.until_close() | faults.cut_after(bytes=size, how="close")
+        parties.primary.then(half)
+        first = await parties.ask(headers=key())
+        told(first, 504, "steer_outcome_uncertain")
+        assert first.headers["Idempotency-Status"] == "uncertain"
+        row = record(parties)
+        assert row.idem_state == "uncertain"
+        told(await parties.ask(headers=key()), 409, "steer_key_uncertain")
+        parties.primary.always(faults.until_close())
+        whole = await parties.ask(headers=key("order-2"))
+        assert (whole.status, whole.headers["Idempotency-Status"]) == (200, "new")
+        assert (await parties.ask(headers=key("order-2"))).body == whole.body
+        assert len(parties.primary.attempts) == 2
+        await parties.steer.sidecar.books.stop()
+        (attempt,) = every_attempt(row, ledger(parties).attempts.values())
+        assert (attempt.failure_class, attempt.executed) == ("truncated", "maybe")
+
+
 async def test_a_first_byte_time_out_is_uncertain(tmp_path: Path) -> None:
     """Silence after the request was sent: 504, and the key is uncertain."""
     upstream = {"timeouts": {"answer": 5}}
@@ -486,6 +509,36 @@ async def test_a_row_says_what_the_duplicates_avoided(tmp_path: Path) -> None:
         rows = ledger(parties)
         made = [len(every_attempt(row, rows.attempts.values())) for row in rows.calls.values()]
         assert made == [1, 0, 0]
+
+
+@EVERY_DIALECT
+@pytest.mark.parametrize("commit", ["first_token", "headers"])
+async def test_when_each_had_the_first_token(tmp_path: Path, dialect: str, commit: str) -> None:
+    """By its own beginning: the owner after 3 s, who came 1 s later after 2, a replay at once."""
+    async with world(tmp_path, dialect, route={"commit": commit}) as parties:
+        slow = faults.slow_first_token(3.0) | faults.stall_after(events=5, seconds=4.0)
+        parties.primary.always(slow)
+        first = asyncio.create_task(parties.ask(stream=True, headers=key()))
+        await asyncio.sleep(1.0)
+        await parties.ask(stream=True, headers=key())
+        assert (await first).seconds == pytest.approx(7.0, abs=0.1)
+        await parties.ask(stream=True, headers=key())
+        await parties.steer.sidecar.books.stop()
+        for role, seconds in (("owner", 3.0), ("joined", 2.0), ("replayed", 0.0)):
+            first_token_us = record(parties, role).first_token_us
+            assert first_token_us is not None, role
+            assert first_token_us / 1e6 == pytest.approx(seconds, abs=0.1), role
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "failing stream"])
+async def test_what_has_no_first_token(tmp_path: Path, stream: bool) -> None:
+    """A plain answer, and a problem in a stream's place."""
+    async with world(tmp_path, fallback=False) as parties:
+        parties.primary.always(faults.silence(0.5) | faults.status(400 if stream else 200))
+        await asyncio.gather(*(parties.ask(stream=stream, headers=key()) for _ in range(2)))
+        await parties.ask(stream=stream, headers=key())
+        await parties.steer.sidecar.books.stop()
+        assert [row.first_token_us for row in ledger(parties).calls.values()] == [None] * 3
 
 
 async def test_a_broken_stream_is_not_resumed_elsewhere_under_a_key(tmp_path: Path) -> None:

@@ -78,6 +78,13 @@ def chunked(*data: bytes) -> Answer:
     return Answer((head, *map(Data, data), Finish()))
 
 
+def until_close(*data: bytes, content_type: str = "application/json") -> Answer:
+    """A plain answer that ends with its connection."""
+    return Answer(
+        (Head(200, (("Content-Type", content_type),), framing="close"), *map(Data, data), Finish())
+    )
+
+
 ANSWERS = {
     "no content": Answer((Head(204, framing="none"),)),
     "created, empty": Answer((Head(201), Finish())),
@@ -93,9 +100,16 @@ ANSWERS = {
     "large": Answer((Head(200, length=100_000), Data(b"x" * 100_000), Finish())),
     "larger than is held": Answer((Head(200, length=1_500_000), Data(b"x" * 1_500_000), Finish())),
     "large and chunked": chunked(b"y" * 700_000, b"z" * 700_000),
-    "until close": Answer(
-        (Head(200, (("Content-Type", "text/plain"),), framing="close"), Data(b"all"), Finish())
+    "until close": until_close(b"all", content_type="text/plain"),
+    "until close, half of JSON that is said to be text": until_close(b"[", content_type="text/x"),
+    "until close, JSON": until_close(b'{"a":', b'"}"}\n'),
+    "until close, JSON lines": until_close(b"{}\n{}", content_type="application/x-ndjson"),
+    "until close, nothing": until_close(),
+    "until close, a script's guard": until_close(b")]}',\n{}"),
+    "until close, half of JSON in another encoding": until_close(
+        b"{\x81{", content_type="application/json; charset=Shift_JIS"
     ),
+    "until close, large JSON": until_close(b'["', b"x" * 1_500_000, b'"]'),
     "trailers": Answer(
         (
             Head(200, (("Transfer-Encoding", "chunked"),), framing="none"),
@@ -131,6 +145,19 @@ async def test_any_answer_is_replayed_to_the_byte(tmp_path: Path, name: str) -> 
         ]
         ids = {each.value("X-Steer-Request-ID") for each in (first, joined, again)}
         assert len(ids) == 3
+        assert len(at.provider.attempts) == 1
+
+
+async def test_half_of_a_large_answer_is_not_kept(tmp_path: Path) -> None:
+    """JSON that is not held whole: its caller sees it break, and nobody is given it again."""
+    async with tool(tmp_path) as at:
+        at.provider.always(until_close(b'["', b"x" * 1_500_000))
+        async with dialled(at.port) as caller:
+            caller.send(post(b"{}", "/tool/x", KEY))
+            with pytest.raises(ValueError, match="base 16"):  # no last chunk came
+                await caller.reply()
+        again = await ask(at.port, post(b"{}", "/tool/x", KEY), "POST")
+        assert (again.status, again.json["error"]["code"]) == (409, "steer_key_uncertain")
         assert len(at.provider.attempts) == 1
 
 
@@ -178,6 +205,8 @@ async def test_a_cookie_is_for_who_made_the_call(tmp_path: Path) -> None:
             "joined",
             "replayed",
         ]
+        without = await ask(at.port, post(b"{}", "/tool/x"), "POST")
+        assert without.value("Idempotency-Status") == "theirs"  # there is none of ours
 
 
 @pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH"])
@@ -473,6 +502,31 @@ async def test_a_drain_that_takes_too_long_says_what_is_uncertain(
         await parties.steer.sidecar.books.stop()
         (attempt,) = every_attempt(row, ledger.attempts.values())
         assert (attempt.outcome, attempt.wasted) == ("cancelled", 1)
+
+
+@pytest.mark.parametrize("callers", [1, 2])
+async def test_a_drain_ends_calls_in_the_queue_in_its_own_words(
+    tmp_path: Path, callers: int
+) -> None:
+    """They were not sent, and it was not their callers who left."""
+    upstream = {"concurrency": {"limit": 1, "queue": 8}}
+    async with world(tmp_path, fallback=False, upstream=upstream) as parties:
+        parties.primary.always(faults.silence())
+        first = asyncio.create_task(parties.ask())
+        await parties.primary.wait_for_attempts(1)
+        queued = [asyncio.create_task(parties.ask(headers=key())) for _ in range(callers)]
+        await asyncio.sleep(1.0)
+        assert not await parties.steer.sidecar.drain(2.0)
+        for reply in [await first, *[await each for each in queued]]:
+            assert (reply.status, reply.cut) == (503, False)
+            assert b"steer_draining" in reply.body
+        await parties.steer.gateway.close()
+        await parties.steer.sidecar.books.stop()
+        assert states(parties).count("released") == 1
+        for row in [*rows(parties, "owner"), *rows(parties, "joined")]:
+            assert (row.status, row.outcome, row.error_class) == (503, "throttled", CUT)
+        assert len(rows(parties, "joined")) == callers - 1
+        assert len(parties.primary.attempts) == 1
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])

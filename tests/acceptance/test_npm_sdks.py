@@ -77,3 +77,45 @@ async def test_npm(tmp_path: Path, dialect: str) -> None:
             attempts = about(both.behind.attempts, f"retries-{status}")
             assert [attempt.header("x-stainless-retry-count") for attempt in attempts] == ["0"] * 3
         assert len(about(both.behind.attempts, "silent")) == 1
+
+
+# What calls with a key must become that cannot be served: the class, Steer's words, and what all
+# tries of the SDK were told, by `Idempotency-Status` or else by the status.
+KEYED = {
+    "another request": ("UnprocessableEntityError", "was used for another request", ["422"]),
+    "lost": ("InternalServerError", "may have been executed", ["uncertain"]),
+    "uncertain": ("ConflictError", "may have been executed", ["uncertain"]),
+}
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("dialect", ["openai", "anthropic"])
+async def test_npm_with_a_key(tmp_path: Path, dialect: str) -> None:
+    """One paid call for duplicates, together and later, and for the SDK's own retries; what cannot
+    be served is not tried again, and raised with Steer's words."""
+    async with doubles(tmp_path, quick_retries=True) as both:
+        both.behind.when(asks_for("slow"), faults.silence(0.3))
+        both.behind.when(asks_for("late"), faults.silence(1.8))
+        both.behind.when(asks_for("lost"), faults.reset_before_answer())
+        half = faults.until_close() | faults.cut_after(bytes=60, how="close")
+        both.behind.when(asks_for("half"), half)
+        both.behind.when(asks_for("broken"), faults.cut_after(events=5))
+        _, url = both.urls(dialect)
+        found: Any = await node("keyed.mjs", sdk=dialect, url=url)
+        text = both.behind.text
+        finer = "GatewayTimeoutError" if dialect == "anthropic" else "InternalServerError"
+        for streamed in ("", " streamed"):
+            assert found[f"together{streamed}"]["text"] == "|".join([text] * 5)
+            assert found[f"again{streamed}"] == {"text": text, "told": ["replayed"]}
+            for name, (kind, words, told) in KEYED.items():
+                error = found[f"{name}{streamed}"]
+                assert error["raised"] == (finer if name == "lost" else kind)
+                assert words in error["says"]
+                assert error["told"] == told
+            assert found[f"patient{streamed}"]["text"] == text
+        assert found["broken"]["raised"] == finer
+        assert "truncated" in found["broken"]["says"]
+        assert found["broken streamed"]["raised"] == "APIError"
+        assert "it is not complete" in found["broken streamed"]["says"]
+        made = {"slow": 2, "late": 2, "lost": 2, "half": 1, "broken": 1, "m": 0}
+        assert {model: len(about(both.behind.attempts, model)) for model in made} == made

@@ -102,6 +102,27 @@ async def live(both: Pair) -> None:
     assert len(both.provider.attempts) == 1
 
 
+@PLAIN_AND_STREAMED
+async def test_when_the_others_had_the_first_token(tmp_path: Path, stream: bool) -> None:
+    """Who joins elsewhere after 1 s of 3, and who gets the stored answer; never of a plain one."""
+    async with pair(tmp_path) as both:
+        slow = faults.slow_first_token(3.0) if stream else faults.silence(3.0)
+        both.provider.always(slow)
+        first = await asked(both.here, stream=stream, headers=key())
+        await asyncio.sleep(1.0)
+        await both.there.ask(stream=stream, headers=key())
+        await first
+        await both.there.ask(stream=stream, headers=key())
+        await both.there.steer.sidecar.books.stop()
+        found = {row.idem_role: row.first_token_us for row in both.rows.values()}
+        assert set(found) == {"owner", "joined", "replayed"}
+        if not stream:
+            assert set(found.values()) == {None}
+            return
+        for role, seconds in (("owner", 3.0), ("joined", 2.0), ("replayed", 0.0)):
+            assert (found[role] or 0) / 1e6 == pytest.approx(seconds, abs=0.5), role
+
+
 @EVERY_DIALECT
 @PLAIN_AND_STREAMED
 async def test_the_other_one_replays(tmp_path: Path, dialect: str, stream: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from steer_policies.dialects.base import Progress, StreamReader
+from steer_policies.dialects.json_end import JsonEnd
 from steer_policies.outcome import Failure, Verdict, failed
 from steer_proxy.engine.attempt import Trace
 from steer_proxy.http.response import UpstreamResponse
@@ -23,13 +24,15 @@ class HttpAnswer:
     `lesson` is what breakers learn at the commit, None for nothing.
     `reader` is set for a stream the dialect understands. `status` None means that no head came.
     `trace` is what is measured of the attempt; of a plain answer that is not held whole, `tail`
-    remembers the last bytes that were relayed.
+    remembers the last bytes that were relayed. `json_end` tells whether an answer was cut where
+    nothing else does.
     """
 
     __slots__ = (
         "_open",
         "content_type",
         "held",
+        "json_end",
         "lesson",
         "reader",
         "reason",
@@ -51,6 +54,7 @@ class HttpAnswer:
         reader: StreamReader | None = None,
         content_type: str = "",
         trace: Trace | None = None,
+        json_end: JsonEnd | None = None,
     ) -> None:
         self.verdict = verdict
         self.lesson: Verdict | None = verdict
@@ -63,6 +67,7 @@ class HttpAnswer:
         self.reader = reader
         self.content_type = content_type
         self.tail = b""
+        self.json_end = json_end
         self.trace = Trace() if trace is None else trace
 
     @classmethod

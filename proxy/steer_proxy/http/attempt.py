@@ -8,8 +8,9 @@ from typing import Final
 
 from multidict import istr
 
-from steer_policies.config import CommitPoint
+from steer_policies.config import CommitPoint, DialectName
 from steer_policies.dialects.base import Progress, StreamReader
+from steer_policies.dialects.json_end import JsonEnd
 from steer_policies.outcome import SUCCESS, Executed, Failure, failed
 from steer_policies.plan import Candidate, Plan
 from steer_policies.trace_context import safe_request_id
@@ -162,11 +163,35 @@ class HttpSender:
         limit = HELD_PLAIN
         if self._plan.commit is CommitPoint.HEADERS or _is_live(response, content_type):
             limit = 0
-        held = await _read_up_to(response, limit)
+        json_end = self._json_end(response, content_type)
+        held = await _read_up_to(response, limit, json_end)
         whole = response.exhausted
+        if whole and json_end is not None and json_end.cut:
+            raise UpstreamError(Failure.TRUNCATED)
         return HttpAnswer(
-            SUCCESS, response, held=held, whole=whole, content_type=content_type, trace=trace
+            SUCCESS,
+            response,
+            held=held,
+            whole=whole,
+            content_type=content_type,
+            trace=trace,
+            json_end=json_end,
         )
+
+    def _json_end(self, response: UpstreamResponse, content_type: str) -> JsonEnd | None:
+        """What tells the end of an answer that ends where its connection does; None for others."""
+        headers, call = response.headers, self._call
+        if "Content-Length" in headers or "Transfer-Encoding" in headers:
+            return None
+        if not 200 <= response.status < 300 or response.status == 204 or call.method == "HEAD":
+            return None
+        if headers.get("Content-Encoding", "identity").lower() != "identity":
+            return None
+        if not _is_json(content_type):
+            return None
+        # A model that has answered has said something; what a tool says, nobody knows.
+        steered = call.facts.steered and call.dialect.name is not DialectName.HTTP
+        return JsonEnd(needed=steered)
 
     async def _stream(
         self,
@@ -262,14 +287,31 @@ def _is_live(response: UpstreamResponse, content_type: str) -> bool:
     )
 
 
-async def _read_up_to(response: UpstreamResponse, limit: int) -> bytes:
-    """The body, or as much of it as came before more than `limit` bytes were held."""
+def _is_json(content_type: str) -> bool:
+    """Whether a body is said to be JSON, in the encoding that JSON has (RFC 8259, section 8.1)."""
+    kind, _, parameters = content_type.lower().partition(";")
+    return kind.strip().endswith("json") and (
+        "charset" not in parameters or "utf-8" in parameters or "utf8" in parameters
+    )
+
+
+async def _read_up_to(
+    response: UpstreamResponse, limit: int, json_end: JsonEnd | None = None
+) -> bytes:
+    """The body, or as much of it as came before more than `limit` bytes were held.
+
+    What tells its end is fed bit by bit: 1 MiB at once could hold up all others for 60 ms.
+    """
     chunk = response.read_ready()
+    if json_end is not None:
+        json_end.feed(chunk)
     if response.ended or limit == 0:
         return chunk
     chunks = [chunk]
     size = len(chunk)
     while size <= limit and (chunk := await response.read()):
+        if json_end is not None:
+            json_end.feed(chunk)
         chunks.append(chunk)
         size += len(chunk)
     return b"".join(chunks)

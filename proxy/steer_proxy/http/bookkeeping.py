@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
+from steer_policies.config import DialectName
 from steer_policies.deadline import retry_count
 from steer_policies.dialects.base import Usage
 from steer_policies.outcome import Executed, Verdict
 from steer_policies.plan import Plan
+from steer_policies.shown_path import shown_path
 from steer_proxy.engine.attempt import AttemptRecord, Problem
 from steer_proxy.engine.clock import Clock, new_id
 from steer_proxy.engine.conclusion import Settled, Spent
@@ -44,6 +46,7 @@ MAX_NAME: Final = 256
 #: Paths and names of models that are remembered as they are written: they are few, as a rule.
 MAX_TEXTS: Final = 256
 
+_TOOLS: Final = DialectName.HTTP
 _NOT_COUNTED: Final = Usage()
 _KEY, _ATTEMPT = CallRow._fields.index("idem_key"), CallRow._fields.index("attempt_model")
 _NO_KEY: Final = (None,) * (_ATTEMPT - _KEY)
@@ -210,7 +213,7 @@ class CallLog:
             route=route,
             dialect=dialect,
             method=_storable(method, 32),
-            path=_storable(path.partition("?")[0], MAX_PATH),
+            path=_path("/", path.partition("?")[0], dialect == _TOOLS),
             started_us=started_us,
             ended_us=started_us + int(elapsed * MICROSECONDS),
             duration_us=int(elapsed * MICROSECONDS),
@@ -240,7 +243,7 @@ class CallLog:
             call.dialect.name._value_,
             facts.operation,
             call.method,
-            _path(call.route.path, call.path),
+            _path(call.route.path, call.path, call.dialect.name is _TOOLS),
             int(facts.stream),
             _name(facts.model),
         )
@@ -360,9 +363,14 @@ def _since(start: float, moment: float) -> int:
 
 
 @lru_cache(MAX_TEXTS)
-def _path(prefix: str, path: str) -> str:
-    """The path that a call asked for, by its route's and the rest."""
-    return _storable(path if prefix == "/" else prefix + path, MAX_PATH)
+def _path(
+    prefix: str,
+    path: str,
+    strict: bool,  # noqa: FBT001 - a key of the cache
+) -> str:
+    """The path that a call asked for, by its route's and the rest, without credentials."""
+    whole = path if prefix == "/" else prefix + path
+    return _storable(shown_path(whole, strict=strict), MAX_PATH)
 
 
 def _storable(text: str, most: int) -> str:

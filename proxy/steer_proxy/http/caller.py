@@ -53,6 +53,8 @@ class CallerResponse(StreamResponse):
         self._own = own
         self._rest = body
         self._given = 0
+        #: The loop time at which a duplicate was given its first bytes, for its row.
+        self.began: float | None = None
         self._announced = length
         self._closing = False
         self.media_type = content_type

@@ -59,12 +59,15 @@ async def give(
     watched.overdue_later()
     if whole:
         # Of what was a stream the length is left out, as it was the first time.
+        response.began = asyncio.get_running_loop().time()
         await response.prepare(request)
         await response.write_eof()
         return response
     await response.prepare(request)
     try:
         while piece := await reader.read():
+            if response.began is None:
+                response.began = asyncio.get_running_loop().time()
             await response.write(piece)
     except TooSlow:
         response.abandon()

@@ -25,6 +25,7 @@ from steer_policies.headers import (
 from steer_policies.idempotency_key import KeySyntaxError, read_key
 from steer_policies.paths import BadTarget, admit, after_route, match_route
 from steer_policies.route import UsageMode
+from steer_policies.shown_path import shown_path
 from steer_policies.steering import SteeringError, read_steering
 from steer_policies.trace_context import (
     TraceContext,
@@ -119,7 +120,8 @@ class Intake:
             raise refuse(
                 404,
                 "steer_no_route",
-                f"No route owns the path {path[:128]!r}; the routes are {known}.",
+                f"No route owns the path {shown_path(path, strict=True)[:128]!r}; "
+                f"the routes are {known}.",
             )
         route, speaks = self._routes[prefix]
         rest = speaks.canonical_path(after_route(prefix, path))

@@ -28,7 +28,7 @@ from steer_proxy.http.identity import Identity
 from steer_proxy.http.keyed_problems import DRAINING
 from steer_proxy.http.problems import Refusal, problem_lines
 from steer_proxy.http.progress import CallProgress
-from steer_proxy.ledger.values import AttemptRow, CallRow, Record
+from steer_proxy.ledger.values import MICROSECONDS, AttemptRow, CallRow, Record
 
 #: A call that was larger than this, request and answer, in bytes, is told when it ends. Others wait
 #: for that until there are some, and are kept meanwhile.
@@ -124,7 +124,7 @@ class Journal:
             row = row._replace(outcome=Outcome.BROKEN.value, error_class=DRAINING.problem.code)
         return row, attempts
 
-    def duplicate(
+    def duplicate(  # noqa: PLR0913 - what is known of one, the rest by name
         self,
         call: Call,
         identity: Identity,
@@ -133,11 +133,13 @@ class Journal:
         of: CallRow | Record | None,
         response: CallerResponse | None,
         *,
+        of_since: float | None = None,
         left: bool = False,
         cut: bool = False,
     ) -> None:
         """A request was served by the call with this id, and so did not cost as much; or its caller
-        has `left` before that, or was `cut` off by a drain. `of` is what is known of that call."""
+        has `left` before that, or was `cut` off by a drain. `of` is what is known of that call, and
+        `of_since` the loop time at which it was accepted, where that was here."""
         status, given = (None, 0) if response is None else (response.status, response.given)
         known: dict[str, Any] = {
             "idem_key": call.key,
@@ -165,6 +167,8 @@ class Journal:
             if of is not None:
                 known |= {"model_answered": of.model_answered, "upstream": of.upstream}
                 known["avoided_nusd"] = of.cost_nusd if fine else None
+        if of is not None and response is not None:
+            known["first_token_us"] = _first_token_us(call, of, response, of_since)
         make = partial(self._duplicate, call, status, given, self._log.moment(), known)
         call.json = None
         if call.size <= LIGHT:
@@ -247,6 +251,26 @@ def _unserved(row: CallRow, attempts: Sequence[AttemptRow]) -> tuple[CallRow, Se
         for each in attempts
     ]
     return row._replace(cost_nusd=None, cost_source=None, wasted_nusd=None), wasted
+
+
+def _first_token_us(
+    call: Call, of: CallRow | Record, response: CallerResponse, of_since: float | None
+) -> int | None:
+    """When a duplicate could have the first content of a stream, by its own beginning.
+
+    That came with the first bytes, as a rule, and with the serving call's where that told more than
+    content before (`commit: headers`), as far as this process made it.
+    """
+    began = response.began
+    if began is None or response.status >= 300:
+        return None
+    if isinstance(of, CallRow):
+        if of.first_token_us is None or of_since is None:
+            return None
+        began = max(began, of_since + of.first_token_us / MICROSECONDS)
+    elif call.dialect.read_stream(call.facts, response.media_type) is None:
+        return None
+    return max(0, int((began - call.accepted_at) * MICROSECONDS))
 
 
 def _is_light(call: Call, settled: Settled[HttpAnswer]) -> bool:

@@ -122,8 +122,8 @@ class KeyedCalls:
             resolution = await self._resolved(progress, run, call, first=first)
             return await self._serve(request, progress, call, identity, run, resolution, first)
         except asyncio.CancelledError:
-            if run.joiners == 1 and not progress.cut:  # a drain ends it in its own words
-                run.call_off()
+            if run.joiners == 1:
+                run.call_off(drained=progress.cut)
             raise
         finally:
             run.joiners -= 1
@@ -308,7 +308,8 @@ class KeyedCalls:
                 cut=progress.cut,
             )
             raise
-        told(call, identity, Role.JOINED, served_from, run.row, response)
+        since = run.call.accepted_at
+        told(call, identity, Role.JOINED, served_from, run.row, response, of_since=since)
         return response
 
     async def _join(

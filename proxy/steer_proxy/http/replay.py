@@ -73,6 +73,7 @@ async def replay(
             raise UNREADABLE.refusal(call) from None
         response = _response(call, head, first)
         progress.response = response
+        response.began = asyncio.get_running_loop().time()
         if watched.draining:
             response.close_connection()
         if len(first) > AT_ONCE:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from steer_policies.config import DialectName
 from steer_policies.deadline import retry_count
 from steer_policies.headers import NO_NAMES, Field, response_fields
 from steer_policies.outcome import Verdict
 from steer_policies.plan import Plan
+from steer_policies.shown_path import shown_path
 from steer_proxy.engine.conclusion import Settled
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.call import Call
@@ -109,10 +111,9 @@ def tell(
     end = problem.code if problem is not None else str(failure or "answered")
     LOGGER.log(
         logging.INFO if problem is None and failure is None else logging.WARNING,
-        "%s %s%s: %s in %.2f s [%s]%s%s",
+        "%s %s: %s in %.2f s [%s]%s%s",
         call.request_id,
-        call.route.path,
-        call.path,
+        shown_path(call.route.path + call.path, strict=call.dialect.name is DialectName.HTTP),
         end,
         now - call.accepted_at,
         tale,

@@ -64,13 +64,17 @@ class Run:
         if self.task is not None:
             self.task.cancel()
 
-    def call_off(self) -> None:
-        """Nobody waits for it any more: if it only waits for its turn, it is not made."""
+    def call_off(self, *, drained: bool) -> None:
+        """Nobody waits for it any more: if it only waits for its turn, it is not made.
+
+        Where they were `drained`, it is ended in a drain's words, and at once: its turn may come
+        with the end of the others that are cut.
+        """
         task, resolution = self.task, self.resolution
         if self.sent or self.lost or self.over or self.called_off or task is None:
             return
         if resolution.done() and isinstance(resolution.result(), Owned):
-            self.called_off = True
+            self.called_off = not drained
             task.cancel()
 
     def left(self) -> None:
