@@ -16,7 +16,8 @@ HIDDEN: Final = "..."
 """What stands for a segment that is not shown."""
 
 # How providers' keys begin (as the scanners of public repositories know them), a bot's number and
-# its key, a JSON Web Token, and a name with a password before a host.
+# its key, a JSON Web Token, and a name with a password before a host. Where what repeats has no
+# end in sight, it is begun once in each run of such characters: a path may be made to take long.
 _KNOWN: Final = re.compile(
     r"""
     (?<![A-Za-z0-9])(?:
@@ -27,7 +28,7 @@ _KNOWN: Final = re.compile(
       | (?:AKIA|ASIA)[A-Z0-9]{16}
       | SG\.[A-Za-z0-9_-]{16,}
       | (?:bot)?[0-9]{5,20}:[A-Za-z0-9_-]{20,}
-      | eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}
+      | (?<![_-])eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}
     )
     | ^[^:@]*:[^@]+@
     """,

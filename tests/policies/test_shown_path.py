@@ -81,7 +81,7 @@ def test_anything_at_all(path: str, strict: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["a", "sk-", "1:", ":@", "eyJ", "a/", "=", ";=", "aB-", "%2", "eyJaaaaaaaa."]
+    "unit", ["a", "sk-", "1:", ":@", "eyJ", "-eyJ", "a/", "=", ";=", "aB-", "%2", "eyJaaaaaaaa."]
 )
 def test_hostile_paths_take_no_longer(unit: str) -> None:
     """As long as a head may be."""
