@@ -298,6 +298,9 @@ class _Execution:
         finished = await self._finish(finish)
         if finished is Finished.LOST:
             raise self._taken_over(value)
+        if finished is Finished.UNRECORDED:
+            self._books.log(told)
+            return done._replace(stored=False)
         if finished is Finished.LATER:
             if self._terms.on_store_down is OnLedgerDown.FAIL:
                 raise StoreUnavailableError(
