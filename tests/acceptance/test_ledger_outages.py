@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from steer_policies.idempotency import Move
+from steer_policies.idempotency import Move, OnUncertain, Uncertain, decide
+from steer_proxy.engine.claims import AGAIN_FOR, standing
 from steer_proxy.ledger import migrate, sqlite_file
 from steer_proxy.ledger.memory import MemoryLedger
 from steer_proxy.ledger.protocol import LedgerUnavailable
@@ -302,6 +303,37 @@ async def test_an_answer_is_given_although_it_cannot_be_stored_yet(
         await asyncio.sleep(5.0)
         assert states(ledger)[0] == "completed"
         later = await parties.ask(stream=stream, headers=key())
+        assert (later.body, later.headers["Idempotency-Status"]) == (first.body, "replayed")
+        assert len(parties.primary.attempts) == 1
+
+
+@pytest.mark.parametrize("end", ["back in time", "back late", "restart"])
+async def test_a_large_answer_that_cannot_be_stored_yet(tmp_path: Path, end: str) -> None:
+    """Its head is out before that is known, so it says `new`; it is made once all the same."""
+    async with faulty(tmp_path) as (parties, ledger):
+        parties.primary.text = "x" * 1_500_000
+        ledger.fail("finish")
+        first = await parties.ask(headers=key())
+        assert (first.status, first.cut) == (200, False)
+        assert first.headers["Idempotency-Status"] == "new"
+        during = await parties.ask(headers=key())
+        assert (during.headers["Idempotency-Status"], during.body) == ("not-stored", first.body)
+        if end == "back late":
+            await asyncio.sleep(AGAIN_FOR * 3)
+            unavailable(await parties.ask(headers=key()))
+        elif end == "restart":
+            await parties.steer.sidecar.drain(0.0)
+            await parties.steer.sidecar.gateway.close()
+            (row,) = (row for row in memory(ledger).calls.values() if row.idem_live)
+            await memory(ledger).retire(row.owner_id or "")
+            record = await memory(ledger).find(row.idem_scope or "")
+            assert record is not None
+            decision = decide(standing(record), record.fingerprint, OnUncertain.FAIL)
+            assert decision == Uncertain()
+            return
+        ledger.up()
+        await asyncio.sleep(5.0)
+        later = await parties.ask(headers=key())
         assert (later.body, later.headers["Idempotency-Status"]) == (first.body, "replayed")
         assert len(parties.primary.attempts) == 1
 
