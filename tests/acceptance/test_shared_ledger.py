@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 
-from steer_proxy.http.live import LINGER
+from steer_proxy.http.live import EVERY, LINGER
+from steer_proxy.http.replay import AT_ONCE, PAGE
 from steer_proxy.ledger import migrate
 from steer_proxy.ledger.sealing import Sealer
 from tests.provider import Await, Pause, Signal, faults
@@ -137,6 +139,23 @@ async def test_who_joins_a_call_that_fails_elsewhere_may_try_again(
         assert len(both.provider.attempts) == 1
         again = await both.there.ask(stream=stream, headers=key())
         assert (again.status, again.headers["Idempotency-Status"]) == (200, "new")
+
+
+@EVERY_DIALECT
+async def test_a_stream_that_was_written_in_many_small_parts(tmp_path: Path, dialect: str) -> None:
+    """More than are read at once, and all of them together no larger than one write."""
+    async with pair(tmp_path, dialect) as both:
+        both.provider.text = " ".join(f"word-{number}" for number in range(3 * PAGE))
+        slowly = [faults.at_event(number, Pause(2 * EVERY)) for number in range(1, 3 * PAGE)]
+        both.provider.always(reduce(or_, slowly))
+        first = await both.here.ask(stream=True, headers=key())
+        (row,) = both.records()
+        assert (row.resp_chunks or 0) > PAGE
+        assert len(first.body) < AT_ONCE
+        for replica in (both.here, both.there):
+            again = await replica.ask(stream=True, headers=key())
+            assert again.headers["Idempotency-Status"] == "replayed"
+            assert (again.body, again.cut) == (first.body, False)
 
 
 async def test_who_joins_a_stream_that_breaks_elsewhere_sees_it_break(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from steer_proxy.ledger.values import ChunkRow, Record, StoredAnswer
 
 LOGGER: Final = logging.getLogger("steer.ledger")
 
-#: An answer larger than this, in bytes, is written under the eyes of the sweep.
+#: An answer larger than this, in bytes, or of many parts is written under the eyes of the sweep.
 AT_ONCE: Final = 64 * 1024
 
 #: Chunks read from the ledger at once: a megabyte.
@@ -71,11 +71,13 @@ async def replay(
         except (Unreadable, Damaged, ValueError) as error:
             LOGGER.error("the stored answer %s cannot be read: %s", record.id, error)  # noqa: TRY400
             raise UNREADABLE.refusal(call) from None
-        response = _response(call, head, first)
+        # A stream's chunks are what came in a moment: many of them may be no more than a few bytes.
+        small = len(first) <= AT_ONCE and stored.chunks <= PAGE
+        response = _response(call, head, first if small else b"")
         progress.response = response
         if watched.draining:
             response.close_connection()
-        if len(first) > AT_ONCE:
+        if not small:
             # More than the kernel takes at once: a caller that never reads must not hold it.
             longest = call.route.policy.timeouts.max_stream
             progress.until = asyncio.get_running_loop().time() + longest
@@ -84,14 +86,13 @@ async def replay(
         return response
 
 
-def _response(call: Call, head: RecordedHead, first: bytes) -> CallerResponse:
+def _response(call: Call, head: RecordedHead, body: bytes) -> CallerResponse:
     own = [
         *personal_lines(call),
         *head.own,
         status_line(Status.REPLAYED),
         line("Idempotent-Replayed", "true"),
     ]
-    body = first if len(first) <= AT_ONCE else b""
     return CallerResponse(
         head.status, head.reason, head.fields, own, body=body, content_type=head.content_type
     )
