@@ -238,7 +238,7 @@ class KeyedCalls:
         told, record, role = self._journal.duplicate, found.record, Role.REPLAYED
         try:
             response = await self._replay(request, progress, call, found)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ConnectionError):  # or a write has noticed it first
             told(
                 call,
                 identity,
@@ -274,7 +274,7 @@ class KeyedCalls:
         told = self._journal.duplicate
         try:
             response = await self._join(request, progress, call, run, first=False)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ConnectionError):  # or a write has noticed it first
             told(
                 call,
                 identity,
