@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import pytest
 
 from steer_policies.idempotency import Move, OnUncertain, Uncertain, decide
 from steer_proxy.engine.claims import AGAIN_FOR, standing
+from steer_proxy.http.replay import PAGES_AT_ONCE
 from steer_proxy.ledger import migrate, sqlite_file
 from steer_proxy.ledger.memory import MemoryLedger
 from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.sqlite import SqliteLedger
+from steer_proxy.ledger.values import ChunkRow
 from tests.provider import Await, faults
 from tests.support.faulty_ledger import FaultyLedger
 from tests.support.pair import key
@@ -366,14 +369,50 @@ async def test_a_replay_that_the_ledger_leaves_in_the_middle(tmp_path: Path) -> 
         parties.primary.text = "x" * 1_500_000
         first = await parties.ask(headers=key())
         assert (first.status, first.error) == (200, None)
-        ledger.fail("chunks", times=1)
+        ledger.after("chunks", lambda: ledger.fail("chunks", times=1))
         broken = await parties.ask(headers=key())
+        ledger.after("chunks", None)
+        ledger.up()
         assert broken.error is not None
         assert 0 < len(broken.body) < len(first.body)
         again = await parties.ask(headers=key())
         assert again.headers["Idempotency-Status"] == "replayed"
         assert (again.body, again.error) == (first.body, None)
         assert len(parties.primary.attempts) == 1
+
+
+async def test_replays_of_a_large_answer_take_turns(tmp_path: Path) -> None:
+    """A few pages are read and opened at a time, in threads: the loop has other callers."""
+    async with faulty(tmp_path) as (parties, ledger):
+        parties.primary.text = "x" * 2_500_000
+        first = await parties.ask(headers=key())
+        reading = most = 0
+        sealer = parties.steer.sidecar.books.sealer
+        threads: set[str] = set()
+        inner = sealer.open
+
+        def begin() -> None:
+            nonlocal reading, most
+            reading += 1
+            most = max(most, reading)
+
+        async def end() -> None:
+            nonlocal reading
+            await asyncio.sleep(0.1)
+            reading -= 1
+
+        def opening(row: ChunkRow, keyring_id: str | None = None) -> bytes:
+            threads.add(threading.current_thread().name)
+            return inner(row, keyring_id)
+
+        ledger.before("chunks", begin)
+        ledger.after("chunks", end)
+        sealer.open = opening  # type: ignore[method-assign]
+        replies = await asyncio.gather(*(parties.ask(headers=key()) for _ in range(20)))
+        assert {reply.body for reply in replies} == {first.body}
+        assert {reply.error for reply in replies} == {None}
+        assert (reading, most) == (0, PAGES_AT_ONCE)
+        assert threading.main_thread().name not in threads
 
 
 async def test_a_call_under_way_outlives_an_outage(tmp_path: Path) -> None:
