@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientConnectionResetError
 
 from steer_proxy.http import execution
+from steer_proxy.http.caller import CallerResponse
 from steer_proxy.http.journal import Journal
 from tests.provider import (
     Answer,
@@ -57,7 +59,7 @@ def nothing_left(gateway: Any) -> None:
     assert keyed._running == {}
     assert keyed._memory.used == 0
     assert gateway._budget.used == 0
-    assert keyed._executions.claims._held == {}
+    assert keyed._executions.claims._held.ids() == ()
 
 
 def same(first: RawReply, again: RawReply) -> None:
@@ -622,6 +624,27 @@ async def test_a_replay_whose_caller_leaves_is_written_down_as_such(tmp_path: Pa
             await response.content.readany()
             response.close()
         await asyncio.sleep(1.0)
+        await parties.steer.sidecar.books.stop()
+        (row,) = rows(parties, "replayed")
+        assert (row.outcome, row.avoided_nusd) == ("cancelled", None)
+
+
+async def test_a_replay_into_a_connection_that_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller's leaving is noticed by a write before anybody is told of it."""
+    async with world(tmp_path) as parties:
+        parties.primary.text = "x" * 2_000_000
+        await parties.ask(headers=key())
+        write = CallerResponse.write
+
+        async def closing(self: CallerResponse, data: bytes) -> None:
+            if self.given:
+                raise ClientConnectionResetError("Cannot write to closing transport")
+            await write(self, data)
+
+        monkeypatch.setattr(CallerResponse, "write", closing)
+        assert (await parties.ask(headers=key())).cut
         await parties.steer.sidecar.books.stop()
         (row,) = rows(parties, "replayed")
         assert (row.outcome, row.avoided_nusd) == ("cancelled", None)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from steer_proxy.ledger import sqlite_file
+from steer_policies.idempotency import Move, OnUncertain, Uncertain, decide
+from steer_proxy.engine.claims import AGAIN_FOR, standing
+from steer_proxy.http.replay import PAGES_AT_ONCE
+from steer_proxy.ledger import migrate, sqlite_file
 from steer_proxy.ledger.memory import MemoryLedger
 from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.sqlite import SqliteLedger
+from steer_proxy.ledger.values import ChunkRow
 from tests.provider import Await, faults
 from tests.support.faulty_ledger import FaultyLedger
 from tests.support.pair import key
@@ -305,6 +310,37 @@ async def test_an_answer_is_given_although_it_cannot_be_stored_yet(
         assert len(parties.primary.attempts) == 1
 
 
+@pytest.mark.parametrize("end", ["back in time", "back late", "restart"])
+async def test_a_large_answer_that_cannot_be_stored_yet(tmp_path: Path, end: str) -> None:
+    """Its head is out before that is known, so it says `new`; it is made once all the same."""
+    async with faulty(tmp_path) as (parties, ledger):
+        parties.primary.text = "x" * 1_500_000
+        ledger.fail("finish")
+        first = await parties.ask(headers=key())
+        assert (first.status, first.cut) == (200, False)
+        assert first.headers["Idempotency-Status"] == "new"
+        during = await parties.ask(headers=key())
+        assert (during.headers["Idempotency-Status"], during.body) == ("not-stored", first.body)
+        if end == "back late":
+            await asyncio.sleep(AGAIN_FOR * 3)
+            unavailable(await parties.ask(headers=key()))
+        elif end == "restart":
+            await parties.steer.sidecar.drain(0.0)
+            await parties.steer.sidecar.gateway.close()
+            (row,) = (row for row in memory(ledger).calls.values() if row.idem_live)
+            await memory(ledger).retire(row.owner_id or "")
+            record = await memory(ledger).find(row.idem_scope or "")
+            assert record is not None
+            decision = decide(standing(record), record.fingerprint, OnUncertain.FAIL)
+            assert decision == Uncertain()
+            return
+        ledger.up()
+        await asyncio.sleep(5.0)
+        later = await parties.ask(headers=key())
+        assert (later.body, later.headers["Idempotency-Status"]) == (first.body, "replayed")
+        assert len(parties.primary.attempts) == 1
+
+
 @PLAIN_AND_STREAMED
 async def test_a_finish_whose_reply_is_lost_is_none_the_worse(tmp_path: Path, stream: bool) -> None:
     """It is asked again, and was done."""
@@ -333,14 +369,50 @@ async def test_a_replay_that_the_ledger_leaves_in_the_middle(tmp_path: Path) -> 
         parties.primary.text = "x" * 1_500_000
         first = await parties.ask(headers=key())
         assert (first.status, first.error) == (200, None)
-        ledger.fail("chunks", times=1)
+        ledger.after("chunks", lambda: ledger.fail("chunks", times=1))
         broken = await parties.ask(headers=key())
+        ledger.after("chunks", None)
+        ledger.up()
         assert broken.error is not None
         assert 0 < len(broken.body) < len(first.body)
         again = await parties.ask(headers=key())
         assert again.headers["Idempotency-Status"] == "replayed"
         assert (again.body, again.error) == (first.body, None)
         assert len(parties.primary.attempts) == 1
+
+
+async def test_replays_of_a_large_answer_take_turns(tmp_path: Path) -> None:
+    """A few pages are read and opened at a time, in threads: the loop has other callers."""
+    async with faulty(tmp_path) as (parties, ledger):
+        parties.primary.text = "x" * 2_500_000
+        first = await parties.ask(headers=key())
+        reading = most = 0
+        sealer = parties.steer.sidecar.books.sealer
+        threads: set[str] = set()
+        inner = sealer.open
+
+        def begin() -> None:
+            nonlocal reading, most
+            reading += 1
+            most = max(most, reading)
+
+        async def end() -> None:
+            nonlocal reading
+            await asyncio.sleep(0.1)
+            reading -= 1
+
+        def opening(row: ChunkRow, keyring_id: str | None = None) -> bytes:
+            threads.add(threading.current_thread().name)
+            return inner(row, keyring_id)
+
+        ledger.before("chunks", begin)
+        ledger.after("chunks", end)
+        sealer.open = opening  # type: ignore[method-assign]
+        replies = await asyncio.gather(*(parties.ask(headers=key()) for _ in range(20)))
+        assert {reply.body for reply in replies} == {first.body}
+        assert {reply.error for reply in replies} == {None}
+        assert (reading, most) == (0, PAGES_AT_ONCE)
+        assert threading.main_thread().name not in threads
 
 
 async def test_a_call_under_way_outlives_an_outage(tmp_path: Path) -> None:
@@ -366,6 +438,101 @@ async def test_nothing_is_lost_at_the_end(tmp_path: Path) -> None:
         asyncio.get_running_loop().call_later(5.0, ledger.up)
         assert await parties.steer.sidecar.drain(30.0)
         assert states(ledger) == ["completed"]
+
+
+# --- A record that is gone, or settled by hand, in the middle of a call ---------------------------
+
+
+async def at_the_provider(parties: World, go: asyncio.Event, stream: bool) -> asyncio.Task[Reply]:
+    """A keyed call under way, which is answered when the test says so."""
+    parties.primary.always(
+        faults.at_event(3, Await(go)) if stream else faults.steps_first(Await(go))
+    )
+    asking = asyncio.create_task(parties.ask(stream=stream, headers=key()))
+    await parties.primary.wait_for_attempts(1)
+    return asking
+
+
+def forget(ledger: FaultyLedger) -> None:
+    """All the ledger has but its secret, as a file that was removed."""
+    inner = memory(ledger)
+    inner.calls.clear()
+    inner._live.clear()
+    inner._owners.clear()
+
+
+@PLAIN_AND_STREAMED
+@pytest.mark.parametrize("wait", [0.0, 30.0], ids=["found at the end", "found by the lease"])
+async def test_a_record_that_vanishes_is_written_anew(
+    tmp_path: Path, stream: bool, wait: float
+) -> None:
+    """Nobody has taken the key: the answer is given, kept, and not paid again."""
+    async with faulty(tmp_path) as (parties, ledger):
+        go = asyncio.Event()
+        asking = await at_the_provider(parties, go, stream)
+        forget(ledger)
+        await asyncio.sleep(wait)
+        joining = asyncio.create_task(parties.ask(stream=stream, headers=key()))
+        await asyncio.sleep(0.1)
+        go.set()
+        first = await asking
+        assert (first.status, first.cut) == (200, False)
+        assert first.headers["Idempotency-Status"] == "new"
+        assert (await joining).body == first.body
+        again = await parties.ask(stream=stream, headers=key())
+        assert (again.body, again.headers["Idempotency-Status"]) == (first.body, "replayed")
+        assert len(parties.primary.attempts) == 1
+        assert states(ledger)[0] == "completed"
+
+
+@PLAIN_AND_STREAMED
+@pytest.mark.parametrize("told", ["by the lease", "at the end"])
+@pytest.mark.parametrize("move", [Move.SETTLE, Move.REOPEN], ids=["discard", "rerun"])
+async def test_an_answer_that_comes_after_its_key_was_settled_by_hand(
+    tmp_path: Path, move: Move, told: str, stream: bool
+) -> None:
+    """It was paid and is given, and does not change what somebody has decided."""
+    async with faulty(tmp_path) as (parties, ledger):
+        go = asyncio.Event()
+        asking = await at_the_provider(parties, go, stream)
+        ledger.down()
+        await asyncio.sleep(20.0)
+        (row,) = memory(ledger).calls.values()
+        assert await memory(ledger).settle(row.id, move)
+        ledger.up()
+        if told == "at the end":
+            ledger.fail("renew")
+        await asyncio.sleep(6.0)
+        go.set()
+        first = await asking
+        assert (first.status, first.cut) == (200, False)
+        assert first.headers["Idempotency-Status"] == ("new" if stream else "not-stored")
+        ledger.up()
+        await asyncio.sleep(2.0)
+        assert [each.executed for each in memory(ledger).attempts.values()] == ["yes"]
+        again = await parties.ask(stream=stream, headers=key())
+        if move is Move.SETTLE:
+            assert again.json["error"]["code"] == "steer_result_not_stored"
+        else:
+            assert again.headers["Idempotency-Status"] == "new"
+        assert len(parties.primary.attempts) == (1 if move is Move.SETTLE else 2)
+
+
+async def test_no_attempt_is_begun_for_a_key_that_was_freed_by_hand(tmp_path: Path) -> None:
+    """Who frees it lets the next call be made, wherever that is: this one waits for its retry."""
+    async with faulty(tmp_path, fallback=False) as (parties, ledger):
+        parties.primary.then(faults.status(503, retry_after=25))
+        asking = asyncio.create_task(parties.ask(headers=key()))
+        await parties.primary.wait_for_attempts(1)
+        ledger.down()
+        await asyncio.sleep(18.0)
+        (row,) = memory(ledger).calls.values()
+        assert await memory(ledger).settle(row.id, Move.REOPEN)
+        ledger.up()
+        reply = await asking
+        assert (reply.status, reply.headers["X-Should-Retry"]) == (409, "true")
+        assert reply.json["error"]["code"] == "steer_key_taken_over"
+        assert len(parties.primary.attempts) == 1
 
 
 # --- SQLite itself --------------------------------------------------------------------------------
@@ -469,6 +636,36 @@ async def test_a_file_that_vanishes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert path.exists()
         again = await parties.ask(headers=key())
         assert again.headers["Idempotency-Status"] == "replayed"
+
+
+@pytest.mark.real_time
+@PLAIN_AND_STREAMED
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+async def test_a_file_that_vanishes_under_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, stream: bool
+) -> None:
+    """Its caller gets the answer; in a file of our own making it is kept as well."""
+    async with on_a_file(tmp_path, monkeypatch) as (parties, path):
+        go = asyncio.Event()
+        asking = await at_the_provider(parties, go, stream)
+        for name in ("steer.db", "steer.db-wal", "steer.db-shm"):
+            (tmp_path / name).unlink(missing_ok=True)
+        if how == "replaced":
+            migrate.upgrade(f"sqlite:///{path}")  # with a secret of its own
+        go.set()
+        first = await asking
+        assert (first.status, first.cut) == (200, False)
+        kept = how == "removed"
+        expected = "new" if kept or stream else "not-stored"
+        assert first.headers["Idempotency-Status"] == expected
+        again = await parties.ask(stream=stream, headers=key())
+        assert again.headers["Idempotency-Status"] == ("replayed" if kept else "new")
+        await until(lambda: parties.steer.sidecar.books.queued == 0)
+        with contextlib.closing(sqlite3.connect(path)) as reader:
+            rows = reader.execute(
+                "SELECT status FROM requests WHERE idem_key = 'order-1' ORDER BY id"
+            ).fetchall()
+        assert rows == [(200,), (200,)]
 
 
 @pytest.mark.real_time

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
-from steer_proxy.http.live import LINGER
+from steer_proxy.http.live import EVERY, LINGER
+from steer_proxy.http.replay import AT_ONCE, PAGE
+from steer_proxy.ledger import migrate
 from steer_proxy.ledger.sealing import Sealer
 from tests.provider import Await, Pause, Signal, faults
 from tests.support.pair import Pair, Replica, key, pair
@@ -156,6 +160,23 @@ async def test_who_joins_a_call_that_fails_elsewhere_may_try_again(
         assert len(both.provider.attempts) == 1
         again = await both.there.ask(stream=stream, headers=key())
         assert (again.status, again.headers["Idempotency-Status"]) == (200, "new")
+
+
+@EVERY_DIALECT
+async def test_a_stream_that_was_written_in_many_small_parts(tmp_path: Path, dialect: str) -> None:
+    """More than are read at once, and all of them together no larger than one write."""
+    async with pair(tmp_path, dialect) as both:
+        both.provider.text = " ".join(f"word-{number}" for number in range(3 * PAGE))
+        slowly = [faults.at_event(number, Pause(2 * EVERY)) for number in range(1, 3 * PAGE)]
+        both.provider.always(reduce(or_, slowly))
+        first = await both.here.ask(stream=True, headers=key())
+        (row,) = both.records()
+        assert (row.resp_chunks or 0) > PAGE
+        assert len(first.body) < AT_ONCE
+        for replica in (both.here, both.there):
+            again = await replica.ask(stream=True, headers=key())
+            assert again.headers["Idempotency-Status"] == "replayed"
+            assert (again.body, again.cut) == (first.body, False)
 
 
 async def test_who_joins_a_stream_that_breaks_elsewhere_sees_it_break(tmp_path: Path) -> None:
@@ -492,6 +513,31 @@ async def test_a_zombie_that_was_not_told_cannot_finish(tmp_path: Path, stream: 
         await unchanged(both, again, stream=stream)
 
 
+@PLAIN_AND_STREAMED
+@pytest.mark.parametrize("wait", [0.0, 10.0], ids=["found at the end", "found by the lease"])
+async def test_an_answer_whose_record_is_gone(tmp_path: Path, wait: float, stream: bool) -> None:
+    """The database was made anew, and nobody has the key: the answer is given, and told of."""
+    async with pair(tmp_path) as both:
+        go = asyncio.Event()
+        pause = faults.at_event(3, Await(go)) if stream else faults.steps_first(Await(go))
+        both.provider.then(pause)
+        first = await asked(both.here, stream=stream, headers=key())
+        await asyncio.sleep(1.0)
+        assert both.memory is not None
+        both.memory.calls.clear()
+        both.memory._live.clear()
+        both.memory._owners.clear()
+        await asyncio.sleep(wait)
+        go.set()
+        reply = await first
+        assert (reply.status, reply.cut) == (200, False)
+        assert reply.headers["Idempotency-Status"] == ("new" if stream else "not-stored")
+        await asyncio.sleep(1.0)
+        (row,) = both.rows.values()
+        assert (row.idem_key, row.idem_live, row.status) == ("order-1", None, 200)
+        assert row.tokens_out is not None or stream
+
+
 def taken_over(reply: Reply, *, stream: bool) -> None:
     """The caller of a zombie is told, and never takes what it has for an answer."""
     if not stream:
@@ -635,6 +681,40 @@ async def test_replaying_on_postgresql(tmp_path: Path, postgres_url: str, stream
     """The other sidecar gives what is stored."""
     async with pair(tmp_path, url=postgres_url) as both:
         await replayed(both, stream=stream)
+
+
+@pytest.mark.real_time
+async def test_a_database_made_anew_on_postgresql(tmp_path: Path, postgres_url: str) -> None:
+    """Nobody has the key there: the answer is given, and the call's row is there at last."""
+    async with pair(tmp_path, url=postgres_url) as both:
+        go = asyncio.Event()
+        both.provider.then(faults.steps_first(Await(go)))
+        first = await asked(both.here, headers=key())
+        await anew(postgres_url)
+        go.set()
+        reply = await first
+        assert (reply.status, reply.headers["Idempotency-Status"]) == (200, "not-stored")
+        async with asyncio.timeout(10.0):
+            while (rows := await named(postgres_url, "order-1")) == []:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert [(row["status"], row["idem_live"]) for row in rows] == [(200, None)]
+
+
+async def anew(url: str) -> None:
+    """Drop everything and make the schema once more, with another secret."""
+    connection = await asyncpg.connect(url)
+    await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    await connection.close()
+    await asyncio.to_thread(migrate.upgrade, url)
+
+
+async def named(url: str, text: str) -> list[Any]:
+    """The rows of a key."""
+    connection = await asyncpg.connect(url)
+    try:
+        return list(await connection.fetch("SELECT * FROM requests WHERE idem_key = $1", text))
+    finally:
+        await connection.close()
 
 
 @pytest.mark.real_time

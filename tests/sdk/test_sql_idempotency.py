@@ -31,7 +31,7 @@ from steer_llm_sdk.reliability.idempotency import (
 )
 from steer_llm_sdk.reliability.in_sql import SqlOnce
 from steer_llm_sdk.reliability.once import Caller, Terms
-from steer_policies.idempotency import OnLedgerDown, OnUncertain
+from steer_policies.idempotency import Move, OnLedgerDown, OnUncertain
 from steer_policies.trace_context import trace_id_from
 from steer_proxy.ledger.memory import MemoryLedger
 from steer_proxy.ledger.values import CallRow
@@ -587,6 +587,25 @@ async def test_a_process_that_dies(processes: Callable[[], Any]) -> None:
         with pytest.raises(UncertainOutcomeError, match=r"taken .* over"):
             await run
         assert work.cut == 1
+
+
+@pytest.mark.parametrize("move", [Move.REOPEN, Move.SETTLE])
+async def test_a_key_that_a_person_settled_meanwhile(
+    processes: Callable[[], Any], move: Move
+) -> None:
+    """Nobody else has the key: the run goes on, and its result is given, though not kept."""
+    async with processes() as world:
+        work, one = Worker(seconds=1000.0), world.process()
+        run = asyncio.create_task(one.run(asking(), work))
+        await asyncio.sleep(1.0)
+        world.faulty[0].down()
+        await asyncio.sleep(60.0)
+        (row,) = world.memory.calls.values()
+        assert await world.memory.settle(row.id, move)
+        world.faulty[0].up()
+        outcome = await run
+        assert (outcome.value, outcome.stored) == ({"content": "done"}, False)
+        assert (work.made, work.cut) == (1, 0)
 
 
 async def test_a_process_that_dies_before_it_began(processes: Callable[[], Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Self
 
 from steer_proxy.engine.clock import Clock, new_id
@@ -35,6 +35,10 @@ RETIRE_TIME: Final = 1.0
 Price = Callable[[Batch], Batch]
 
 
+async def _nobody(_: frozenset[str]) -> None:
+    """Nobody holds anything."""
+
+
 class Bookkeeper:
     """The ledger of a running process: its lease, its log, its housekeeping.
 
@@ -47,7 +51,7 @@ class Bookkeeper:
         instance: its name, for people.
         sealer: how answers are stored.
         held: tells the ids of the records this process runs, as far as the ledger has them.
-        on_lost: is told those of them that others took over while the lease had lapsed.
+        on_lost: is told those of them that the ledger does not have as its own any more.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class Bookkeeper:
         self.instance: Final = instance
         self.sealer: Final = sealer or Sealer()
         self.held: Callable[[], Sequence[str]] = tuple
-        self.on_lost: Callable[[frozenset[str]], None] = lambda _: None
+        self.on_lost: Callable[[frozenset[str]], Awaitable[None]] = _nobody
         self._clock = clock
         self._price = price
         self._price_told = Seldom(clock.now)

@@ -27,6 +27,7 @@ from steer_policies.idempotency import (
 )
 from steer_policies.outcome import Outcome
 from steer_proxy.engine.bookkeeper import Bookkeeper
+from steer_proxy.engine.held import Held, HeldRecords, Whose
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable
 from steer_proxy.ledger.statements import ANSWER_COLUMNS
 from steer_proxy.ledger.values import MICROSECONDS, CallRow, Claim, Finish, Record, Ref
@@ -92,6 +93,9 @@ class Finished(Enum):
 
     DONE = auto()
     LOST = auto()
+    """Somebody else has the key."""
+    UNRECORDED = auto()
+    """Nobody else has it, but its record is gone, or was settled by hand."""
     LATER = auto()
     """The ledger cannot be written now."""
 
@@ -103,34 +107,29 @@ class Claims:
         """`wall` tells Unix time in seconds."""
         self._books = books
         self._wall = wall
-        self._held: dict[str, Callable[[], None]] = {}
+        self._held = HeldRecords(books.ledger)
         self._strays: dict[Ref, Finish] = {}
         self._freed: Counter[Ref] = Counter()
         self._owed: dict[Ref, Finish] = {}
         self._tidying: asyncio.Task[None] | None = None
-        books.held = self._ids
-        books.on_lost = self._tell_lost
-
-    def _ids(self) -> tuple[str, ...]:
-        return tuple(self._held)
-
-    def _tell_lost(self, ids: frozenset[str]) -> None:
-        for each in ids:
-            if (lost := self._held.get(each)) is not None:
-                lost()
-
-    def hold(self, ref: Ref, lost: Callable[[], None]) -> None:
-        """Remember that this process runs a record; `lost` is called when somebody took it over."""
-        self._held[ref.id] = lost
+        books.held = self._held.ids
+        books.on_lost = self._held.tell_lost
 
     def let_go(self, ref: Ref) -> None:
         """This process has nothing more to do for a record."""
-        self._held.pop(ref.id, None)
+        self._held.let_go(ref)
 
     async def take(
-        self, row: CallRow, policy: IdempotencyPolicy, lost: Callable[[], None]
+        self,
+        row: CallRow,
+        policy: IdempotencyPolicy,
+        lost: Callable[[], None],
+        adrift: Callable[[], None] | None = None,
     ) -> Owned | Found:
         """Take the key that `row` names, or tell whose it is. What is owned is held.
+
+        `lost` is called when somebody else has taken it over, `adrift` (or else `lost`) when nobody
+        has it any more: its record is gone, or was settled by hand.
 
         Raises:
             LedgerUnavailable: when the ledger cannot tell and the policy is to fail.
@@ -140,8 +139,14 @@ class Claims:
         try:
             # The renewal after a lapse takes what is held and not written for lost.
             await self._books.ensure_lease()
-            self.hold(Ref(row.id, 1), lost)  # before it is asked for: a duplicate may come first
+            if row.owner_id != self._books.owner:
+                row = row._replace(owner_id=self._books.owner)
+            secret = self._books.ledger.secret
+            held = Held(row, Ref(row.id, 1), secret, lost, adrift or lost)
+            self._held.hold(held)  # before it is asked for: a duplicate may come first
             taken = await self._take(row, policy, asked)
+            if isinstance(taken, Owned):
+                held.ref, held.written = taken.ref, True
         except LedgerUnavailable:
             if policy.on_ledger_down is not OnLedgerDown.OPEN:
                 raise
@@ -163,7 +168,7 @@ class Claims:
         """`asked` collects the records that were asked for: one of them may stand."""
         books = self._books
         fingerprint = row.idem_fp or ""
-        claim = Claim(row if row.owner_id == books.owner else row._replace(owner_id=books.owner))
+        claim = Claim(row)
         asked.append(Ref(row.id, 1))
         found = await books.ledger.claim(claim)
         for _ in range(MAX_TURNS):
@@ -292,8 +297,13 @@ class Claims:
             ClaimLost: when the key was taken over.
             LedgerUnavailable: when that cannot be written.
         """
-        if owned.recorded and not await self._books.ledger.mark_sent(owned.ref):
+        if not owned.recorded:
+            return
+        if not await self._books.ledger.mark_sent(owned.ref):
             raise ClaimLost
+        if (held := self._held.find(owned.ref)) is not None:
+            now_us = int(self._wall() * MICROSECONDS)
+            held.row = held.row._replace(idem_state=State.SENT.value, sent_us=now_us)
 
     async def finish(self, finish: Finish) -> Finished:
         """Finish a record, in bounded time."""
@@ -310,17 +320,31 @@ class Claims:
             async with asyncio.timeout(COMMIT_TIME):
                 while True:
                     try:
-                        done = await self._books.ledger.finish(finish)
+                        done = await self._end(finish)
                     except LedgerUnavailable as error:
                         why = error  # a database that restarts refuses at once
                         await asyncio.sleep(AT_ONCE_AGAIN)
                     else:
-                        return Finished.DONE if done else Finished.LOST
+                        return done
         except TimeoutError:
             LOGGER.warning(
                 "the record %s cannot be finished now: %s", finish.ref.id, why or "no word"
             )
             return Finished.LATER
+
+    async def _end(self, finish: Finish) -> Finished:
+        ledger, held = self._books.ledger, self._held.find(finish.ref)
+        if await ledger.finish(finish):
+            return Finished.DONE
+        if held is None:
+            return Finished.LOST
+        match await self._held.whose(held):
+            case Whose.THEIRS:
+                return Finished.LOST
+            case Whose.OURS if await ledger.finish(finish):
+                return Finished.DONE
+            case _:
+                return Finished.UNRECORDED
 
     async def finish_later(self, finish: Finish) -> Finished:
         """Go on trying to finish a record, for a while."""

@@ -24,8 +24,8 @@ class LeaseKeeper:
     """Renews a process's lease for as long as it runs.
 
     `held` tells the ids of the records this process believes to own; `on_lost` is told those that
-    others took over while the lease had lapsed. No lease is valid before `admit`, which is asked
-    each time, has let it be: it raises what a ledger raises.
+    are not its own any more. No lease is valid before that, nor before `admit`, which is asked each
+    time, has let it be: both raise what a ledger raises.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class LeaseKeeper:
         owner: str,
         instance: str,
         held: Callable[[], Sequence[str]],
-        on_lost: Callable[[frozenset[str]], None],
+        on_lost: Callable[[frozenset[str]], Awaitable[None]],
         admit: Callable[[], Awaitable[None]],
     ) -> None:
         self._ledger = ledger
@@ -104,6 +104,9 @@ class LeaseKeeper:
                 self._owner, self._instance, LEASE, tuple(self._held()), unsure=unsure
             )
             await self._admit()
+            if found.lost:
+                self._until = float("-inf")  # whoever counts on it asks first
+                await self._tell(found.lost)
         except LedgerUnavailable as error:
             self._reach.lost("lease", error)
             return error
@@ -117,10 +120,12 @@ class LeaseKeeper:
             return LedgerUnavailable(f"the lease could not be renewed: {type(error).__name__}")
         self._reach.found("lease")
         self._until = asked + LEASE
-        if found.lost:
-            LOGGER.warning("the lease had lapsed, and %d calls were taken over", len(found.lost))
-            try:
-                self._on_lost(found.lost)
-            except Exception:  # noqa: BLE001 - a bug there must not cost the lease
-                LOGGER.exception("calls that were taken over could not be ended")
         return None
+
+    async def _tell(self, lost: frozenset[str]) -> None:
+        try:
+            await self._on_lost(lost)
+        except LedgerUnavailable:
+            raise  # the next renewal is unsure, and tells them again
+        except Exception:  # noqa: BLE001 - a bug there must not cost the lease
+            LOGGER.exception("calls that were taken over could not be ended")

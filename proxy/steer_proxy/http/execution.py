@@ -117,7 +117,7 @@ class Executions:
 
     async def _take(self, run: Run, execution: Execution) -> None:
         try:
-            taken = await self.claims.take(execution.row, run.policy, run.lose)
+            taken = await self.claims.take(execution.row, run.policy, run.lose, run.drift)
         except LedgerUnavailable as error:
             run.resolve(Unavailable(str(error)))
             return
@@ -219,14 +219,14 @@ class Execution:
     def announced(self) -> bool:
         """Whether an attempt may be made: that it is sent is on disk, and the key is still ours."""
         run, owned = self._run, self._owned
-        if run.lost:
+        if run.unowned:
             return False
         return owned is None or not owned.recorded or (run.sent and self._books.leased)
 
     async def announce(self) -> None:
         """Have it on disk that the call is about to be sent."""
         run, owned = self._run, self._owned
-        if run.lost:
+        if run.unowned:
             raise ClaimLost
         if owned is None or not owned.recorded:
             return
@@ -234,7 +234,7 @@ class Execution:
             if not self._books.leased:
                 # Asleep, perhaps, for longer than the lease: what was lost meanwhile is told first.
                 await self._books.ensure_lease()
-                if run.lost:
+                if run.unowned:
                     raise ClaimLost
             if not run.sent:
                 await self._claims.announce(owned)
@@ -350,28 +350,45 @@ class Execution:
             if ended.state is State.UNCERTAIN:
                 run.status = Status.UNCERTAIN
             elif ended.state is State.COMPLETED and (
-                result is Finished.LATER or finish.row.resp_chunks is None
+                result is not Finished.DONE or finish.row.resp_chunks is None
             ):
                 run.status = Status.NOT_STORED
         if not response.prepared:
             recording.begin(response.head)
         recording.end(broken=response.abandoned)
         if result is Finished.LATER:
-            result = await self._claims.finish_later(finish)
-            if result is Finished.LOST:
+            await self._finish_later(finish, row, attempts)
+
+    async def _finish_later(
+        self, finish: Finish, row: CallRow, attempts: Sequence[AttemptRow]
+    ) -> None:
+        """The answer is given; its record is still to be finished."""
+        match await self._claims.finish_later(finish):
+            case Finished.LOST:
                 self._books.log_attempts(told_apart(row, attempts)[1])
-        if result is Finished.LATER:
-            self._claims.owe(finish)
+            case Finished.UNRECORDED:
+                self._log_apart(row, attempts)
+            case Finished.LATER:
+                self._claims.owe(finish)
+            case Finished.DONE:
+                pass
 
     async def _told(self, ending: Ending) -> Finished:
         """Finish the record, and tell what its row does not: of all attempts, where the row is not
         ours any more."""
         result = await self._claims.finish(ending.finish)
+        if result is Finished.UNRECORDED:
+            self._log_apart(ending.row, ending.attempts)
+            return result
         lost = result is Finished.LOST
         self._books.log_attempts(
             _unserved(ending.row, ending.attempts) if lost else ending.attempts
         )
         return result
+
+    def _log_apart(self, row: CallRow, attempts: Sequence[AttemptRow]) -> None:
+        """Tell of a call whose record is not there to tell it: its row may be."""
+        self._books.log(*told_apart(row._replace(idem_key=self._run.call.key), attempts))
 
     async def _caught_up(self, owned: Owned) -> tuple[Owned, bool]:
         """What was sent although that could not be written: it may be written now. Else, whether

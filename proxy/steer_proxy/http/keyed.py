@@ -41,7 +41,7 @@ from steer_proxy.http.identity import Identity, identify, principal_of
 from steer_proxy.http.journal import Journal
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.recording import Recording, TooLate
-from steer_proxy.http.replay import replay
+from steer_proxy.http.replay import PAGES_AT_ONCE, replay
 from steer_proxy.http.run import Resolution, Run, Unavailable
 from steer_proxy.http.terms import deadline_of
 from steer_proxy.ledger.protocol import LedgerUnavailable
@@ -63,6 +63,7 @@ class KeyedCalls:
         self._journal = journal
         self._executions = executions
         self._memory = MemoryBudget(MEMORY)
+        self._turns = asyncio.Semaphore(PAGES_AT_ONCE)
         self._running: dict[str, Run] = {}
         #: Tells keys apart until the ledger's own secret is known, and the running calls it told.
         self._makeshift = books.owner.encode()
@@ -258,7 +259,7 @@ class KeyedCalls:
         told, record, role = self._journal.duplicate, found.record, Role.REPLAYED
         try:
             response = await self._replay(request, progress, call, found)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ConnectionError):  # or a write has noticed it first
             progress.told = True
             told(
                 call,
@@ -278,7 +279,8 @@ class KeyedCalls:
         self, request: BaseRequest, progress: CallProgress, call: Call, found: Found
     ) -> CallerResponse:
         try:
-            return await replay(request, progress, call, found.record, self._books, self._watched)
+            record, books = found.record, self._books
+            return await replay(request, progress, call, record, books, self._watched, self._turns)
         except LedgerUnavailable as error:
             raise problems.no_ledger(str(error)).refusal(call) from None
 
@@ -295,7 +297,7 @@ class KeyedCalls:
         told = self._journal.duplicate
         try:
             response = await self._join(request, progress, call, run, first=False)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ConnectionError):  # or a write has noticed it first
             progress.told = True
             told(
                 call,

@@ -29,11 +29,15 @@ from steer_proxy.ledger.values import ChunkRow, Record, StoredAnswer
 
 LOGGER: Final = logging.getLogger("steer.ledger")
 
-#: An answer larger than this, in bytes, is written under the eyes of the sweep.
+#: An answer larger than this, in bytes, or of many parts is written under the eyes of the sweep.
 AT_ONCE: Final = 64 * 1024
 
 #: Chunks read from the ledger at once: a megabyte.
 PAGE: Final = 16
+
+#: Pages of larger answers that are read and opened at once, all replays together: hundreds of them
+#: would wait for the ledger longer than it may take, and be held in memory meanwhile.
+PAGES_AT_ONCE: Final = 4
 
 
 class Damaged(Exception):
@@ -47,23 +51,18 @@ async def replay(
     record: Record,
     books: Bookkeeper,
     watched: Watched,
+    turns: asyncio.Semaphore,
 ) -> CallerResponse:
-    """Answer a caller from the ledger.
+    """Answer a caller from the ledger; pages of large answers are read in `turns`.
 
     Raises:
         Refusal: 409 when the answer is gone or cannot be read.
         LedgerUnavailable: before anything was sent to the caller.
     """
-    stored = await books.ledger.answer(record.id, PAGE)
+    stored = await books.ledger.answer(record.id, 1)
     if stored is None:
         raise NOT_STORED.refusal(call)
-    if stored.chunks > PAGE:
-        # A slow caller takes its time: what it has got is not kept for that.
-        begun, stored = stored.first, replace(stored, first=())
-    else:
-        begun = stored.first
-    async with contextlib.aclosing(_pages(books, stored, begun)) as pages:
-        del begun
+    async with contextlib.aclosing(_pages(books, stored, turns)) as pages:
         try:
             text = books.sealer.open_head(stored.id, stored.headers, stored.keyring_id)
             head = read_head(stored.status, text)
@@ -71,12 +70,14 @@ async def replay(
         except (Unreadable, Damaged, ValueError) as error:
             LOGGER.error("the stored answer %s cannot be read: %s", record.id, error)  # noqa: TRY400
             raise UNREADABLE.refusal(call) from None
-        response = _response(call, head, first)
+        # A stream's chunks are what came in a moment: many of them may be no more than a few bytes.
+        small = len(first) <= AT_ONCE and stored.chunks <= PAGE
+        response = _response(call, head, first if small else b"")
         progress.response = response
         response.began = asyncio.get_running_loop().time()
         if watched.draining:
             response.close_connection()
-        if len(first) > AT_ONCE:
+        if not small:
             # More than the kernel takes at once: a caller that never reads must not hold it.
             longest = call.route.policy.timeouts.max_stream
             progress.until = asyncio.get_running_loop().time() + longest
@@ -85,14 +86,13 @@ async def replay(
         return response
 
 
-def _response(call: Call, head: RecordedHead, first: bytes) -> CallerResponse:
+def _response(call: Call, head: RecordedHead, body: bytes) -> CallerResponse:
     own = [
         *personal_lines(call),
         *head.own,
         status_line(Status.REPLAYED),
         line("Idempotent-Replayed", "true"),
     ]
-    body = first if len(first) <= AT_ONCE else b""
     return CallerResponse(
         head.status, head.reason, head.fields, own, body=body, content_type=head.content_type
     )
@@ -114,27 +114,50 @@ async def _send(
 
 
 async def _pages(
-    books: Bookkeeper, stored: StoredAnswer, rows: Sequence[ChunkRow]
+    books: Bookkeeper, stored: StoredAnswer, turns: asyncio.Semaphore
 ) -> AsyncGenerator[bytes]:
-    """The answer's body, which begins with `rows`, a page at a time, and checked at its end."""
-    digest, size, seen = hashlib.sha256(), 0, 0
-    while seen < stored.chunks:
-        if seen:
-            rows = await books.ledger.chunks(stored.id, seen - 1, PAGE)
-        if not rows:
-            break
-        page = opened(books.sealer, rows, seen, stored.keyring_id)
-        digest.update(page)
-        size += len(page)
-        seen += len(rows)
-        rows = ()
-        if seen >= stored.chunks and (
-            size != stored.bytes or stored.sha256 not in (None, digest.hexdigest())
-        ):
-            raise Damaged("its bytes are not those that were stored")
+    """The answer's body, a page at a time, and checked at its end."""
+    opening = _Opening(books.sealer, stored)
+    if stored.chunks == len(stored.first) and stored.bytes <= AT_ONCE:
+        yield opening.page(stored.first)
+        return
+    while opening.seen < stored.chunks:
+        async with turns:
+            rows = await books.ledger.chunks(stored.id, opening.seen - 1, PAGE)
+            page = await asyncio.to_thread(opening.page, rows)
+            del rows  # a slow caller takes its time, and they are not kept for that
         yield page
-    if seen < stored.chunks:
-        raise Damaged(f"{seen} of {stored.chunks} chunks are there")
+
+
+class _Opening:
+    """Opens the chunks of an answer in their order; one thread at a time."""
+
+    def __init__(self, sealer: Sealer, stored: StoredAnswer) -> None:
+        self._sealer = sealer
+        self._stored = replace(stored, first=())
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self.seen = 0
+        """How many there have been."""
+
+    def page(self, rows: Sequence[ChunkRow]) -> bytes:
+        """The bytes of the next chunks.
+
+        Raises:
+            Damaged: when some are missing, or all of them are not what was stored.
+            Unreadable: when one cannot be opened.
+        """
+        stored = self._stored
+        if not rows and self.seen < stored.chunks:
+            raise Damaged(f"{self.seen} of {stored.chunks} chunks are there")
+        page = opened(self._sealer, rows, self.seen, stored.keyring_id)
+        self._digest.update(page)
+        self._size += len(page)
+        self.seen += len(rows)
+        whole = (self._size, self._digest.hexdigest()) if self.seen >= stored.chunks else None
+        if whole not in (None, (stored.bytes, stored.sha256 or self._digest.hexdigest())):
+            raise Damaged("its bytes are not those that were stored")
+        return page
 
 
 def opened(sealer: Sealer, rows: Sequence[ChunkRow], first: int, keyring_id: str | None) -> bytes:

@@ -38,8 +38,8 @@ class Run:
 
     `status` is what its first caller is told, `row` what is known of the call's end, as its row has
     it; `sent` whether it may have been executed; `lost` whether somebody took the key over
-    meanwhile; `over` whether nothing more is done for it, so that nobody else will come;
-    `called_off` whether all had left before it was sent.
+    meanwhile, `adrift` whether nobody has it any more; `over` whether nothing more is done for it,
+    so that nobody else will come; `called_off` whether all had left before it was sent.
     """
 
     call: Call
@@ -52,9 +52,15 @@ class Run:
     joiners: int = 0
     sent: bool = False
     lost: bool = False
+    adrift: bool = False
     over: bool = False
     called_off: bool = False
     task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    @property
+    def unowned(self) -> bool:
+        """Whether the key is not ours any more: no attempt may be begun."""
+        return self.lost or self.adrift
 
     def lose(self) -> None:
         """Somebody has taken the key over: stop, wherever it is."""
@@ -63,6 +69,10 @@ class Run:
         self.lost = True
         if self.task is not None:
             self.task.cancel()
+
+    def drift(self) -> None:
+        """Nobody has the key any more: what is under way goes on, and nothing is begun."""
+        self.adrift = True
 
     def call_off(self, *, drained: bool) -> None:
         """Nobody waits for it any more: if it only waits for its turn, it is not made.

@@ -31,6 +31,10 @@ from steer_proxy.ledger.values import CallRow, Finish, Ref
 FinishLater = Callable[[Finish], None]
 
 
+def _go_on() -> None:
+    """Nobody has the key any more: what runs is worth its result, although that is not kept."""
+
+
 class Execution:
     """One run, from its key to its record.
 
@@ -78,7 +82,7 @@ class Execution:
 
     async def _take(self, claim: CallRow) -> Owned | Found:
         try:
-            taken = await self._claims.take(claim, self._policy, self._run.lose)
+            taken = await self._claims.take(claim, self._policy, self._run.lose, _go_on)
         except LedgerUnavailable as error:
             await tell_of_store(self._tell, self._terms, error, executed=False)
             raise unavailable(error) from error
@@ -150,6 +154,9 @@ class Execution:
         finished = await self._finish(finish)
         if finished is Finished.LOST:
             raise self._taken_over(value)
+        if finished is Finished.UNRECORDED:
+            self._books.log(told)
+            return done._replace(stored=False)
         if finished is Finished.LATER:
             if self._terms.on_store_down is OnLedgerDown.FAIL:
                 raise StoreUnavailableError(

@@ -363,3 +363,71 @@ async def test_those_are_told_whose_keys_others_took() -> None:
         at.ledger.up()
         await asyncio.sleep(6.0)
         assert at.lost == ["call-1"]
+
+
+async def test_who_only_asks_for_a_key_is_told_as_before() -> None:
+    """Its claim was not written when the lease was found to be lost: it asks again."""
+    async with stage() as at:
+        go = asyncio.Event()
+
+        async def wait() -> None:
+            await go.wait()
+
+        at.ledger.before("claim", wait)
+        asking = asyncio.create_task(at.take("call-1"))
+        await asyncio.sleep(0.1)
+        at.books.memory._owners.clear()
+        await asyncio.sleep(6.0)
+        assert at.lost == ["call-1"]
+        go.set()
+        await asking
+
+
+@pytest.mark.parametrize("end", [State.COMPLETED, State.UNCERTAIN, State.RELEASED])
+async def test_a_record_that_is_gone_is_made_anew_to_be_finished(end: State) -> None:
+    """With the epoch it had; the row of a call that is over is there again."""
+    async with stage() as at:
+        await at.others("theirs", State.SENT, lapsed=True)
+        taken = await at.take("call-1", RERUN)
+        assert taken == Owned(Ref("call-1", 2), rerun=True)
+        await at.claims.announce(taken)
+        memory = at.books.memory
+        memory.calls.clear()
+        memory._live.clear()
+        assert await at.claims.finish(at.end(taken.ref, end)) is Finished.DONE
+        row = memory.calls["call-1"]
+        assert (row.idem_state, row.idem_epoch, row.sent_us is None) == (end, 2, False)
+
+
+async def test_a_record_that_is_gone_whose_key_others_have() -> None:
+    """What they made of it stands."""
+    async with stage() as at:
+        taken = await at.take("call-1", state=State.SENT)
+        assert isinstance(taken, Owned)
+        at.books.memory.calls.clear()
+        at.books.memory._live.clear()
+        await at.others("theirs", State.SENT, lapsed=False)
+        assert await at.claims.finish(at.end(taken.ref)) is Finished.LOST
+        assert list(at.books.memory.calls) == ["theirs"]
+
+
+@pytest.mark.parametrize("how", ["discard", "rerun", "shared", "another secret"])
+async def test_a_record_that_is_not_to_be_made_anew(how: str) -> None:
+    """Settled by hand; gone from a database of several, or with the secret its scope is made of."""
+    async with stage() as at:
+        taken = await at.take("call-1", state=State.SENT)
+        assert isinstance(taken, Owned)
+        memory = at.books.memory
+        if how in ("discard", "rerun"):
+            memory._owners.clear()
+            assert await memory.settle("call-1", Move.SETTLE if how == "discard" else Move.REOPEN)
+        else:
+            memory.calls.clear()
+            memory._live.clear()
+            if how == "shared":
+                memory._shared = True
+            else:
+                memory._secret = b"another"
+        before = dict(memory.calls)
+        assert await at.claims.finish(at.end(taken.ref, ended_us=5)) is Finished.UNRECORDED
+        assert memory.calls == before

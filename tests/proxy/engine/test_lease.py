@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
@@ -14,6 +14,15 @@ from steer_proxy.engine.lease import AGAIN, LEASE, RENEW
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.values import MICROSECONDS, Claim, Lease
 from tests.support.books import Books, a_call, keeping
+
+
+def told(lost: list[frozenset[str]]) -> Callable[[frozenset[str]], Awaitable[None]]:
+    """Somebody who collects what was lost."""
+
+    async def collect(ids: frozenset[str]) -> None:
+        lost.append(ids)
+
+    return collect
 
 
 def held_by(books: Books, owner: str, name: str = "record") -> Claim:
@@ -136,7 +145,7 @@ async def test_records_that_were_lost() -> None:
         lost: list[frozenset[str]] = []
         asked: list[Sequence[str]] = []
         books.keeper.held = lambda: ["kept", "taken"]
-        books.keeper.on_lost = lost.append
+        books.keeper.on_lost = told(lost)
         kept = held_by(books, books.keeper.owner, "kept")
         taken = held_by(books, books.keeper.owner, "taken")
         kept = Claim(kept.row._replace(idem_scope="another"))
@@ -171,7 +180,7 @@ async def test_a_loss_whose_reply_was_lost() -> None:
     async with keeping() as books:
         lost: list[frozenset[str]] = []
         books.keeper.held = lambda: ["taken"]
-        books.keeper.on_lost = lost.append
+        books.keeper.on_lost = told(lost)
         assert await books.ledger.claim(held_by(books, books.keeper.owner, "taken")) is None
         books.ledger.fail("renew")
         await asyncio.sleep(RENEW + LEASE + AGAIN)
@@ -187,12 +196,33 @@ async def test_a_loss_whose_reply_was_lost() -> None:
         assert lost == [frozenset({"taken"})]
 
 
+async def test_no_lease_is_valid_before_it_is_known_who_has_what_was_lost() -> None:
+    """Whoever counts on it waits; where that cannot be told now, it is lost once more."""
+    async with keeping() as books:
+        books.keeper.held = lambda: ["gone"]
+        lost: list[frozenset[str]] = []
+        valid: list[bool] = []
+
+        async def collect(ids: frozenset[str]) -> None:
+            lost.append(ids)
+            valid.append(books.leased())
+            if len(lost) == 1:
+                raise LedgerUnavailable("the test says so")
+
+        books.keeper.on_lost = collect
+        books.memory._owners.clear()
+        await asyncio.sleep(RENEW + AGAIN / 2)
+        assert (len(lost), books.leased(), books.trouble()) == (1, False, "the test says so")
+        await books.keeper.ensure_lease()
+        assert (len(lost), valid, books.leased()) == (2, [False, False], True)
+
+
 async def test_a_failed_renewal_loses_no_claim_that_is_being_written() -> None:
     """As long as the lease is valid nothing was lost: nothing is asked."""
     async with keeping() as books:
         lost: list[frozenset[str]] = []
         books.keeper.held = lambda: ["not written yet"]
-        books.keeper.on_lost = lost.append
+        books.keeper.on_lost = told(lost)
         books.ledger.lose_reply("renew", times=1)
         await asyncio.sleep(RENEW + 2 * AGAIN)
         assert books.leased()
