@@ -130,8 +130,8 @@ class Chaos:
             gateway: Any = replica.steer.gateway
             assert gateway._keyed._running == {}
             assert gateway._keyed._memory.used == 0
-            assert gateway._keyed._executions.claims._held.ids() == ()
-            assert gateway._keyed._executions.live._streams == set()
+            assert gateway._keyed._executions._claims._held.ids() == ()
+            assert gateway._keyed._executions._live._streams == set()
             assert gateway._budget.used == 0
             assert replica.steer.sidecar.active == 0
 

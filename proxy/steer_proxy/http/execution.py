@@ -1,4 +1,4 @@
-"""Making a keyed call: take the key, make the call, finish the record.
+"""Making a keyed call, once its key is taken, and finishing its record.
 
 The order is what protects: it is on disk that the call is sent before its first byte goes upstream,
 and on disk what it brought before its caller has all of it.
@@ -7,37 +7,32 @@ and on disk what it brought before its caller has all of it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from aiohttp.web_request import BaseRequest
 
-from steer_policies.config import UpstreamPolicy
-from steer_policies.idempotency import OnLedgerDown, Save, State, Status, TakeOver
-from steer_policies.outcome import TRAITS, Elsewhere, Executed, Outcome, Verdict
+from steer_policies.idempotency import OnLedgerDown, Save, State, Status
+from steer_policies.outcome import Executed, Outcome, Verdict
 from steer_policies.plan import Plan
-from steer_proxy.engine.attempt import AttemptRecord
 from steer_proxy.engine.bookkeeper import Bookkeeper
-from steer_proxy.engine.claims import ClaimLost, Claims, Finished, Found, Owned
-from steer_proxy.engine.clock import Clock
+from steer_proxy.engine.claims import ClaimLost, Claims, Finished, Owned
 from steer_proxy.engine.conclusion import Settled, Spent
 from steer_proxy.engine.exchange import Exchange
 from steer_proxy.http import keyed_problems as problems
 from steer_proxy.http.addresses import Addresses
+from steer_proxy.http.aftermath import may_have_run, state_after
 from steer_proxy.http.answer import HttpAnswer
-from steer_proxy.http.call import Call
 from steer_proxy.http.delivery import Delivery
 from steer_proxy.http.delivery import Services as DeliveryServices
 from steer_proxy.http.journal import Journal
 from steer_proxy.http.keyed_problems import KeyedProblem
 from steer_proxy.http.live import LiveStream, LiveStreams
 from steer_proxy.http.outlet import ToRecording
-from steer_proxy.http.problems import Refusal
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.recorded import RecordedResponse
-from steer_proxy.http.run import Run, Unavailable
-from steer_proxy.http.shadow import shadow
+from steer_proxy.http.run import Run
 from steer_proxy.http.stored import Chunker, head_text
 from steer_proxy.http.terms import deadline_of
 from steer_proxy.ledger.protocol import LedgerUnavailable
@@ -46,7 +41,6 @@ from steer_proxy.ledger.values import (
     AttemptRow,
     CallRow,
     Finish,
-    Ref,
     told_apart,
 )
 
@@ -68,90 +62,17 @@ class Ending(NamedTuple):
     attempts: list[AttemptRow]
 
 
-class Services(DeliveryServices, Protocol):
-    """What an execution needs of the gateway it belongs to."""
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What the executions of a process share."""
 
-    async def prepare(self, call: Call) -> Plan:
-        """The plan of a call.
-
-        Raises:
-            Refusal: when no candidate can take it.
-        """
-
-
-class Executions:
-    """Carries out runs."""
-
-    def __init__(
-        self, services: Services, books: Bookkeeper, journal: Journal, clock: Clock
-    ) -> None:
-        self.services = services
-        self.books = books
-        self.journal = journal
-        self._clock = clock
-        self.claims = Claims(books, clock.wall)
-        self.live = LiveStreams(books, self.now_us)
-
-    async def close(self) -> None:
-        """Stop what goes on beside the runs."""
-        await self.live.close()
-        await self.claims.close()
-
-    def now_us(self) -> int:
-        """Unix time in microseconds."""
-        return int(self._clock.wall() * MICROSECONDS)
-
-    async def run(self, run: Run, request: BaseRequest, addresses: Addresses) -> None:
-        """Take the key and make the call, or follow who makes it."""
-        made: Plan | None = None
-        try:
-            made = await self.services.prepare(run.call)
-        except Refusal as refusal:
-            await self._refuse(run, refusal)
-            return
-        execution = Execution(self, run, made, request, addresses)
-        try:
-            await self._take(run, execution)
-        finally:
-            execution.close()
-
-    async def _take(self, run: Run, execution: Execution) -> None:
-        try:
-            taken = await self.claims.take(execution.row, run.policy, run.lose, run.drift)
-        except LedgerUnavailable as error:
-            run.resolve(Unavailable(str(error)))
-            return
-        run.resolve(taken)
-        if isinstance(taken, Found):
-            await self._follow(run, taken)
-            return
-        try:
-            await execution.make(taken)
-        finally:
-            self.claims.let_go(taken.ref)
-
-    async def _refuse(self, run: Run, refusal: Refusal) -> None:
-        """A call that cannot be made now; one that was made before is answered all the same."""
-        try:
-            found = await self.books.ledger.find(run.identity.scope)
-        except LedgerUnavailable:
-            found = None
-        if found is not None:
-            known = Found(found)
-            if not isinstance(known.decision(run.identity.fingerprint, run.policy), TakeOver):
-                run.resolve(known)
-                await self._follow(run, known)
-                return
-        run.resolve(Owned(Ref(run.call.id, 1), recorded=False))
-        run.say(refusal.problem)
-        self.journal.left(run.call, None, Spent(), problem=refusal.problem)
-
-    async def _follow(self, run: Run, found: Found) -> None:
-        record = found.record
-        if record.state in (State.CLAIMED, State.SENT) and not record.lapsed:
-            await shadow(run, record, self.books)
-        else:
-            run.recording.end(broken=True)  # nobody reads it
+    services: DeliveryServices
+    books: Bookkeeper
+    journal: Journal
+    claims: Claims
+    live: LiveStreams
+    now_us: Callable[[], int]
+    """Unix time in microseconds."""
 
 
 class Execution:
@@ -159,16 +80,14 @@ class Execution:
 
     def __init__(
         self,
-        executions: Executions,
+        means: Means,
         run: Run,
         made: Plan,
         request: BaseRequest,
         addresses: Addresses,
     ) -> None:
-        self._services, self._books = executions.services, executions.books
-        self._journal, self._claims = executions.journal, executions.claims
-        self._live = executions.live
-        self._now_us = executions.now_us
+        self._services, self._books, self._journal = means.services, means.books, means.journal
+        self._claims, self._live, self._now_us = means.claims, means.live, means.now_us
         self._run = run
         self._made = made
         self._request = request
@@ -479,32 +398,3 @@ def _unserved(row: CallRow, attempts: Sequence[AttemptRow]) -> list[AttemptRow]:
         each._replace(wasted=int(each.executed != Executed.NO))
         for each in told_apart(row, attempts)[1]
     ]
-
-
-def state_after(
-    settled: Settled[HttpAnswer], verdict: Verdict | None, call: Call, save: Save
-) -> State:
-    """What has become of a call that has ended: done, provably not done, or who knows."""
-    if settled.hold is not None:
-        # It was committed, so it was executed: what is missing of its answer is lost.
-        return State.COMPLETED if verdict is not None and verdict.ok else State.UNCERTAIN
-    if any(may_have_run(record, call) for record in settled.attempts):
-        return State.UNCERTAIN
-    failure = settled.attempts[-1].verdict.failure if settled.attempts else None
-    if save is Save.FINAL and settled.answer is not None and failure is not None:
-        traits = TRAITS[failure]
-        if not traits.here and traits.elsewhere in (Elsewhere.NEVER, Elsewhere.IF_ROUTE_ASKS):
-            return State.COMPLETED
-    return State.RELEASED
-
-
-def may_have_run(record: AttemptRecord, call: Call) -> bool:
-    """Whether another try of the call could be another execution of it.
-
-    Not where its upstream was given the key and makes no call twice, and no try can go elsewhere.
-    """
-    if record.verdict.executed is Executed.NO:
-        return False
-    policy: UpstreamPolicy = call.config.upstreams[record.upstream].policy
-    alone = all(spec.upstream == record.upstream for spec in call.route.policy.targets)
-    return not (policy.forwards_idempotency_key and alone)

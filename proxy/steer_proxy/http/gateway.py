@@ -29,7 +29,7 @@ from steer_proxy.http.body import MemoryBudget
 from steer_proxy.http.call import Call
 from steer_proxy.http.caller import CallerResponse, abandon
 from steer_proxy.http.delivery import Delivery
-from steer_proxy.http.execution import Executions
+from steer_proxy.http.executions import Executions
 from steer_proxy.http.guard import Guard
 from steer_proxy.http.intake import Intake
 from steer_proxy.http.journal import Journal

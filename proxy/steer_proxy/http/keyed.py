@@ -35,7 +35,7 @@ from steer_proxy.http.addresses import Addresses
 from steer_proxy.http.body import EMPTY, MemoryBudget
 from steer_proxy.http.call import Call
 from steer_proxy.http.caller import CallerResponse
-from steer_proxy.http.execution import Executions
+from steer_proxy.http.executions import Executions
 from steer_proxy.http.following import Watched, give
 from steer_proxy.http.identity import Identity, identify, principal_of
 from steer_proxy.http.journal import Journal
