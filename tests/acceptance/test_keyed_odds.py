@@ -59,7 +59,7 @@ def nothing_left(gateway: Any) -> None:
     assert keyed._running == {}
     assert keyed._memory.used == 0
     assert gateway._budget.used == 0
-    assert keyed._executions.claims._held.ids() == ()
+    assert keyed._executions._claims._held.ids() == ()
 
 
 def same(first: RawReply, again: RawReply) -> None:
