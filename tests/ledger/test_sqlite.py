@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import shutil
@@ -8,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
@@ -35,6 +35,7 @@ from tests.ledger_contract.make import (
     ref,
 )
 from tests.ledger_contract.subject import SqliteSubject, Wall
+from tests.support.unprivileged import unprivileged
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -234,26 +235,6 @@ async def test_a_file_that_cannot_be_a_ledger(path: Path, make, says: str) -> No
     assert "steer" in str(caught.value)
 
 
-@contextmanager
-def unprivileged() -> Iterator[Path]:
-    """Be an ordinary user for a while, with a folder of its own: root may write everywhere."""
-    folder = Path(tempfile.mkdtemp(prefix="steer-test-"))
-    folder.chmod(0o755)
-    try:
-        if os.geteuid() != 0:
-            yield folder
-        else:
-            os.chown(folder, 65534, 65534)
-            os.seteuid(65534)
-            try:
-                yield folder
-            finally:
-                os.seteuid(0)
-    finally:
-        folder.chmod(0o755)
-        shutil.rmtree(folder)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="needs threads to follow seteuid")
 async def test_a_folder_or_a_file_without_permission() -> None:
     """Both need to be writable; afterwards they work."""
@@ -273,6 +254,69 @@ async def test_a_folder_or_a_file_without_permission() -> None:
         os.chmod(path, 0o644)  # noqa: PTH101 - as below, not an asynchronous path
         async with opened(path) as subject:
             await made(subject, claim(subject))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs threads to follow seteuid")
+@pytest.mark.parametrize("place", ["steer.db", "deeper/steer.db"])
+async def test_a_folder_that_one_may_not_enter(place: str) -> None:
+    """Is told as one that is not there, whatever is inside it."""
+    with unprivileged() as folder:
+        (folder / place).parent.mkdir(exist_ok=True)
+        async with opened(folder / place):
+            pass
+        folder.chmod(0o000)
+        with pytest.raises(LedgerUnusable, match="cannot be reached: Permission denied"):
+            async with opened(folder / place):
+                pass
+        folder.chmod(0o755)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs threads to follow seteuid")
+@pytest.mark.usefixtures("_look_always")
+async def test_a_folder_that_one_may_no_longer_enter() -> None:
+    """Unavailable until one may again; what was there is there, and no lease has ended."""
+    with unprivileged() as folder:
+        async with opened(folder / "steer.db") as subject:
+            await alive(subject)
+            await made(subject, claim(subject))
+            folder.chmod(0o000)
+            for _ in range(2):
+                with pytest.raises(LedgerUnavailable, match="cannot be reached: Permission denied"):
+                    await subject.ledger.claim(claim(subject, "scope-2"))
+                with pytest.raises(LedgerUnavailable, match="cannot be reached: Permission denied"):
+                    await subject.ledger.find("scope-1")
+            folder.chmod(0o755)
+            await made(subject, claim(subject, "scope-2"))
+            assert subject.ledger.available
+            assert not (await found(subject)).lapsed
+
+
+@pytest.mark.parametrize("suffix", ["", "-turn"])
+async def test_an_error_of_the_system_is_the_ledgers(
+    path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """No descriptor is left, say: all who wait are told in the ledger's terms, and go on later."""
+    subject = SqliteSubject(path)
+    place = path.with_name(path.name + suffix)
+    real_open, real_stat = os.open, Path.stat
+
+    def no_open(name: str | Path, *arguments: int) -> int:
+        if os.fspath(name) == os.fspath(place):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real_open(name, *arguments)
+
+    def no_stat(name: Path, **options: bool) -> os.stat_result:
+        if name == place:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real_stat(name, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", no_open)
+        patch.setattr(Path, "stat", no_stat)
+        with pytest.raises(LedgerUnavailable, match="cannot be reached: Too many open files"):
+            await subject.ledger.open()
+    await made(subject, claim(subject))
+    await subject.ledger.close()
 
 
 # --- One writer -----------------------------------------------------------------------------------

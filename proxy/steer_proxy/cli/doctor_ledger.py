@@ -52,13 +52,21 @@ def ledger(config: Config, *, online: bool) -> Iterator[Finding]:
 
 def file(address: Sqlite, mount: str | None) -> Iterator[Finding]:
     """A SQLite file can be made or written here; `mount` is the type of its file system."""
+    from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
+    from steer_proxy.ledger.sqlite_place import seen
+
     path = Path(address.path).absolute()
     folder = path.parent
     other = "or set database.url to another place"
-    if not folder.is_dir():
+    try:
+        there, is_folder = seen(path), folder.is_dir()
+    except (LedgerUnavailable, LedgerUnusable) as error:
+        yield failure("ledger", str(error), "let this user into its directory")
+        return
+    if not is_folder:
         yield failure("ledger", f"there is no directory {folder}", f"mkdir -p {folder}, {other}")
         return
-    for place in (folder, path) if path.exists() else (folder,):
+    for place in (folder,) if there is None else (folder, path):
         if not os.access(place, os.W_OK):
             yield failure("ledger", f"{place} cannot be written by this user", f"chown it, {other}")
             return

@@ -31,6 +31,7 @@ from steer_proxy.ledger.schema import (
     sqlite_state,
     state_of,
 )
+from steer_proxy.ledger.sqlite_place import seen
 
 if TYPE_CHECKING:
     import asyncpg
@@ -117,7 +118,7 @@ def current(url: str) -> State:
         case Memory():
             return State(Standing.CURRENT, HEAD)
         case Sqlite() as file:
-            if not Path(file.path).exists():
+            if seen(Path(file.path)) is None:
                 return State(Standing.EMPTY)
             return _in_sqlite(file, sqlite_state)
         case Postgres() as server:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from steer_proxy.ledger.address import Address, Memory, Postgres, Sqlite
 from steer_proxy.ledger.parameters import numbered
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.schema import Standing, State, check, sqlite_state, state_of
+from steer_proxy.ledger.sqlite_place import seen
 from steer_proxy.ledger.values import MICROSECONDS
 
 if TYPE_CHECKING:
@@ -137,7 +139,8 @@ class _SqliteReader(Reader):
 
 @contextmanager
 def _sqlite(file: Sqlite) -> Iterator[Reader]:
-    if not Path(file.path).is_file():
+    there = seen(Path(file.path))
+    if there is None or not stat.S_ISREG(there.st_mode):
         raise LedgerUnusable(
             f"there is no {file} (the working directory is {Path.cwd()}): `steer serve` makes it; "
             "database.url, --config or --database-url say where it is"

@@ -21,6 +21,7 @@ from steer_proxy.ledger import sqlite_work
 from steer_proxy.ledger.batcher import Batcher, Outcome, Work
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.sqlite_file import BUSY_TIMEOUT, SqliteFile, refuses
+from steer_proxy.ledger.sqlite_place import out_of_reach
 from steer_proxy.ledger.sqlite_purge import Purger
 from steer_proxy.ledger.values import (
     MICROSECONDS,
@@ -281,6 +282,8 @@ class _Writer:
                 return self._commit(self._file.writer(), batch)
         except (LedgerUnavailable, LedgerUnusable) as error:
             return _all_failed(batch, error)
+        except OSError as error:
+            return _all_failed(batch, out_of_reach(self._file.path, error))
 
     def _commit(self, connection: sqlite3.Connection, batch: Sequence[Work]) -> Sequence[Outcome]:
         try:
@@ -330,6 +333,8 @@ class _Reader:
         except sqlite3.Error as error:
             self.close()
             return _all_failed(batch, LedgerUnavailable(f"SQLite file {self._file.path}: {error}"))
+        except OSError as error:
+            return _all_failed(batch, out_of_reach(self._file.path, error))
 
     def close(self) -> None:
         """Let go of the connection."""

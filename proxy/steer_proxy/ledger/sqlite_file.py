@@ -19,7 +19,6 @@ from typing import Final
 from steer_proxy.ledger import migrate
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.sqlite_locks import (
-    NAME_ANOTHER,
     Identity,
     Turn,
     WriterLock,
@@ -27,6 +26,7 @@ from steer_proxy.ledger.sqlite_locks import (
     identity,
     real,
 )
+from steer_proxy.ledger.sqlite_place import NAME_ANOTHER, seen
 from steer_proxy.ledger.statements import RETIRE_ALL, positional
 from steer_proxy.ledger.values import MICROSECONDS
 
@@ -166,14 +166,16 @@ class SqliteFile:
 
     def _open(self) -> sqlite3.Connection:
         folder = self.path.absolute().parent
-        if not folder.is_dir():
+        place = seen(folder)
+        if place is None or not stat.S_ISDIR(place.st_mode):
             raise LedgerUnusable(
                 f"SQLite file {self.path}: there is no directory {folder}: make it, or "
                 f"{NAME_ANOTHER}"
             )
-        if self.path.is_dir():
+        there = seen(self.path)
+        if there is not None and stat.S_ISDIR(there.st_mode):
             raise LedgerUnusable(f"{self.path} is a directory, not a SQLite file: {NAME_ANOTHER}")
-        if self.path.exists() and not _writable(self.path):
+        if there is not None and not _writable(self.path):
             # SQLite would open it all the same, and leave files beside it that cannot be written.
             raise LedgerUnusable(
                 f"SQLite file {self.path} is not writable: make it writable to this user, or "

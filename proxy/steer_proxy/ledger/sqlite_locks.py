@@ -7,6 +7,7 @@ go of them however a process ends; the files stay: removing one would race with 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -15,9 +16,12 @@ from pathlib import Path
 from typing import Final
 
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
+from steer_proxy.ledger.sqlite_place import NAME_ANOTHER, out_of_reach
 
-#: What to do about a file that cannot be used.
-NAME_ANOTHER: Final = "name another file in database.url"
+#: Errors with which a lock's file cannot be opened where the ledger itself cannot, either.
+_WITH_THE_FILE: Final = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+)
 
 #: How often to ask again for one's turn, in seconds.
 _MOMENT: Final = 0.0005
@@ -68,13 +72,16 @@ class Turn:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def _open(self) -> None:
-        # Where this cannot be opened, neither can the file itself, and that is told better.
-        with suppress(OSError):
+        try:
             self._descriptor = _opened(self._path)
-        if self._descriptor is None and self._path.is_symlink():
-            raise LedgerUnavailable(
-                f"SQLite file {self._name}: {self._path} is a symbolic link: remove it"
-            )
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise LedgerUnavailable(
+                    f"SQLite file {self._name}: {self._path} is a symbolic link: remove it"
+                ) from None
+            # Else the file cannot be opened, either, and that is told better.
+            if error.errno not in _WITH_THE_FILE:
+                raise out_of_reach(self._name, error) from None
 
     def _there(self) -> bool:
         assert self._descriptor is not None  # noqa: S101 - for the type checker

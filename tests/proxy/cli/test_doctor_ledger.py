@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from steer_proxy.ledger.address import Postgres, Sqlite
 from steer_proxy.ledger.sealing import Sealer
 from steer_proxy.settings import load
 from tests.proxy.cli.conftest import Steer
+from tests.support.unprivileged import unprivileged
 
 OK, NOTE, WARNING, FAILURE = Level.OK, Level.NOTE, Level.WARNING, Level.FAILURE
 NOWHERE = "postgresql://127.0.0.1:9/steer"
@@ -64,6 +66,17 @@ def test_a_directory_that_cannot_be_written(
     (finding,) = found(f"sqlite:///{tmp_path}/steer.db")
     assert finding.level is FAILURE
     assert f"{tmp_path} cannot be written" in finding.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs threads to follow seteuid")
+@pytest.mark.parametrize("place", ["steer.db", "deeper/steer.db"])
+def test_a_directory_that_one_may_not_enter(place: str) -> None:
+    """Is a finding as any other."""
+    with unprivileged() as folder:
+        folder.chmod(0o000)
+        (finding,) = found(f"sqlite:///{folder}/{place}")
+    assert finding.level is FAILURE
+    assert "cannot be reached: Permission denied" in finding.text
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +29,7 @@ from tests.support.filled import (  # noqa: F401 - fixtures
 from tests.support.filled import fill as fill_it
 from tests.support.ledger_data import MILLI_USD, LedgerData
 from tests.support.postgres import Server
+from tests.support.unprivileged import unprivileged
 
 NOWHERE = "postgresql://127.0.0.1:9/steer"
 
@@ -322,6 +324,26 @@ def test_there_is_no_ledger(steer: Steer, tmp_path: Path, monkeypatch: pytest.Mo
             assert (result.exit_code, result.stdout) == (1, "")
             assert expected in result.stderr
     assert not (tmp_path / "steer.db").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs threads to follow seteuid")
+def test_a_directory_that_one_may_not_enter(steer: Steer) -> None:
+    """One line and exit code 1, from whichever command."""
+    with unprivileged() as folder:
+        (folder / "steer.db").touch()
+        folder.chmod(0o000)
+        for command in (
+            ("ledger", "list"),
+            ("ledger", "show", "x"),
+            ("ledger", "purge", "--before", "1d"),
+            ("ledger", "resolve", "x", "--rerun"),
+            ("db", "current"),
+            ("db", "upgrade"),
+        ):
+            result = steer(*command, STEER_DATABASE__URL=f"sqlite:///{folder}/steer.db")
+            assert (result.exit_code, result.stdout) == (1, "")
+            (line,) = result.stderr.splitlines()
+            assert line.startswith(f"steer: SQLite file {folder}/steer.db cannot be reached: Perm")
 
 
 @pytest.mark.real_time
