@@ -573,6 +573,92 @@ async def test_a_deleted_lock_is_taken_anew(path: Path) -> None:
                 pass
 
 
+@pytest.mark.usefixtures("_look_always")
+@pytest.mark.parametrize("names", [("-wal", "-shm"), ("-wal",), ("-shm",)])
+async def test_a_journal_that_was_removed(
+    path: Path, caplog: pytest.LogCaptureFixture, names: tuple[str, ...]
+) -> None:
+    """What was committed is saved; others, who open the file anew, see it and what follows."""
+    async with opened(path) as subject:
+        await alive(subject)
+        mine = await made(subject, claim(subject))
+        await found(subject)  # a reader has it open
+        await subject.ledger.purge(Purge(before_us=0))  # and another one
+        for name in names:
+            remove(path.with_name(path.name + name))
+        await made(subject, claim(subject, "scope-2"))
+        (message,) = caplog.messages
+        assert "was removed while Steer used it; what was in it is saved" in message
+        assert (await found(subject)).id == mine.row.id
+        assert not (await found(subject)).lapsed
+        seen = read_by_another(path)
+        assert seen == ["ok", "scope-1", "scope-2"]
+        for number in range(3, 6):
+            remove(path.with_name("steer.db-lock"))
+            await made(subject, claim(subject, f"scope-{number}"))
+            await found(subject, f"scope-{number}")
+        assert subject.ledger.available
+        assert len(caplog.messages) == 1
+
+
+async def test_a_journal_that_is_removed_before_the_end(path: Path) -> None:
+    """Is saved then, however shortly before."""
+    async with opened(path) as subject:
+        await made(subject, claim(subject))
+        remove(path.with_name("steer.db-wal"))
+        remove(path.with_name("steer.db-shm"))
+    assert read_by_another(path) == ["ok", "scope-1"]
+
+
+@pytest.mark.usefixtures("_look_always")
+async def test_a_journal_in_the_place_of_the_one_removed(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another program has the file open with it by now: ours is not written past it."""
+    async with opened(path) as subject:
+        await made(subject, claim(subject))
+        await subject.reopen()  # what came before is in the file
+        await made(subject, claim(subject, "scope-2"))
+        for name in ("-wal", "-shm"):
+            remove(path.with_name(path.name + name))
+        with another(path) as process:
+            await made(subject, claim(subject, "scope-3"))
+            process.communicate(timeout=10)
+        (message,) = caplog.messages
+        assert "may be lost" in message
+        assert read_by_another(path) == ["ok", "scope-1", "scope-3"]
+
+
+_READ = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+print(*connection.execute("PRAGMA integrity_check").fetchone(), flush=True)
+for row in connection.execute("SELECT idem_scope FROM requests ORDER BY idem_scope"):
+    print(*row, flush=True)
+"""
+
+
+def another(path: Path) -> subprocess.Popen[str]:
+    """Another process that has the file open, and has written, until its input ends."""
+    script = _READ + 'connection.execute("PRAGMA user_version = 7"); print(flush=True)\n'
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{script}sys.stdin.read()", str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while process.stdout.readline().strip():
+        pass
+    return process
+
+
+def read_by_another(path: Path) -> list[str]:
+    """What another process finds: one of this process would share what this one has open."""
+    command = [sys.executable, "-c", _READ, str(path)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+
 async def test_a_broken_file_does_not_end_the_process(path: Path) -> None:
     """Overwritten while we use it: unavailable, whatever is asked."""
     async with opened(path) as subject:

@@ -238,12 +238,17 @@ class SqliteLedger:
         return await self._run(self._writer, function, *arguments, atomic=atomic, durable=durable)
 
     async def _read(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        if not self._available:
-            await self._write(_nothing)  # it is the writer that opens the file, again if need be
+        await self._reach()
         return await self._run(self._reader, function, *arguments)
 
     async def _scan(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        await self._reach()
         return await self._run(self._scanner, function, *arguments)
+
+    async def _reach(self) -> None:
+        """It is the writer that opens the file, again if need be."""
+        if not (self._available and self._file.is_open):
+            await self._write(_nothing)
 
     async def _run(
         self,
@@ -319,29 +324,22 @@ class _Reader:
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
-        self._connection: sqlite3.Connection | None = None
-        self._generation = 0
+        self._reading = file.reading()
 
     def __call__(self, batch: Sequence[Work]) -> Sequence[Outcome]:
         try:
-            if self._generation != self._file.generation:
-                self.close()
-            if self._connection is None:
-                self._generation = self._file.generation
-                self._connection = self._file.reader()
-            return [_attempt(self._connection, work) for work in batch]
+            with self._reading.use() as connection:
+                return [_attempt(connection, work) for work in batch]
+        except LedgerUnavailable as error:
+            return _all_failed(batch, error)
         except sqlite3.Error as error:
-            self.close()
             return _all_failed(batch, LedgerUnavailable(f"SQLite file {self._file.path}: {error}"))
         except OSError as error:
             return _all_failed(batch, out_of_reach(self._file.path, error))
 
     def close(self) -> None:
-        """Let go of the connection."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(sqlite3.Error):
-                connection.close()
+        """Let go of the connection; in its thread."""
+        self._reading.drop()
 
 
 def _attempt(connection: sqlite3.Connection, work: Work) -> Outcome:

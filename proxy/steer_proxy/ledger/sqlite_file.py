@@ -27,6 +27,7 @@ from steer_proxy.ledger.sqlite_locks import (
     real,
 )
 from steer_proxy.ledger.sqlite_place import NAME_ANOTHER, seen
+from steer_proxy.ledger.sqlite_readers import Reading, away
 from steer_proxy.ledger.statements import RETIRE_ALL, positional
 from steer_proxy.ledger.values import MICROSECONDS
 
@@ -74,6 +75,10 @@ def refuses(error: sqlite3.Error) -> bool:
     return code & 0xFF in _REFUSED
 
 
+_Journal = tuple[Identity | None, Identity | None]
+"""Which files hold the journal and its index."""
+
+
 class SqliteFile:
     """The writing connection to a file, opened when it is asked for and whenever it was lost."""
 
@@ -90,15 +95,14 @@ class SqliteFile:
         self.turn: Final = Turn(self.path, busy_timeout)
         self._guest = guest
         self.secret: bytes | None = None
-        self.generation = 0
-        """Grows whenever the connection is a new one: readers then need a new one too."""
         self._wall = wall
         self._busy_timeout = busy_timeout
         self._lock = WriterLock(self.path)
         self._connection: sqlite3.Connection | None = None
         self._full = True
         self._file: Identity | None = None
-        self._wal: Identity | None = None
+        self._journal: _Journal = (None, None)
+        self._readings: list[Reading] = []
         self._looked = 0.0
 
     def writer(self) -> sqlite3.Connection:
@@ -108,24 +112,37 @@ class SqliteFile:
             LedgerUnusable, LedgerUnavailable: it cannot be had.
         """
         now = time.monotonic()
-        if self._connection is not None and now - self._looked >= LOOK_EVERY:
-            self._looked = now
-            if not self._unchanged():
+        due = now - self._looked >= LOOK_EVERY
+        if self._connection is None or (due and not self._unchanged()):
+            with away(self._readings):
                 self.lose()
-        if self._connection is None:
-            self._connection = self._open()
-            self._full = True
+                self._connection = self._open()
+            self._full = due = True
+        if due:
             self._looked = now
         return self._connection
 
-    def reader(self) -> sqlite3.Connection:
-        """A new read-only connection (of another thread's)."""
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection to write with; readers are not opened without."""
+        return self._connection is not None
+
+    def reading(self) -> Reading:
+        """A read-only connection for another thread, which is closed when the file is reopened."""
+        reading = Reading(self._reader)
+        self._readings.append(reading)
+        return reading
+
+    def _reader(self) -> sqlite3.Connection:
+        if not self.is_open:
+            raise LedgerUnavailable(f"SQLite file {self.path} is not open now")
         return sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode=ro",
             uri=True,
             timeout=self._busy_timeout,
             isolation_level=None,
             cached_statements=STATEMENTS,
+            check_same_thread=False,  # the writer's may close it
         )
 
     def sync(self, full: bool) -> None:  # noqa: FBT001 - the one thing it is told
@@ -151,6 +168,7 @@ class SqliteFile:
         """Let go of the connection; the next `writer` opens another."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            self._save(connection)
             with suppress(sqlite3.Error):
                 connection.close()
 
@@ -209,7 +227,6 @@ class SqliteFile:
             connection.close()
             raise
         self._file = identity(self.path)
-        self.generation += 1
         return connection
 
     def _connect(self, *, fresh: bool) -> sqlite3.Connection:
@@ -233,8 +250,7 @@ class SqliteFile:
         except BaseException:
             connection.close()
             raise
-        self._wal = identity(beside(self.path, "-wal"))
-        self.generation += 1
+        self._journal = self._journal_now()
         return connection
 
     def _set_up(self, connection: sqlite3.Connection) -> None:
@@ -276,12 +292,39 @@ class SqliteFile:
     # --- Vanishing ------------------------------------------------------------------------------
 
     def _unchanged(self) -> bool:
-        """Whether the file at the path is the one we have open, and its lock still ours."""
-        return identity(self.path) == self._file and (self._guest or self._lock.held())
+        """Whether the file at the path is the one we have open, and what is beside it still ours.
+
+        SQLite itself removes a journal only when nobody has the file open.
+        """
+        if identity(self.path) != self._file:
+            return False
+        return self._guest or (self._lock.held() and self._journal_now() == self._journal)
+
+    def _journal_now(self) -> _Journal:
+        return identity(beside(self.path, "-wal")), identity(beside(self.path, "-shm"))
+
+    def _save(self, connection: sqlite3.Connection) -> None:
+        """Bring into the file what is in a journal that was removed from under us."""
+        there = self._journal_now()
+        if self._guest or there == self._journal or identity(self.path) != self._file:
+            return
+        saved = False
+        # Another's new journal may be newer than the file: nothing is written into it past that.
+        if all(now in (None, ours) for now, ours in zip(there, self._journal, strict=True)):
+            with suppress(sqlite3.Error):
+                (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                saved = not busy
+        LOGGER.warning(
+            "SQLite file %s: its journal (-wal, -shm) was removed while Steer used it; %s. "
+            "Never remove these files while a process has the ledger open",
+            self.path,
+            "what was in it is saved" if saved else "calls and keys that were in it may be lost",
+        )
 
     def _remove_left_overs(self) -> None:
         """Remove the journal of a file that is gone: SQLite would apply it to the new one."""
-        if self._wal is not None and identity(wal := beside(self.path, "-wal")) == self._wal:
+        ours, _ = self._journal
+        if ours is not None and identity(wal := beside(self.path, "-wal")) == ours:
             with suppress(OSError):
                 wal.unlink()
                 beside(self.path, "-shm").unlink()
