@@ -291,6 +291,49 @@ async def test_a_folder_that_one_may_no_longer_enter() -> None:
             assert not (await found(subject)).lapsed
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs threads to follow seteuid")
+async def test_a_lock_of_another_user() -> None:
+    """Is told as what it is: there, and not ours."""
+    with unprivileged() as folder:
+        path = folder / "steer.db"
+        async with opened(path):
+            pass
+        (folder / "steer.db-lock").chmod(0o000)
+        with pytest.raises(LedgerUnusable, match=r"steer\.db-lock is there, of user .*: chown"):
+            async with opened(path):
+                pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs threads to follow seteuid")
+async def test_a_turn_of_another_user(caplog: pytest.LogCaptureFixture) -> None:
+    """Steer goes on without, which is told once."""
+    with unprivileged() as folder:
+        path = folder / "steer.db"
+        async with opened(path):
+            pass
+        (folder / "steer.db-turn").chmod(0o000)
+        async with opened(path) as subject:
+            await made(subject, claim(subject))
+            await made(subject, claim(subject, "scope-2"))
+        (message,) = caplog.messages
+        assert "steer.db-turn is there, of user" in message
+        assert "chown it" in message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone gives files away")
+async def test_a_turn_that_root_makes_is_for_the_files_user(path: Path) -> None:
+    """A command that root runs leaves nothing behind that Steer, another user, cannot open."""
+    async with opened(path):
+        pass
+    os.chown(path, 65534, 65534)
+    remove(path.with_name("steer.db-turn"))
+    guest = SqliteLedger(path, Wall(), guest=True)
+    await guest.open()
+    await guest.close()
+    there = os.stat(path.with_name("steer.db-turn"))  # noqa: PTH116 - not an asynchronous path
+    assert (there.st_uid, there.st_gid) == (65534, 65534)
+
+
 @pytest.mark.parametrize("suffix", ["", "-turn"])
 async def test_an_error_of_the_system_is_the_ledgers(
     path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str

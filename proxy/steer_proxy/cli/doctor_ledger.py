@@ -70,6 +70,7 @@ def file(address: Sqlite, mount: str | None) -> Iterator[Finding]:
         if not os.access(place, os.W_OK):
             yield failure("ledger", f"{place} cannot be written by this user", f"chown it, {other}")
             return
+    yield from locks(path)
     if mount in _REMOTE:
         yield warning(
             "ledger",
@@ -77,6 +78,16 @@ def file(address: Sqlite, mount: str | None) -> Iterator[Finding]:
             "use a local disk, or PostgreSQL",
         )
     yield schema(address)
+
+
+def locks(path: Path) -> Iterator[Finding]:
+    """The locks beside a SQLite file can be taken by this user."""
+    from steer_proxy.ledger.sqlite_locks import beside, denied, real
+
+    for suffix, make in (("-lock", failure), ("-turn", warning)):
+        if (reason := denied(beside(real(path), suffix))) is not None:
+            text, _, remedy = reason.partition(": ")
+            yield make("ledger", text, remedy)
 
 
 def server(address: Postgres, *, online: bool, required: bool) -> Finding:

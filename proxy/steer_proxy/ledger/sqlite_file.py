@@ -7,7 +7,6 @@ in one thread.
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import stat
 import time
@@ -24,6 +23,7 @@ from steer_proxy.ledger.sqlite_locks import (
     WriterLock,
     beside,
     identity,
+    may_write,
     real,
 )
 from steer_proxy.ledger.sqlite_place import NAME_ANOTHER, seen
@@ -193,7 +193,7 @@ class SqliteFile:
         there = seen(self.path)
         if there is not None and stat.S_ISDIR(there.st_mode):
             raise LedgerUnusable(f"{self.path} is a directory, not a SQLite file: {NAME_ANOTHER}")
-        if there is not None and not _writable(self.path):
+        if there is not None and not may_write(self.path):
             # SQLite would open it all the same, and leave files beside it that cannot be written.
             raise LedgerUnusable(
                 f"SQLite file {self.path} is not writable: make it writable to this user, or "
@@ -340,7 +340,3 @@ def _warn_of_readers(path: Path) -> None:
             path,
             mode,
         )
-
-
-def _writable(path: Path) -> bool:
-    return os.access(path, os.R_OK | os.W_OK, effective_ids=os.access in os.supports_effective_ids)

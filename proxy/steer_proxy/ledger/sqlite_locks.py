@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import Final
 
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.sqlite_place import NAME_ANOTHER, out_of_reach
+
+LOGGER: Final = logging.getLogger("steer.ledger")
 
 #: Errors with which a lock's file cannot be opened where the ledger itself cannot, either.
 _WITH_THE_FILE: Final = frozenset(
@@ -40,6 +44,7 @@ class Turn:
         self._path = beside(real(path), "-turn")
         self._patience = patience
         self._descriptor: int | None = None
+        self._told = False
 
     def __enter__(self) -> None:
         """Have the turn.
@@ -74,14 +79,23 @@ class Turn:
     def _open(self) -> None:
         try:
             self._descriptor = _opened(self._path)
+            _hand_over(self._descriptor, self._name)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise LedgerUnavailable(
                     f"SQLite file {self._name}: {self._path} is a symbolic link: remove it"
                 ) from None
-            # Else the file cannot be opened, either, and that is told better.
             if error.errno not in _WITH_THE_FILE:
                 raise out_of_reach(self._name, error) from None
+            # The file cannot be opened, either, and that is told better, unless this one is there.
+            if not self._told and (reason := denied(self._path)) is not None:
+                self._told = True
+                LOGGER.warning(
+                    "SQLite file %s is written without taking turns: %s. Until then do not use "
+                    "`steer ledger resolve` and `purge` while Steer runs: both can damage the file",
+                    self._name,
+                    reason,
+                )
 
     def _there(self) -> bool:
         assert self._descriptor is not None  # noqa: S101 - for the type checker
@@ -98,6 +112,15 @@ class Turn:
 def _opened(path: Path) -> int:
     """A lock's file, made when it is not there; never what a link points to."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _hand_over(descriptor: int, path: Path) -> None:
+    """Give a lock's file that root has made to the user of the file it is for, as SQLite does with
+    its own: a command that root runs must not leave behind what Steer cannot open."""
+    if os.geteuid() == 0 and os.fstat(descriptor).st_uid == 0:
+        with suppress(OSError):
+            owner = path.stat()
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 class WriterLock:
@@ -120,6 +143,8 @@ class WriterLock:
         try:
             descriptor = _opened(self._path)
         except OSError as error:
+            if (reason := denied(self._path)) is not None:
+                raise LedgerUnusable(f"SQLite file {self._name}: {reason}") from None
             raise LedgerUnusable(
                 f"SQLite file {self._name}: {self._path} cannot be made: {error.strerror}; make "
                 f"the directory writable to this user, or {NAME_ANOTHER}"
@@ -158,6 +183,25 @@ class WriterLock:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
+
+
+def denied(path: Path) -> str | None:
+    """Why a lock's file that is there is not ours to open, and what to do; None when it is not."""
+    try:
+        there = path.lstat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(there.st_mode) or may_write(path):
+        return None
+    return (
+        f"{path} is there, of user {there.st_uid}, and not to be opened by this one: chown it to "
+        "the user Steer runs as, or remove it while no steer runs"
+    )
+
+
+def may_write(path: Path) -> bool:
+    """Whether this user may read and write a file."""
+    return os.access(path, os.R_OK | os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 Identity = tuple[int, int]

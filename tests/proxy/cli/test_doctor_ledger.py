@@ -79,6 +79,18 @@ def test_a_directory_that_one_may_not_enter(place: str) -> None:
     assert "cannot be reached: Permission denied" in finding.text
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs threads to follow seteuid")
+@pytest.mark.parametrize(("suffix", "level"), [("-lock", FAILURE), ("-turn", WARNING)])
+def test_a_lock_of_another_user(suffix: str, level: Level) -> None:
+    """Steer does not start with one, and goes without the other."""
+    with unprivileged() as folder:
+        (folder / f"steer.db{suffix}").touch(0o000)
+        first, *_ = found(f"sqlite:///{folder}/steer.db")
+    assert first.level is level
+    assert f"steer.db{suffix} is there, of user" in first.text
+    assert "chown it" in first.remedy
+
+
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     """Not SQLite's, or another program's."""
     (tmp_path / "text.db").write_text("hello " * 100)
