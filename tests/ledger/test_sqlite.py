@@ -123,6 +123,36 @@ async def test_one_writer_by_whatever_name(path: Path) -> None:
         assert not path.with_name("link.db-lock").exists()
 
 
+@pytest.mark.parametrize("guest", [False, True])
+async def test_a_file_with_several_names(path: Path, guest: bool) -> None:
+    """Neither lock nor journal would be found by another of them: who writes it goes on, nobody
+    begins to, and the remedy works."""
+    other = path.with_name("other.db")
+    async with opened(path) as subject:
+        await made(subject, claim(subject))
+        other.hardlink_to(path)
+        second = SqliteLedger(other, Wall(), guest=guest)
+        with pytest.raises(LedgerUnusable, match="has 2 names"):
+            await second.open()
+        await second.close()
+        assert not exists(other.with_name("other.db-wal"))
+        subject.ledger._file.lose()
+        await made(subject, claim(subject, "scope-2"))
+    with pytest.raises(LedgerUnusable) as caught:
+        async with opened(path):
+            pass
+    remedy = str(caught.value).partition("steer runs: ")[2]
+    run(remedy)
+    async with opened(path) as subject:
+        assert (await found(subject, "scope-2")).state is State.CLAIMED
+    assert exists(other)
+
+
+def run(command: str) -> None:
+    """Do what a message says to do."""
+    subprocess.run(["sh", "-c", command], check=True)
+
+
 async def test_a_file_behind_a_link_is_for_its_owner_only(path: Path) -> None:
     """It is made behind a link that leads nowhere yet."""
     link = path.with_name("link.db")

@@ -53,7 +53,7 @@ def ledger(config: Config, *, online: bool) -> Iterator[Finding]:
 def file(address: Sqlite, mount: str | None) -> Iterator[Finding]:
     """A SQLite file can be made or written here; `mount` is the type of its file system."""
     from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
-    from steer_proxy.ledger.sqlite_place import seen
+    from steer_proxy.ledger.sqlite_place import other_names, seen
 
     path = Path(address.path).absolute()
     folder = path.parent
@@ -70,6 +70,9 @@ def file(address: Sqlite, mount: str | None) -> Iterator[Finding]:
         if not os.access(place, os.W_OK):
             yield failure("ledger", f"{place} cannot be written by this user", f"chown it, {other}")
             return
+    if there is not None and (reason := other_names(path, there)) is not None:
+        text, _, remedy = reason.partition(". ")
+        yield failure("ledger", text, remedy)
     yield from locks(path)
     if mount in _REMOTE:
         yield warning(

@@ -26,7 +26,7 @@ from steer_proxy.ledger.sqlite_locks import (
     may_write,
     real,
 )
-from steer_proxy.ledger.sqlite_place import NAME_ANOTHER, seen
+from steer_proxy.ledger.sqlite_place import NAME_ANOTHER, other_names, seen
 from steer_proxy.ledger.sqlite_readers import Reading, away
 from steer_proxy.ledger.statements import RETIRE_ALL, positional
 from steer_proxy.ledger.values import MICROSECONDS
@@ -199,6 +199,13 @@ class SqliteFile:
                 f"SQLite file {self.path} is not writable: make it writable to this user, or "
                 f"{NAME_ANOTHER}"
             )
+        # Not of one that is ours already: a name it is given meanwhile is no reason to stop.
+        if (
+            there is not None
+            and not self._lock.held()
+            and (reason := other_names(self.path, there)) is not None
+        ):
+            raise LedgerUnusable(reason)
         fresh = not self._guest and self._lock.acquire()
         try:
             return self._visit() if self._guest else self._connect(fresh=fresh)

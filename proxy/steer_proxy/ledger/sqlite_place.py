@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from pathlib import Path
 from typing import Final
 
@@ -38,3 +39,19 @@ def seen(path: Path) -> os.stat_result | None:
         return None
     except OSError as error:
         raise out_of_reach(path, error) from None
+
+
+def other_names(path: Path, there: os.stat_result) -> str | None:
+    """What to say of a file that has several names; None of one that has its own alone.
+
+    Lock and journal are named after the file: who comes by another name finds neither, and both
+    write (https://www.sqlite.org/howtocorrupt.html#_unlinking_or_renaming_a_database_file).
+    """
+    if there.st_nlink <= 1:
+        return None
+    name, own = shlex.quote(str(path)), shlex.quote(f"{path}.own")
+    return (
+        f"SQLite file {path} has {there.st_nlink} names (hard links), and a steer by each would "
+        "damage it; a copy made so is none, either. Give this name a file of its own, while no "
+        f"steer runs: cp -p {name} {own} && mv {own} {name}"
+    )

@@ -91,6 +91,16 @@ def test_a_lock_of_another_user(suffix: str, level: Level) -> None:
     assert "chown it" in first.remedy
 
 
+def test_a_file_with_several_names(tmp_path: Path) -> None:
+    """With the command that gives it one."""
+    url = f"sqlite:///{tmp_path}/steer.db"
+    migrate.upgrade(url)
+    (tmp_path / "other.db").hardlink_to(tmp_path / "steer.db")
+    first, *_ = found(url)
+    assert (first.level, "has 2 names" in first.text) == (FAILURE, True)
+    assert f"cp -p {tmp_path}/steer.db" in first.remedy
+
+
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     """Not SQLite's, or another program's."""
     (tmp_path / "text.db").write_text("hello " * 100)
