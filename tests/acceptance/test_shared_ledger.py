@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from steer_proxy.http import keyed
 from steer_proxy.http.live import EVERY, LINGER
 from steer_proxy.http.replay import AT_ONCE, PAGE
 from steer_proxy.ledger import migrate
@@ -341,6 +342,43 @@ async def test_an_answer_that_grows_too_large_is_broken_off_for_who_is_unknown(
         assert b"[DONE]" not in joined.body
         assert (await first).body.endswith(b"data: [DONE]\n\n")
         assert len(both.provider.attempts) == 1
+
+
+@pytest.mark.parametrize("why", ["too large", "never kept", "no memory left"])
+async def test_a_small_answer_that_is_not_stored_is_whole_for_who_follows_it(
+    tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes all at once: who waits elsewhere gets it with its end, later ones are told."""
+    most = {"too large": 1024, "never kept": 0, "no memory left": "8MiB"}[why]
+    if why == "no memory left":
+        monkeypatch.setattr(keyed, "MEMORY", 0)
+    async with pair(tmp_path, route={"idempotency": {"max_stored": most}}) as both:
+        both.provider.text = "word " * 4_000
+        both.provider.always(faults.silence(2.0))
+        first = await asked(both.here, headers=key())
+        joined = await both.there.ask(headers=key())
+        assert ((await first).status, (await first).cut) == (200, False)
+        assert (await first).headers["Idempotency-Status"] == "not-stored"
+        assert (joined.status, joined.body, joined.cut) == (200, (await first).body, False)
+        for replica in (both.here, both.there):
+            later = await replica.ask(headers=key())
+            told(later, 409, "steer_result_not_stored", again=False)
+        assert len(both.provider.attempts) == 1
+        assert both.memory is not None
+        await asyncio.sleep(LINGER + 1.0)
+        (row,) = both.records()
+        assert await both.memory.chunks(row.id, -1, 1) == []
+        assert (row.resp_headers, row.resp_chunks) == (None, None)
+
+
+async def test_a_small_answer_that_nobody_follows_is_never_written(tmp_path: Path) -> None:
+    """It is not stored, and nobody waits for it."""
+    async with pair(tmp_path, route={"idempotency": {"max_stored": 0}}) as both:
+        assert (await both.here.ask(headers=key())).status == 200
+        assert both.memory is not None
+        (row,) = both.records()
+        assert await both.memory.chunks(row.id, -1, 1) == []
+        assert (row.resp_headers, row.resp_chunks) == (None, None)
 
 
 @PLAIN_AND_STREAMED
