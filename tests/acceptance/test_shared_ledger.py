@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from steer_proxy.http import keyed
+from steer_proxy.http import live as live_streams
 from steer_proxy.http.live import EVERY, LINGER
 from steer_proxy.http.replay import AT_ONCE, PAGE
 from steer_proxy.ledger import migrate
@@ -293,12 +294,44 @@ async def test_an_answer_that_grows_too_large_is_whole_for_who_follows_it(tmp_pa
         assert (row.resp_headers, row.resp_chunks) == (None, None)
 
 
-async def test_who_comes_too_late_for_a_large_answer_is_told(tmp_path: Path) -> None:
+async def test_who_comes_late_to_where_less_is_kept_follows_anew(tmp_path: Path) -> None:
+    """What one replica does not keep for all of its callers, the other one stores all the same."""
+    small = {"idempotency": {"max_stored": 64}}
+    async with pair(tmp_path, routes=({}, small)) as both:
+        both.provider.text = "word " * 400
+        go = asyncio.Event()
+        both.provider.always(faults.at_event(100, Pause(2.0)) | faults.at_event(300, Await(go)))
+        first = await asked(both.here, stream=True, headers=key())
+        joined = await asked(both.there, stream=True, headers=key())
+        late = []
+        for _ in range(2):
+            await asyncio.sleep(4.0)
+            late.append(asyncio.create_task(both.there.ask(stream=True, headers=key())))
+        await asyncio.sleep(1.0)
+        assert both.there.steer.sidecar.active == 3
+        go.set()
+        whole = await first
+        assert whole.body.endswith(b"data: [DONE]\n\n")
+        for reply in await asyncio.gather(joined, *late):
+            assert (reply.status, reply.body, reply.cut) == (200, whole.body, False)
+            assert reply.headers["Idempotency-Status"] == "joined"
+        again = await both.there.ask(stream=True, headers=key())
+        assert (again.body, again.headers["Idempotency-Status"]) == (whole.body, "replayed")
+        assert len(both.provider.attempts) == 1
+        assert both.there.steer.sidecar.active == 0
+
+
+async def test_who_comes_too_late_for_a_large_answer_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its beginning is gone, here and there, while others still get the rest."""
+    monkeypatch.setattr(live_streams, "WINDOW", 32 * 1024)
+    monkeypatch.setattr(live_streams, "SLACK", 0)
     async with pair(tmp_path, route=LARGE) as both:
         both.provider.text = "word " * 400
         go = asyncio.Event()
-        both.provider.always(faults.at_event(3, Pause(2.0)) | faults.at_event(300, Await(go)))
+        slowly = [faults.at_event(number, Pause(1.0)) for number in (3, 100, 200)]
+        both.provider.always(reduce(or_, slowly) | faults.at_event(300, Await(go)))
         first = await asked(both.here, stream=True, headers=key())
         joined = await asked(both.there, stream=True, headers=key())
         await asyncio.sleep(4.0)

@@ -62,6 +62,14 @@ class Run:
         """Whether the key is not ours any more: no attempt may be begun."""
         return self.lost or self.adrift
 
+    @property
+    def outgrown(self) -> bool:
+        """Whether it follows another process's call, and has let go of how that began: who wants
+        all of the answer may have it from the ledger still."""
+        resolution = self.resolution
+        follows = resolution.done() and isinstance(resolution.result(), Found)
+        return follows and self.recording.too_late
+
     def lose(self) -> None:
         """Somebody has taken the key over: stop, wherever it is."""
         if self.lost:
