@@ -36,10 +36,11 @@ Resolution = Owned | Found | Unavailable
 class Run:
     """One keyed call being made, or followed from another process.
 
-    `status` is what its first caller is told, `row` what is known of the call's end, as its row has
-    it; `sent` whether it may have been executed; `lost` whether somebody took the key over
-    meanwhile, `adrift` whether nobody has it any more; `over` whether nothing more is done for it,
-    so that nobody else will come; `called_off` whether all had left before it was sent.
+    `status` is what its first caller is told in `Idempotency-Status` (None: nothing), `row` what is
+    known of the call's end, as its row has it; `sent` whether it may have been executed; `lost`
+    whether somebody took the key over meanwhile, `adrift` whether nobody has it any more; `over`
+    whether nothing more is done for it, so that nobody else will come; `called_off` whether all had
+    left before it was sent.
     """
 
     call: Call
@@ -47,7 +48,7 @@ class Run:
     policy: IdempotencyPolicy
     recording: Recording
     resolution: asyncio.Future[Resolution]
-    status: Status = Status.NEW
+    status: Status | None = Status.NEW
     row: CallRow | Record | None = None
     joiners: int = 0
     sent: bool = False
@@ -112,7 +113,8 @@ class Run:
             return
         recording.withdraw()
         if isinstance(problem, KeyedProblem):
-            self.status = problem.status or self.status
+            if recording.head is None:
+                self.status = problem.status
             problem = problem.problem
         if recording.head is None:
             outlet = ToRecording(recording, _never)
