@@ -19,7 +19,7 @@ from steer_proxy.http.live import EVERY, LINGER
 from steer_proxy.http.replay import AT_ONCE, PAGE
 from steer_proxy.ledger import migrate
 from steer_proxy.ledger.sealing import Sealer
-from tests.provider import Await, Pause, Signal, faults
+from tests.provider import Answer, Await, Data, Finish, Head, Pause, Signal, faults
 from tests.support.pair import Pair, Replica, key, pair
 from tests.support.world import Reply
 
@@ -582,6 +582,27 @@ async def test_a_zombie_that_was_not_told_cannot_finish(tmp_path: Path, stream: 
         both.here.ledger.up()
         await asyncio.sleep(2.0)
         await unchanged(both, again, stream=stream)
+
+
+@pytest.mark.parametrize("dialect", ["openai", "gemini"])
+async def test_a_zombies_large_answer_is_never_taken_for_whole(
+    tmp_path: Path, dialect: str
+) -> None:
+    """Its length was promised and little of it is missing: nothing takes the place of that."""
+    async with pair(tmp_path, dialect, route=RERUN) as both:
+        body = b'{"text": "%b"}' % (b"x" * 1_200_000)
+        head = Head(200, (("Content-Type", "application/json"),), "length", len(body))
+        seen, missing = body[:-20], body[-20:]
+        both.provider.then(Answer((head, Data(seen), Pause(60.0), Data(missing), Finish())))
+        first = await asked(both.here, headers=key())
+        await asyncio.sleep(1.0)
+        both.here.ledger.fail("*")
+        await asyncio.sleep(LAPSE)
+        assert (await both.there.ask(headers=key())).headers["Idempotency-Status"] == "rerun"
+        both.here.ledger.up()
+        zombie = await first
+        assert (zombie.status, zombie.cut) == (200, True)
+        assert seen.startswith(zombie.body)
 
 
 @PLAIN_AND_STREAMED
