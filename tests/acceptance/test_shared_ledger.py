@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from steer_proxy.http import keyed
+from steer_proxy.http import keyed as keyed_calls
 from steer_proxy.http import live as live_streams
 from steer_proxy.http.live import EVERY, LINGER
 from steer_proxy.http.replay import AT_ONCE, PAGE
@@ -384,7 +384,7 @@ async def test_a_small_answer_that_is_not_stored_is_whole_for_who_follows_it(
     """It comes all at once: who waits elsewhere gets it with its end, later ones are told."""
     most = {"too large": 1024, "never kept": 0, "no memory left": "8MiB"}[why]
     if why == "no memory left":
-        monkeypatch.setattr(keyed, "MEMORY", 0)
+        monkeypatch.setattr(keyed_calls, "MEMORY", 0)
     async with pair(tmp_path, route={"idempotency": {"max_stored": most}}) as both:
         both.provider.text = "word " * 4_000
         both.provider.always(faults.silence(2.0))
@@ -584,16 +584,38 @@ async def test_a_zombie_that_was_not_told_cannot_finish(tmp_path: Path, stream: 
         await unchanged(both, again, stream=stream)
 
 
+def nearly_whole() -> tuple[bytes, Answer]:
+    """A plain answer too large to be held, whose last bytes are long in coming; the others."""
+    body = b'{"text": "%b"}' % (b"x" * 1_200_000)
+    head = Head(200, (("Content-Type", "application/json"),), "length", len(body))
+    seen, missing = body[:-20], body[-20:]
+    return seen, Answer((head, Data(seen), Pause(60.0), Data(missing), Finish()))
+
+
+@pytest.mark.parametrize("keyed", [False, True], ids=["without a key", "with one"])
+async def test_a_drain_fills_up_no_plain_answer(tmp_path: Path, *, keyed: bool) -> None:
+    """Little is missing of what it cuts: nothing takes the place of that, here or elsewhere."""
+    async with pair(tmp_path, "gemini") as both:
+        seen, answer = nearly_whole()
+        both.provider.then(answer)
+        asking = [await asked(both.here, headers=key() if keyed else {})]
+        if keyed:
+            asking.append(asyncio.create_task(both.there.ask(headers=key())))
+        await asyncio.sleep(2.0)
+        await both.here.stop()
+        for reply in await asyncio.gather(*asking):
+            assert (reply.status, reply.cut) == (200, True)
+            assert seen.startswith(reply.body)
+
+
 @pytest.mark.parametrize("dialect", ["openai", "gemini"])
 async def test_a_zombies_large_answer_is_never_taken_for_whole(
     tmp_path: Path, dialect: str
 ) -> None:
     """Its length was promised and little of it is missing: nothing takes the place of that."""
     async with pair(tmp_path, dialect, route=RERUN) as both:
-        body = b'{"text": "%b"}' % (b"x" * 1_200_000)
-        head = Head(200, (("Content-Type", "application/json"),), "length", len(body))
-        seen, missing = body[:-20], body[-20:]
-        both.provider.then(Answer((head, Data(seen), Pause(60.0), Data(missing), Finish())))
+        seen, answer = nearly_whole()
+        both.provider.then(answer)
         first = await asked(both.here, headers=key())
         await asyncio.sleep(1.0)
         both.here.ledger.fail("*")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from steer_policies.dialects.base import Dialect
 from steer_policies.idempotency import IdempotencyPolicy, Status
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.claims import Found, Owned
@@ -19,6 +18,7 @@ from steer_proxy.http.keyed_problems import KeyedProblem
 from steer_proxy.http.outlet import ToRecording
 from steer_proxy.http.recorded import RecordedResponse
 from steer_proxy.http.recording import Recording
+from steer_proxy.http.replies import parting_event
 from steer_proxy.ledger.values import CallRow, Record
 
 
@@ -123,17 +123,9 @@ class Run:
             recording.put(response.body)
             recording.end()
             return
-        recording.put(_event(self.call.dialect, self.call, recording, problem))
+        recording.put(parting_event(self.call, recording.head.content_type, problem))
         recording.end(broken=True)
 
 
 def _never(_: RecordedResponse) -> None:
     """A problem is said at once, and whole."""
-
-
-def _event(dialect: Dialect, call: Call, recording: Recording, problem: Problem) -> bytes:
-    content_type = "" if recording.head is None else recording.head.content_type
-    if dialect.read_stream(call.facts, content_type) is None:
-        # It could take the place of what is missing: where a length was promised, a whole answer.
-        return b""
-    return dialect.error_event(call.facts, content_type, problem.code, problem.message)
