@@ -321,6 +321,26 @@ async def test_who_comes_late_to_where_less_is_kept_follows_anew(tmp_path: Path)
         assert both.there.steer.sidecar.active == 0
 
 
+async def test_who_comes_late_without_a_ledger_makes_no_call(tmp_path: Path) -> None:
+    """Not even where the route would make one unprotected: the call is known to be running."""
+    small = {"idempotency": {"max_stored": 64, "on_ledger_down": "open"}}
+    async with pair(tmp_path, routes=({}, small)) as both:
+        both.provider.text = "word " * 400
+        go = asyncio.Event()
+        both.provider.always(faults.at_event(100, Pause(2.0)) | faults.at_event(300, Await(go)))
+        first = await asked(both.here, stream=True, headers=key())
+        joined = await asked(both.there, stream=True, headers=key())
+        await asyncio.sleep(4.0)
+        both.there.ledger.down()
+        await asyncio.sleep(1.0)
+        late = await both.there.ask(stream=True, headers=key())
+        told(late, 409, "steer_key_in_progress", again=True)
+        both.there.ledger.up()
+        go.set()
+        assert (await joined).body == (await first).body
+        assert len(both.provider.attempts) == 1
+
+
 async def test_who_comes_too_late_for_a_large_answer_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -515,6 +535,28 @@ async def test_its_answer_counts_after_all_when_nobody_made_the_call_again(tmp_p
             "replayed",
         )
         assert len(both.provider.attempts) == 1
+
+
+@pytest.mark.parametrize("on_uncertain", ["fail", "rerun"])
+async def test_what_is_left_of_a_call_that_broke_is_no_answer(
+    tmp_path: Path, on_uncertain: str
+) -> None:
+    """A part that was written after its record's end, which took the head: the end counts."""
+    async with pair(tmp_path, route={"idempotency": {"on_uncertain": on_uncertain}}) as both:
+        both.provider.then(faults.silence(60.0))
+        first = await asked(both.here, stream=True, headers=key())
+        joining = asyncio.create_task(both.there.ask(stream=True, headers=key()))
+        await asyncio.sleep(1.0)
+        assert both.memory is not None
+        (row,) = both.records()
+        both.memory._chunks[row.id] = {0: Sealer().seal(row.id, 0, 0, 0, b"data: ")}
+        both.rows[row.id] = row._replace(idem_state="uncertain")
+        joined = await joining
+        if on_uncertain == "fail":
+            told(joined, 409, "steer_key_uncertain", again=False)
+        else:
+            told(joined, 502, "steer_joined_call_failed", again=True)
+        await forgotten(first)
 
 
 @PLAIN_AND_STREAMED

@@ -137,9 +137,10 @@ class KeyedCalls:
             run.left()
 
     def _joinable(self, scope: str) -> Run | None:
-        """The running call with a key, while it has all of its answer or made it."""
+        """The running call with a key, while it has all of its answer or makes it, or the ledger is
+        away: it is known to be running, and who starts anew may be allowed to make it."""
         run = self._running.get(scope)
-        if run is not None and run.outgrown:
+        if run is not None and run.outgrown and self._books.ledger.available:
             self._outgrown.add(self._running.pop(scope))
             return None
         return run
