@@ -13,11 +13,13 @@ from typing import Any
 import asyncpg
 import pytest
 
+from steer_proxy.http import keyed as keyed_calls
+from steer_proxy.http import live as live_streams
 from steer_proxy.http.live import EVERY, LINGER
 from steer_proxy.http.replay import AT_ONCE, PAGE
 from steer_proxy.ledger import migrate
 from steer_proxy.ledger.sealing import Sealer
-from tests.provider import Await, Pause, Signal, faults
+from tests.provider import Answer, Await, Data, Finish, Head, Pause, Signal, faults
 from tests.support.pair import Pair, Replica, key, pair
 from tests.support.world import Reply
 
@@ -292,12 +294,64 @@ async def test_an_answer_that_grows_too_large_is_whole_for_who_follows_it(tmp_pa
         assert (row.resp_headers, row.resp_chunks) == (None, None)
 
 
-async def test_who_comes_too_late_for_a_large_answer_is_told(tmp_path: Path) -> None:
+async def test_who_comes_late_to_where_less_is_kept_follows_anew(tmp_path: Path) -> None:
+    """What one replica does not keep for all of its callers, the other one stores all the same."""
+    small = {"idempotency": {"max_stored": 64}}
+    async with pair(tmp_path, routes=({}, small)) as both:
+        both.provider.text = "word " * 400
+        go = asyncio.Event()
+        both.provider.always(faults.at_event(100, Pause(2.0)) | faults.at_event(300, Await(go)))
+        first = await asked(both.here, stream=True, headers=key())
+        joined = await asked(both.there, stream=True, headers=key())
+        late = []
+        for _ in range(2):
+            await asyncio.sleep(4.0)
+            late.append(asyncio.create_task(both.there.ask(stream=True, headers=key())))
+        await asyncio.sleep(1.0)
+        assert both.there.steer.sidecar.active == 3
+        go.set()
+        whole = await first
+        assert whole.body.endswith(b"data: [DONE]\n\n")
+        for reply in await asyncio.gather(joined, *late):
+            assert (reply.status, reply.body, reply.cut) == (200, whole.body, False)
+            assert reply.headers["Idempotency-Status"] == "joined"
+        again = await both.there.ask(stream=True, headers=key())
+        assert (again.body, again.headers["Idempotency-Status"]) == (whole.body, "replayed")
+        assert len(both.provider.attempts) == 1
+        assert both.there.steer.sidecar.active == 0
+
+
+async def test_who_comes_late_without_a_ledger_makes_no_call(tmp_path: Path) -> None:
+    """Not even where the route would make one unprotected: the call is known to be running."""
+    small = {"idempotency": {"max_stored": 64, "on_ledger_down": "open"}}
+    async with pair(tmp_path, routes=({}, small)) as both:
+        both.provider.text = "word " * 400
+        go = asyncio.Event()
+        both.provider.always(faults.at_event(100, Pause(2.0)) | faults.at_event(300, Await(go)))
+        first = await asked(both.here, stream=True, headers=key())
+        joined = await asked(both.there, stream=True, headers=key())
+        await asyncio.sleep(4.0)
+        both.there.ledger.down()
+        await asyncio.sleep(1.0)
+        late = await both.there.ask(stream=True, headers=key())
+        told(late, 409, "steer_key_in_progress", again=True)
+        both.there.ledger.up()
+        go.set()
+        assert (await joined).body == (await first).body
+        assert len(both.provider.attempts) == 1
+
+
+async def test_who_comes_too_late_for_a_large_answer_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its beginning is gone, here and there, while others still get the rest."""
+    monkeypatch.setattr(live_streams, "WINDOW", 32 * 1024)
+    monkeypatch.setattr(live_streams, "SLACK", 0)
     async with pair(tmp_path, route=LARGE) as both:
         both.provider.text = "word " * 400
         go = asyncio.Event()
-        both.provider.always(faults.at_event(3, Pause(2.0)) | faults.at_event(300, Await(go)))
+        slowly = [faults.at_event(number, Pause(1.0)) for number in (3, 100, 200)]
+        both.provider.always(reduce(or_, slowly) | faults.at_event(300, Await(go)))
         first = await asked(both.here, stream=True, headers=key())
         joined = await asked(both.there, stream=True, headers=key())
         await asyncio.sleep(4.0)
@@ -341,6 +395,43 @@ async def test_an_answer_that_grows_too_large_is_broken_off_for_who_is_unknown(
         assert b"[DONE]" not in joined.body
         assert (await first).body.endswith(b"data: [DONE]\n\n")
         assert len(both.provider.attempts) == 1
+
+
+@pytest.mark.parametrize("why", ["too large", "never kept", "no memory left"])
+async def test_a_small_answer_that_is_not_stored_is_whole_for_who_follows_it(
+    tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes all at once: who waits elsewhere gets it with its end, later ones are told."""
+    most = {"too large": 1024, "never kept": 0, "no memory left": "8MiB"}[why]
+    if why == "no memory left":
+        monkeypatch.setattr(keyed_calls, "MEMORY", 0)
+    async with pair(tmp_path, route={"idempotency": {"max_stored": most}}) as both:
+        both.provider.text = "word " * 4_000
+        both.provider.always(faults.silence(2.0))
+        first = await asked(both.here, headers=key())
+        joined = await both.there.ask(headers=key())
+        assert ((await first).status, (await first).cut) == (200, False)
+        assert (await first).headers["Idempotency-Status"] == "not-stored"
+        assert (joined.status, joined.body, joined.cut) == (200, (await first).body, False)
+        for replica in (both.here, both.there):
+            later = await replica.ask(headers=key())
+            told(later, 409, "steer_result_not_stored", again=False)
+        assert len(both.provider.attempts) == 1
+        assert both.memory is not None
+        await asyncio.sleep(LINGER + 1.0)
+        (row,) = both.records()
+        assert await both.memory.chunks(row.id, -1, 1) == []
+        assert (row.resp_headers, row.resp_chunks) == (None, None)
+
+
+async def test_a_small_answer_that_nobody_follows_is_never_written(tmp_path: Path) -> None:
+    """It is not stored, and nobody waits for it."""
+    async with pair(tmp_path, route={"idempotency": {"max_stored": 0}}) as both:
+        assert (await both.here.ask(headers=key())).status == 200
+        assert both.memory is not None
+        (row,) = both.records()
+        assert await both.memory.chunks(row.id, -1, 1) == []
+        assert (row.resp_headers, row.resp_chunks) == (None, None)
 
 
 @PLAIN_AND_STREAMED
@@ -390,7 +481,7 @@ async def test_what_was_not_sent_is_taken_over(tmp_path: Path, end: str) -> None
         assert (reply.status, reply.headers["Idempotency-Status"]) == (200, "new")
         if end == "killed":
             both.here.ledger.up()
-            told(await waiting, 409, "steer_key_taken_over", again=True)
+            taken_over(await waiting, stream=False)
         assert len(both.provider.attempts) == 2  # the 429 is the other
 
 
@@ -444,6 +535,28 @@ async def test_its_answer_counts_after_all_when_nobody_made_the_call_again(tmp_p
             "replayed",
         )
         assert len(both.provider.attempts) == 1
+
+
+@pytest.mark.parametrize("on_uncertain", ["fail", "rerun"])
+async def test_what_is_left_of_a_call_that_broke_is_no_answer(
+    tmp_path: Path, on_uncertain: str
+) -> None:
+    """A part that was written after its record's end, which took the head: the end counts."""
+    async with pair(tmp_path, route={"idempotency": {"on_uncertain": on_uncertain}}) as both:
+        both.provider.then(faults.silence(60.0))
+        first = await asked(both.here, stream=True, headers=key())
+        joining = asyncio.create_task(both.there.ask(stream=True, headers=key()))
+        await asyncio.sleep(1.0)
+        assert both.memory is not None
+        (row,) = both.records()
+        both.memory._chunks[row.id] = {0: Sealer().seal(row.id, 0, 0, 0, b"data: ")}
+        both.rows[row.id] = row._replace(idem_state="uncertain")
+        joined = await joining
+        if on_uncertain == "fail":
+            told(joined, 409, "steer_key_uncertain", again=False)
+        else:
+            told(joined, 502, "steer_joined_call_failed", again=True)
+        await forgotten(first)
 
 
 @PLAIN_AND_STREAMED
@@ -513,6 +626,49 @@ async def test_a_zombie_that_was_not_told_cannot_finish(tmp_path: Path, stream: 
         await unchanged(both, again, stream=stream)
 
 
+def nearly_whole() -> tuple[bytes, Answer]:
+    """A plain answer too large to be held, whose last bytes are long in coming; the others."""
+    body = b'{"text": "%b"}' % (b"x" * 1_200_000)
+    head = Head(200, (("Content-Type", "application/json"),), "length", len(body))
+    seen, missing = body[:-20], body[-20:]
+    return seen, Answer((head, Data(seen), Pause(60.0), Data(missing), Finish()))
+
+
+@pytest.mark.parametrize("keyed", [False, True], ids=["without a key", "with one"])
+async def test_a_drain_fills_up_no_plain_answer(tmp_path: Path, *, keyed: bool) -> None:
+    """Little is missing of what it cuts: nothing takes the place of that, here or elsewhere."""
+    async with pair(tmp_path, "gemini") as both:
+        seen, answer = nearly_whole()
+        both.provider.then(answer)
+        asking = [await asked(both.here, headers=key() if keyed else {})]
+        if keyed:
+            asking.append(asyncio.create_task(both.there.ask(headers=key())))
+        await asyncio.sleep(2.0)
+        await both.here.stop()
+        for reply in await asyncio.gather(*asking):
+            assert (reply.status, reply.cut) == (200, True)
+            assert seen.startswith(reply.body)
+
+
+@pytest.mark.parametrize("dialect", ["openai", "gemini"])
+async def test_a_zombies_large_answer_is_never_taken_for_whole(
+    tmp_path: Path, dialect: str
+) -> None:
+    """Its length was promised and little of it is missing: nothing takes the place of that."""
+    async with pair(tmp_path, dialect, route=RERUN) as both:
+        seen, answer = nearly_whole()
+        both.provider.then(answer)
+        first = await asked(both.here, headers=key())
+        await asyncio.sleep(1.0)
+        both.here.ledger.fail("*")
+        await asyncio.sleep(LAPSE)
+        assert (await both.there.ask(headers=key())).headers["Idempotency-Status"] == "rerun"
+        both.here.ledger.up()
+        zombie = await first
+        assert (zombie.status, zombie.cut) == (200, True)
+        assert seen.startswith(zombie.body)
+
+
 @PLAIN_AND_STREAMED
 @pytest.mark.parametrize("wait", [0.0, 10.0], ids=["found at the end", "found by the lease"])
 async def test_an_answer_whose_record_is_gone(tmp_path: Path, wait: float, stream: bool) -> None:
@@ -542,6 +698,7 @@ def taken_over(reply: Reply, *, stream: bool) -> None:
     """The caller of a zombie is told, and never takes what it has for an answer."""
     if not stream:
         told(reply, 409, "steer_key_taken_over", again=True)
+        assert "Idempotency-Status" not in reply.headers  # it is no answer of the call's
         assert not reply.cut
         return
     assert reply.status == 200

@@ -84,13 +84,14 @@ async def pair(
     *,
     url: str | None = None,
     route: Mapping[str, Any] | None = None,
+    routes: Sequence[Mapping[str, Any]] = ({}, {}),
     upstream: Mapping[str, Any] | None = None,
     database: Sequence[Mapping[str, Any]] = ({}, {}),
     env: Mapping[str, str] = {},
 ) -> AsyncIterator[Pair]:
     """Two sidecars with a route `/route`, over the database at `url` or a shared memory ledger.
 
-    `database` refines that part of the first one's settings, and of the second one's.
+    `database` and `routes` refine those parts of the first one's settings, and of the second one's.
     """
     async with contextlib.AsyncExitStack() as stack:
         provider = await stack.enter_async_context(Provider())
@@ -98,7 +99,7 @@ async def pair(
         clock = virtual_clock() if url is None else None
         memory = None if clock is None else MemoryLedger(clock.wall, shared=True)
         replicas = []
-        for more in database:
+        for more, own in zip(database, routes, strict=True):
             settings = {
                 "catalogue": False,
                 "database": {"url": url or "memory:", **more},
@@ -106,7 +107,13 @@ async def pair(
                     "primary": {"dialect": dialect, "base_url": base_url, **(upstream or {})}
                 },
                 "routes": [
-                    {"name": "route", "path": "/route", "candidates": ["primary"], **(route or {})}
+                    {
+                        "name": "route",
+                        "path": "/route",
+                        "candidates": ["primary"],
+                        **(route or {}),
+                        **own,
+                    }
                 ],
             }
             config = configure(settings, tmp_path, env)

@@ -232,7 +232,7 @@ class Execution:
         return Ended(state, settled, delivery.verdict, response)
 
     def _began(self, response: RecordedResponse) -> None:
-        """The answer goes out before it is whole: let other processes follow it."""
+        """The answer goes out, not whole or not to be stored: let other processes follow it."""
         owned = self._owned
         if owned is None or not owned.recorded or not self._books.ledger.shared:
             return
@@ -353,10 +353,12 @@ class Execution:
         return Finish(owned.ref, ended.state, row, tuple(chunks))
 
     async def _unkept(self, owned: Owned, ended: Ended, row: CallRow) -> Finish:
-        """The record's end without an answer; who follows a large one elsewhere gets its rest."""
-        stream, now_us = self._stream, self._now_us()
+        """The record's end without an answer; who follows it elsewhere gets what it lacks."""
         row = row._replace(id=owned.ref.id, expires_us=self._expires_us())
-        followed = stream is not None and ended.state is State.COMPLETED and owned.recorded
+        followed = ended.state is State.COMPLETED and owned.recorded
+        if followed and not ended.response.prepared:
+            self._began(ended.response)  # it came all at once: nobody elsewhere has any of it
+        stream, now_us = self._stream, self._now_us()
         if stream is None or not followed or not self._live.passes_on(stream):
             return Finish(owned.ref, ended.state, row)
         rest = await self._live.finish(stream, now_us)

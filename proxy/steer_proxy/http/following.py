@@ -36,7 +36,7 @@ async def give(
     call: Call,
     recording: Recording,
     reader: Reader,
-    status: Status,
+    status: Status | None,
     watched: Watched,
     *,
     first: bool,
@@ -44,7 +44,9 @@ async def give(
     """Answer a caller from a recording whose head is known; the first one there made the call."""
     head = await reader.head()
     fields = head.fields if first else _for_anyone(head.fields)
-    own = [*personal_lines(call), *head.own, status_line(status)]
+    own = [*personal_lines(call), *head.own]
+    if status is not None:
+        own.append(status_line(status))
     whole = recording.ended and not recording.broken and recording.kept
     whole = whole and recording.size <= WRITE_AHEAD  # more of it is not copied for every reader
     body = b"".join(recording.pieces()) if whole else b""

@@ -42,7 +42,7 @@ from steer_proxy.http.patience import Patience
 from steer_proxy.http.problems import INTERNAL, Refusal, problem_response, refuse
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.readable import require_readable
-from steer_proxy.http.replies import personal_lines
+from steer_proxy.http.replies import parting_event, personal_lines
 from steer_proxy.http.terms import deadline_of, needs_value, terms, warm_prices
 from steer_proxy.http.wire import Wire
 
@@ -307,9 +307,7 @@ class Gateway:
             return told
         # A tunnel has said goodbye by itself.
         if progress.tunnel is None and call is not None and not response.ended:
-            event = call.dialect.error_event(
-                call.facts, response.media_type, DRAINING.problem.code, DRAINING.problem.message
-            )
+            event = parting_event(call, response.media_type, DRAINING.problem)
             if event:
                 await response.write(event)
         abandon(request)

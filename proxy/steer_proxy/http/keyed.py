@@ -65,6 +65,8 @@ class KeyedCalls:
         self._memory = MemoryBudget(MEMORY)
         self._turns = asyncio.Semaphore(PAGES_AT_ONCE)
         self._running: dict[str, Run] = {}
+        #: Those that nobody joins any more: another one follows the same call.
+        self._outgrown: set[Run] = set()
         #: Tells keys apart until the ledger's own secret is known, and the running calls it told.
         self._makeshift = books.owner.encode()
         self._unprotected: set[str] = set()
@@ -72,11 +74,15 @@ class KeyedCalls:
     @property
     def detached(self) -> int:
         """How many calls are being made that nobody waits for now."""
-        return sum(run.joiners == 0 for run in self._running.values())
+        return sum(run.joiners == 0 for run in self._runs)
+
+    @property
+    def _runs(self) -> list[Run]:
+        return [*self._running.values(), *self._outgrown]
 
     async def close(self) -> None:
         """End what still runs; what may have been executed is marked as uncertain."""
-        tasks = [run.task for run in self._running.values() if run.task is not None]
+        tasks = [run.task for run in self._runs if run.task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -107,10 +113,10 @@ class KeyedCalls:
             if before.scope in self._unprotected:
                 identity = before
         call.scope, call.fingerprint = identity
-        run = self._running.get(identity.scope)
+        run = self._joinable(identity.scope)
         first = run is None
         if run is None:
-            if len(self._running) >= most or self._left_behind(call, max(1, most // 4)):
+            if len(self._runs) >= most or self._left_behind(call, max(1, most // 4)):
                 raise problems.OVERLOADED.refusal(call)
             run = self._start(request, call, identity, addresses)
             if secret == self._makeshift:
@@ -130,12 +136,21 @@ class KeyedCalls:
             run.joiners -= 1
             run.left()
 
+    def _joinable(self, scope: str) -> Run | None:
+        """The running call with a key, while it has all of its answer or makes it, or the ledger is
+        away: it is known to be running, and who starts anew may be allowed to make it."""
+        run = self._running.get(scope)
+        if run is not None and run.outgrown and self._books.ledger.available:
+            self._outgrown.add(self._running.pop(scope))
+            return None
+        return run
+
     def _left_behind(self, call: Call, most: int) -> bool:
         """Whether a caller has hung up on as many running calls as it may."""
-        if len(self._running) < most:
+        if len(self._runs) < most:
             return False
         who = principal_of(call)
-        left = (run for run in self._running.values() if run.joiners == 0)
+        left = (run for run in self._runs if run.joiners == 0)
         return sum(principal_of(run.call) == who for run in left) >= most
 
     async def _identify(self, call: Call, secret: bytes) -> Identity:
@@ -181,8 +196,11 @@ class KeyedCalls:
             # A bug; but nobody may wait for what does not come.
             LOGGER.exception("%s: a keyed call could not be carried out", run.call.request_id)
         finally:
-            del self._running[run.identity.scope]
-            self._unprotected.discard(run.identity.scope)
+            if run in self._outgrown:
+                self._outgrown.remove(run)
+            else:
+                del self._running[run.identity.scope]
+                self._unprotected.discard(run.identity.scope)
             run.resolve(Unavailable("the call was broken off"))
             run.say(problems.BROKEN_OFF)
             run.over = True
@@ -325,7 +343,10 @@ class KeyedCalls:
         try:
             reader = run.recording.read()
         except TooLate:
-            raise problems.NOT_STORED.refusal(call) from None
+            # What another process makes it may keep all the same.
+            made_here = isinstance(run.resolution.result(), Owned)
+            late = problems.NOT_STORED if made_here else problems.IN_PROGRESS
+            raise late.refusal(call) from None
         try:
             try:
                 async with asyncio.timeout_at(deadline):

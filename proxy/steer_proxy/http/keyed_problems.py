@@ -18,7 +18,7 @@ COME_AGAIN: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class KeyedProblem:
-    """A problem, and what `Idempotency-Status` says with it; None leaves that as it is."""
+    """A problem, and what `Idempotency-Status` says with it; None for nothing."""
 
     problem: Problem
     status: Status | None = None

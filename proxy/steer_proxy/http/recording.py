@@ -166,13 +166,18 @@ class Recording:
 
     # --- Reading ----------------------------------------------------------------------------------
 
+    @property
+    def too_late(self) -> bool:
+        """Whether the beginning is gone."""
+        return self._first > 0
+
     def read(self) -> Reader:
         """A place at the beginning of the answer.
 
         Raises:
             TooLate: when the beginning is gone.
         """
-        if self._first:
+        if self.too_late:
             raise TooLate
         reader = Reader(self)
         self.readers.add(reader)

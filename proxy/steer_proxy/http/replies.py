@@ -11,6 +11,7 @@ from steer_policies.headers import NO_NAMES, Field, response_fields
 from steer_policies.outcome import Verdict
 from steer_policies.plan import Plan
 from steer_policies.shown_path import shown_path
+from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.conclusion import Settled
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.call import Call
@@ -40,6 +41,17 @@ def personal_lines(call: Call) -> list[bytes]:
         line("X-Steer-Trace-ID", call.trace.trace_id),
         *call.says,
     ]
+
+
+def parting_event(call: Call, content_type: str, problem: Problem) -> bytes:
+    """What tells of a problem in the middle of an answer that is then broken off.
+
+    Nothing but in a stream that the dialect reads: it could take the place of what is missing, and
+    make a whole answer of it where a length was promised.
+    """
+    if call.dialect.read_stream(call.facts, content_type) is None:
+        return b""
+    return call.dialect.error_event(call.facts, content_type, problem.code, problem.message)
 
 
 def own_lines(

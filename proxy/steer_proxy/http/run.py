@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from steer_policies.dialects.base import Dialect
 from steer_policies.idempotency import IdempotencyPolicy, Status
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.engine.claims import Found, Owned
@@ -19,6 +18,7 @@ from steer_proxy.http.keyed_problems import KeyedProblem
 from steer_proxy.http.outlet import ToRecording
 from steer_proxy.http.recorded import RecordedResponse
 from steer_proxy.http.recording import Recording
+from steer_proxy.http.replies import parting_event
 from steer_proxy.ledger.values import CallRow, Record
 
 
@@ -36,10 +36,11 @@ Resolution = Owned | Found | Unavailable
 class Run:
     """One keyed call being made, or followed from another process.
 
-    `status` is what its first caller is told, `row` what is known of the call's end, as its row has
-    it; `sent` whether it may have been executed; `lost` whether somebody took the key over
-    meanwhile, `adrift` whether nobody has it any more; `over` whether nothing more is done for it,
-    so that nobody else will come; `called_off` whether all had left before it was sent.
+    `status` is what its first caller is told in `Idempotency-Status` (None: nothing), `row` what is
+    known of the call's end, as its row has it; `sent` whether it may have been executed; `lost`
+    whether somebody took the key over meanwhile, `adrift` whether nobody has it any more; `over`
+    whether nothing more is done for it, so that nobody else will come; `called_off` whether all had
+    left before it was sent.
     """
 
     call: Call
@@ -47,7 +48,7 @@ class Run:
     policy: IdempotencyPolicy
     recording: Recording
     resolution: asyncio.Future[Resolution]
-    status: Status = Status.NEW
+    status: Status | None = Status.NEW
     row: CallRow | Record | None = None
     joiners: int = 0
     sent: bool = False
@@ -61,6 +62,14 @@ class Run:
     def unowned(self) -> bool:
         """Whether the key is not ours any more: no attempt may be begun."""
         return self.lost or self.adrift
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether it follows another process's call, and has let go of how that began: who wants
+        all of the answer may have it from the ledger still."""
+        resolution = self.resolution
+        follows = resolution.done() and isinstance(resolution.result(), Found)
+        return follows and self.recording.too_late
 
     def lose(self) -> None:
         """Somebody has taken the key over: stop, wherever it is."""
@@ -104,7 +113,8 @@ class Run:
             return
         recording.withdraw()
         if isinstance(problem, KeyedProblem):
-            self.status = problem.status or self.status
+            if recording.head is None:
+                self.status = problem.status
             problem = problem.problem
         if recording.head is None:
             outlet = ToRecording(recording, _never)
@@ -113,14 +123,9 @@ class Run:
             recording.put(response.body)
             recording.end()
             return
-        recording.put(_event(self.call.dialect, self.call, recording, problem))
+        recording.put(parting_event(self.call, recording.head.content_type, problem))
         recording.end(broken=True)
 
 
 def _never(_: RecordedResponse) -> None:
     """A problem is said at once, and whole."""
-
-
-def _event(dialect: Dialect, call: Call, recording: Recording, problem: Problem) -> bytes:
-    content_type = "" if recording.head is None else recording.head.content_type
-    return dialect.error_event(call.facts, content_type, problem.code, problem.message)

@@ -55,7 +55,9 @@ class _Shadow:
                 following = await self._books.ledger.follow(self._record.id, self._seen - 1, PAGE)
                 heard = now()
                 if self._passed(following):
-                    return problems.NOT_STORED
+                    # Parts may also be left of a call that came to nothing.
+                    end = self._end(following)
+                    return problems.NOT_STORED if isinstance(end, bool) else end
                 await self._take(following)
                 end = self._end(following)
                 if self._whole:
