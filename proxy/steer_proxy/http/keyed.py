@@ -77,6 +77,10 @@ class KeyedCalls:
         return sum(run.joiners == 0 for run in self._runs)
 
     @property
+    def _count(self) -> int:
+        return len(self._running) + len(self._outgrown)
+
+    @property
     def _runs(self) -> list[Run]:
         return [*self._running.values(), *self._outgrown]
 
@@ -116,7 +120,7 @@ class KeyedCalls:
         run = self._joinable(identity.scope)
         first = run is None
         if run is None:
-            if len(self._runs) >= most or self._left_behind(call, max(1, most // 4)):
+            if self._count >= most or self._left_behind(call, max(1, most // 4)):
                 raise problems.OVERLOADED.refusal(call)
             run = self._start(request, call, identity, addresses)
             if secret == self._makeshift:
@@ -147,7 +151,7 @@ class KeyedCalls:
 
     def _left_behind(self, call: Call, most: int) -> bool:
         """Whether a caller has hung up on as many running calls as it may."""
-        if len(self._runs) < most:
+        if self._count < most:
             return False
         who = principal_of(call)
         left = (run for run in self._runs if run.joiners == 0)
