@@ -134,6 +134,7 @@ _TAKING: Final = ", ".join(
 
 #: Put a claim in the place of a record that may be taken: all or nothing. The old owner's row is
 #: locked, so that it renews its lease before this, and keeps the record, or after, and is told.
+#: Carried out after its taker gave up, and wrote down its call, it meets that row and fails.
 TAKE_OVER: Final = numbered(f"""
 WITH holder AS MATERIALIZED (
     SELECT lease_until_us FROM owners WHERE id = :old_owner FOR SHARE
@@ -151,7 +152,7 @@ gone AS (
 dropped AS (DELETE FROM response_chunks WHERE request IN (SELECT id FROM gone))
 INSERT INTO requests ({_columns(CallRow)})
 SELECT {_TAKING} FROM (SELECT count(*) FROM gone) AS first
-ON CONFLICT DO NOTHING RETURNING id
+ON CONFLICT (idem_scope) WHERE idem_live = 1 DO NOTHING RETURNING id
 """)
 
 #: A key's live record.
