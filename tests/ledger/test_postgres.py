@@ -483,6 +483,29 @@ async def test_a_taker_and_a_renewal_see_each_other(postgres_url: str) -> None:
     await other.close()
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["by settings", "behind a pooler"])
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+async def test_a_database_may_have_another_isolation(
+    postgres_server: Server, postgres_url: str, level: str, told: bool
+) -> None:
+    """Claims that meet are decided as ever; where it cannot be set, refusals are asked again."""
+    name = urlsplit(postgres_url).path[1:]
+    postgres_server.sql(f"ALTER DATABASE {name} SET default_transaction_isolation = '{level}'")
+    url = postgres_url if told else f"{postgres_url}?prepared=off"
+    async with opened(url) as first, opened(url) as second:
+        first.url = postgres_url
+        for turn in range(20):
+            wishes = [claim(first, f"scope-{turn}") for _ in range(8)]
+            there = await asyncio.gather(
+                *(
+                    each.ledger.claim(wish)
+                    for each, wish in zip([first, second] * 4, wishes, strict=True)
+                )
+            )
+            (winner,) = [w for w, record in zip(wishes, there, strict=True) if record is None]
+            assert {record.id for record in there if record} == {winner.row.id}
+
+
 async def test_a_take_over_that_comes_late_leaves_the_key_alone(postgres_url: str) -> None:
     """Given up by its taker, who has written down its call since: nothing is ended without it."""
     async with opened(postgres_url) as subject:

@@ -30,6 +30,7 @@ import asyncpg
 from steer_proxy.ledger.parameters import Statement
 from steer_proxy.ledger.postgres_errors import (
     DRIVER_ERRORS,
+    is_conflict,
     is_lost,
     is_of_a_pooler,
     of_connecting,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 SIZE: Final = 10
 #: Statements that may wait for a connection.
 MAX_WAITING: Final = 2_000
+#: How often a statement gives way to others before it counts as failed.
+MAX_CONFLICTS: Final = 10
 #: How long a statement may take with all it waits for: a little more than the server gives it.
 PATIENCE: Final = STATEMENT_TIMEOUT + 0.25
 #: How long after a failed attempt to connect others are refused without one.
@@ -58,11 +61,13 @@ MAX_AGE: Final = 1_800.0
 #: How long closing may take.
 FAREWELL: Final = 2.0
 
+#: Each statement is a transaction of its own that looks at the newest of what it locks.
 #: Everything asked here goes by an index, whatever the values. Plans that are made while the tables
 #: are still empty would read all of them, and be kept while they grow.
 _SETTINGS: Final = {
     "application_name": "steer",
     "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
+    "default_transaction_isolation": "read committed",
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
@@ -81,6 +86,7 @@ class _Job:
     """What it runs on."""
     repeated: bool = False
     """Whether it is here again since a connection was lost, or is a pooler's."""
+    conflicts: int = 0
 
     def fail(self, error: Exception) -> None:
         if self.timer is not None:
@@ -346,6 +352,10 @@ class Pool:
                 rows = await known.fetch(*job.arguments)
         except DRIVER_ERRORS as error:
             job.connection = None
+            if is_conflict(error) and job.conflicts < MAX_CONFLICTS:
+                job.conflicts += 1
+                self._submit(job)
+                return
             again = False
             if is_of_a_pooler(error):
                 again = self.pooled = True
