@@ -81,6 +81,11 @@ def sources(move: Move) -> tuple[State, ...]:
     return tuple(state for state, each in MOVES if each is move)
 
 
+def is_running(state: State) -> bool:
+    """Whether somebody makes the call, as long as its owner lives."""
+    return state in (State.CLAIMED, State.SENT)
+
+
 class Role(StrEnum):
     """How a request with a key was served; the ledger's `idem_role`."""
 
@@ -176,8 +181,8 @@ class IdempotencyPolicy:
 class Standing:
     """How a live record looks to a request that finds it.
 
-    `lapsed` says that its owner's lease is over, `expired` that its retention is. `stored` is
-    whether the answer of a completed record was kept.
+    `lapsed` says that its owner's lease is over although it could have been renewed, `expired` that
+    its retention is over. `stored` is whether the answer of a completed record was kept.
     """
 
     state: State
@@ -224,7 +229,7 @@ Decision = Join | Replay | NotStored | Mismatch | Uncertain | TakeOver
 
 def decide(found: Standing, fingerprint: str, on_uncertain: OnUncertain) -> Decision:
     """What becomes of a request that finds a live record for its key."""
-    running = found.state in (State.CLAIMED, State.SENT)
+    running = is_running(found.state)
     if found.state is State.RELEASED or (found.expired and not (running and not found.lapsed)):
         return TakeOver()
     if found.fingerprint != fingerprint:

@@ -577,6 +577,76 @@ async def test_two_who_may_run_it_again_run_it_once(tmp_path: Path, stream: bool
         assert len(both.provider.attempts) == 2
 
 
+# --- The database goes away for all of them -------------------------------------------------------
+
+
+def away(both: Pair, *, is_away: bool) -> None:
+    """The database goes, or comes back, for both of them."""
+    for replica in (both.here, both.there):
+        if is_away:
+            replica.ledger.down()
+        else:
+            replica.ledger.up()
+
+
+@pytest.mark.parametrize("route", [{}, RERUN], ids=["fail", "rerun"])
+@pytest.mark.parametrize("away_for", [10.5, LAPSE, 60.0])
+async def test_an_outage_makes_nobody_dead(
+    tmp_path: Path, route: dict[str, Any], away_for: float
+) -> None:
+    """Whoever is back first does not judge the other, who has lapsed as well: the call goes on."""
+    async with pair(tmp_path, route=route) as both:
+        await asyncio.sleep(14.9)  # a renewal is due
+        both.provider.then(faults.silence(away_for + 20.0))
+        first = await asked(both.here, headers=key())
+        followed = asyncio.create_task(both.there.ask(headers=key()))
+        await asyncio.sleep(0.05)
+        away(both, is_away=True)
+        await asyncio.sleep(away_for)
+        both.there.ledger.up()
+        await asyncio.sleep(1.0)
+        await forgotten(followed)
+        await asyncio.sleep(1.0)
+        later = asyncio.create_task(both.there.ask(headers=key()))
+        await asyncio.sleep(1.0)
+        both.here.ledger.up()
+        assert (await first).status == 200
+        assert (await later).body == first.result().body
+        assert later.result().headers["Idempotency-Status"] == "joined"
+        assert len(both.provider.attempts) == 1
+
+
+async def test_who_waits_through_an_outage_waits_on(tmp_path: Path) -> None:
+    """Its own sidecar is back some moments before that of the call."""
+    async with pair(tmp_path) as both:
+        both.provider.then(faults.silence(40.0))
+        first = await asked(both.here, headers=key())
+        followed = asyncio.create_task(both.there.ask(headers=key()))
+        await asyncio.sleep(0.5)
+        away(both, is_away=True)
+        await asyncio.sleep(LAPSE)
+        both.there.ledger.up()
+        await asyncio.sleep(4.0)
+        both.here.ledger.up()
+        assert (await followed).body == (await first).body
+        assert len(both.provider.attempts) == 1
+
+
+async def test_who_died_in_an_outage_is_dead_soon_after(tmp_path: Path) -> None:
+    """As soon as it would have come back."""
+    async with pair(tmp_path) as both:
+        both.provider.then(faults.silence(300.0))
+        first = await asked(both.here, headers=key())
+        away(both, is_away=True)
+        await asyncio.sleep(LAPSE)
+        both.there.ledger.up()
+        reply = await both.there.ask(headers=key())
+        told(reply, 409, "steer_key_uncertain", again=False)
+        assert 4.0 < reply.seconds < 7.0
+        assert (await both.there.ask(headers=key())).seconds == 0.0
+        await forgotten(first)
+
+
 # --- Zombies --------------------------------------------------------------------------------------
 
 

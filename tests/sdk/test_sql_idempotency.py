@@ -589,6 +589,26 @@ async def test_a_process_that_dies(processes: Callable[[], Any]) -> None:
         assert work.cut == 1
 
 
+async def test_an_outage_makes_nobody_dead(processes: Callable[[], Any]) -> None:
+    """Whoever has the ledger back first waits for the other, whose lease is over as well."""
+    async with processes() as world:
+        work, one = Worker(seconds=40.0), world.process()
+        other = world.process(on_uncertain=OnUncertain.RERUN)
+        first = asyncio.create_task(one.run(asking(), work))
+        await asyncio.sleep(1.0)
+        waiting = asyncio.create_task(other.run(asking(), work))
+        await asyncio.sleep(1.0)
+        for ledger in world.faulty:
+            ledger.down()
+        await asyncio.sleep(20.0)
+        world.faulty[1].up()
+        await asyncio.sleep(4.0)
+        world.faulty[0].up()
+        assert (await waiting).joined
+        assert (await first).value == {"content": "done"}
+        assert work.made == 1
+
+
 @pytest.mark.parametrize("move", [Move.REOPEN, Move.SETTLE])
 async def test_a_key_that_a_person_settled_meanwhile(
     processes: Callable[[], Any], move: Move

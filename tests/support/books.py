@@ -35,9 +35,11 @@ def an_attempt(name: str, n: int = 1, **more: Any) -> AttemptRow:
 class Books:
     """A bookkeeper, the ledger it keeps, and what that ledger has."""
 
-    def __init__(self, terms: LedgerTerms, clock: Clock | None = None, **more: Any) -> None:
+    def __init__(
+        self, terms: LedgerTerms, clock: Clock | None = None, *, shared: bool = False, **more: Any
+    ) -> None:
         self.clock = clock or a_clock()
-        self.memory = MemoryLedger(self.clock.wall)
+        self.memory = MemoryLedger(self.clock.wall, shared=shared)
         self.ledger = FaultyLedger(self.memory)
         self.keeper = Bookkeeper(self.ledger, terms, self.clock, instance="here", **more)
 

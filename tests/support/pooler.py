@@ -64,13 +64,14 @@ class _Front:
 
 
 class Relay(_Front):
-    """Forwards to a server. `lose` cuts a connection when its next reply comes; `hold` keeps
-    replies back for as long as it is set."""
+    """Forwards to a server. `lose` cuts a connection when its next reply comes, `lose_one` only
+    the first of them; `hold` keeps replies back for as long as it is set."""
 
     def __init__(self, server_port: int) -> None:
         super().__init__()
         self._server_port = server_port
         self.lose = False
+        self.lose_one = False
         self.hold = False
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -92,7 +93,8 @@ class Relay(_Front):
 
     async def _reply(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
-            if self.lose:
+            if self.lose or self.lose_one:
+                self.lose_one = False
                 return
             if not self.hold:
                 writer.write(data)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Self
 
+from steer_policies.idempotency import is_running
 from steer_proxy.engine.clock import Clock, new_id
 from steer_proxy.engine.config import LedgerTerms
 from steer_proxy.engine.costing import all_priced
@@ -26,6 +28,7 @@ from steer_proxy.ledger.values import (
     Batch,
     BreakerEventRow,
     CallRow,
+    Record,
 )
 
 #: How long the end may take, in seconds: to write what waits, and to end the lease.
@@ -153,6 +156,15 @@ class Bookkeeper:
             LedgerUnavailable: when it cannot be had.
         """
         await self._lease.ensure()
+
+    def judged(self, record: Record) -> Record:
+        """A record as it counts here and now: its owner, whose lease is over, may just not have
+        come back to the ledger yet. For all who decide by a record: one that has lapsed and is not
+        to be judged is running."""
+        alone = not self.ledger.shared
+        if alone or not record.lapsed or not is_running(record.state) or self._lease.may_judge:
+            return record
+        return dataclasses.replace(record, lapsed=False)
 
     # --- Log ------------------------------------------------------------------------------------
 

@@ -174,7 +174,7 @@ class Claims:
         for _ in range(MAX_TURNS):
             if found is None:
                 return Owned(Ref(row.id, 1))
-            found = await self._own_remains(found, policy)
+            found = books.judged(await self._own_remains(found, policy))
             if found.state is State.RELEASED:
                 found = await books.ledger.claim(claim)
                 continue

@@ -1,4 +1,10 @@
-"""The lease of a process: while it is valid, nobody else takes its records for abandoned."""
+"""The lease of a process: while it is valid, nobody else takes its records for abandoned.
+
+That a lease is over says little of its owner when the ledger was away: then those who live lapse,
+too, and who is the first to come back must not judge the others. A process that lives is back no
+later than its next renewal. So whoever judges must have been in touch with the ledger for that
+long, without a renewal that failed: all the time it could have heard of the owner, had it lived.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +55,7 @@ class LeaseKeeper:
         self._on_lost = on_lost
         self._admit = admit
         self._until = float("-inf")
+        self._in_touch_since = float("inf")
         self._renewal: asyncio.Task[LedgerUnavailable | None] | None = None
         self._told = Seldom(clock.now)
 
@@ -56,6 +63,11 @@ class LeaseKeeper:
     def valid(self) -> bool:
         """Whether the lease is known to be valid now."""
         return self._clock.now() < self._until
+
+    @property
+    def may_judge(self) -> bool:
+        """Whether a process whose lease is over counts as dead: it could have renewed it."""
+        return self._clock.now() >= self._in_touch_since + RENEW
 
     async def ensure(self) -> None:
         """Have a valid lease.
@@ -89,9 +101,15 @@ class LeaseKeeper:
     async def _renewed(self) -> LedgerUnavailable | None:
         """Renew the lease, once for all who want it at the same time; why not, when it failed."""
         if self._renewal is None or self._renewal.done():
-            self._renewal = asyncio.create_task(self._renew())
+            self._renewal = asyncio.create_task(self._renew_or_lose_touch())
         # Who leaves must not take the renewal of the others along.
         return await asyncio.shield(self._renewal)
+
+    async def _renew_or_lose_touch(self) -> LedgerUnavailable | None:
+        error = await self._renew()
+        if error is not None:
+            self._in_touch_since = float("inf")
+        return error
 
     async def _renew(self) -> LedgerUnavailable | None:
         # The lease counts from when the ledger wrote it, which is no earlier than now.
@@ -120,6 +138,9 @@ class LeaseKeeper:
             return LedgerUnavailable(f"the lease could not be renewed: {type(error).__name__}")
         self._reach.found("lease")
         self._until = asked + LEASE
+        if unsure or found.lapsed or self._in_touch_since == float("inf"):
+            # The first one, or one after a while without: asleep, or without a ledger.
+            self._in_touch_since = self._clock.now()
         return None
 
     async def _tell(self, lost: frozenset[str]) -> None:

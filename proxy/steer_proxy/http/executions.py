@@ -91,7 +91,7 @@ class Executions:
         except LedgerUnavailable:
             found = None
         if found is not None:
-            known = Found(found)
+            known = Found(self._books.judged(found))
             if not isinstance(known.decision(run.identity.fingerprint, run.policy), TakeOver):
                 run.resolve(known)
                 await self._follow(run, known)

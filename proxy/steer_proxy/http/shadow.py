@@ -112,6 +112,7 @@ class _Shadow:
             return problems.FAILED_ELSEWHERE
         if record.state is State.COMPLETED:
             return True if record.stored else problems.NOT_STORED
+        record = self._books.judged(record)
         if record.state is not State.UNCERTAIN and not record.lapsed:
             # Its head is taken back when it has become too large.
             gone = self._run.recording.head is not None and following.headers is None

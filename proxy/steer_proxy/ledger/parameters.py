@@ -21,11 +21,15 @@ class Statement:
     """SQL with numbered parameters, and the names of these in their order.
 
     `label` is made of the text: the same everywhere for the same statement, and for no other.
+    `once` says that its result tells of the change it has made: carried out again, since the first
+    result was lost, it would tell something else. Others may be: they only read, make a row under
+    an id of its maker's, which is found there, or set what they have set, within their fences.
     """
 
     sql: str
     names: tuple[str, ...]
     label: str
+    once: bool = False
 
     def arguments(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The parameters' values in their order.
@@ -36,7 +40,7 @@ class Statement:
         return tuple(values[name] for name in self.names)
 
 
-def numbered(text: str) -> Statement:
+def numbered(text: str, *, once: bool = False) -> Statement:
     """A statement written with `:name` parameters, numbered as each name first occurs."""
     places: dict[str, int] = {}
 
@@ -45,4 +49,10 @@ def numbered(text: str) -> Statement:
         return token[0] if name is None else f"${places.setdefault(name, len(places) + 1)}"
 
     sql = _TOKEN.sub(number, text)
-    return Statement(sql, tuple(places), f"steer_{hashlib.sha256(sql.encode()).hexdigest()[:24]}")
+    label = f"steer_{hashlib.sha256(sql.encode()).hexdigest()[:24]}"
+    return Statement(sql, tuple(places), label, once)
+
+
+def numbered_once(text: str) -> Statement:
+    """The same, of a statement that is not to be carried out again."""
+    return numbered(text, once=True)

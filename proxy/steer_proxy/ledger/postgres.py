@@ -153,7 +153,13 @@ class PostgresLedger:
         }
         arguments = sql.TAKE_OVER.arguments({**named(row), **old})
         for _ in range(2):
-            if await self._run(sql.TAKE_OVER, arguments):
+            try:
+                taken = await self._run(sql.TAKE_OVER, arguments)
+            except LedgerRefused:
+                if await self._fetch(sql.EXISTS, id=row.id):
+                    break
+                raise
+            if taken:
                 self._news.tell(found.id)
                 return None
             there = await self.find(row.idem_scope or "")

@@ -61,6 +61,14 @@ def is_lost(error: BaseException) -> bool:
     return code.startswith(_LOST)
 
 
+def is_conflict(error: BaseException) -> bool:
+    """Whether a statement gave way to others, and may go at once when it is run again.
+
+    Serialization failures and deadlocks: nothing of it was carried out.
+    """
+    return sqlstate(error) in ("40001", "40P01")
+
+
 def is_of_a_pooler(error: BaseException) -> bool:
     """Whether this comes of prepared statements behind a pooler that does not know them.
 

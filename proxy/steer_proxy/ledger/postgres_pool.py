@@ -4,6 +4,11 @@ A caller hands in a statement and waits; that it stops waiting does not disturb 
 tasks come when there is work and go when there has been none for a while. While the database cannot
 be reached, one caller at a time tries, and the others are refused at once.
 
+A connection is lost also while the database is well: the server ends idle ones, a pooler or a
+firewall forgets them, a failover moves the place. So one that was closed is left without being
+asked, and a statement whose connection is lost runs once more, on another one, before anybody is
+told: if its being carried out twice is the same as once (`Statement.once`).
+
 Behind PgBouncer a connection is anybody's after each transaction. Prepared statements need its
 version 1.21 there, and settings sent while connecting are refused unless it was told to ignore
 them. Both is noticed: from then on nothing is prepared, and the server's time-out of statements is
@@ -25,6 +30,7 @@ import asyncpg
 from steer_proxy.ledger.parameters import Statement
 from steer_proxy.ledger.postgres_errors import (
     DRIVER_ERRORS,
+    is_conflict,
     is_lost,
     is_of_a_pooler,
     of_connecting,
@@ -42,6 +48,8 @@ if TYPE_CHECKING:
 SIZE: Final = 10
 #: Statements that may wait for a connection.
 MAX_WAITING: Final = 2_000
+#: How often a statement gives way to others before it counts as failed.
+MAX_CONFLICTS: Final = 10
 #: How long a statement may take with all it waits for: a little more than the server gives it.
 PATIENCE: Final = STATEMENT_TIMEOUT + 0.25
 #: How long after a failed attempt to connect others are refused without one.
@@ -53,11 +61,13 @@ MAX_AGE: Final = 1_800.0
 #: How long closing may take.
 FAREWELL: Final = 2.0
 
+#: Each statement is a transaction of its own that looks at the newest of what it locks.
 #: Everything asked here goes by an index, whatever the values. Plans that are made while the tables
 #: are still empty would read all of them, and be kept while they grow.
 _SETTINGS: Final = {
     "application_name": "steer",
     "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
+    "default_transaction_isolation": "read committed",
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
@@ -75,6 +85,8 @@ class _Job:
     connection: Connection | None = None
     """What it runs on."""
     repeated: bool = False
+    """Whether it is here again since a connection was lost, or is a pooler's."""
+    conflicts: int = 0
 
     def fail(self, error: Exception) -> None:
         if self.timer is not None:
@@ -271,6 +283,9 @@ class Pool:
                 job = self._waiting.popleft() if self._waiting else await self._next()
                 if job is None:
                     break
+                if connection.is_closed():
+                    self._submit(job)
+                    break
                 await self._run(job, connection, prepared)
         finally:
             self._connected -= 1
@@ -337,15 +352,23 @@ class Pool:
                 rows = await known.fetch(*job.arguments)
         except DRIVER_ERRORS as error:
             job.connection = None
-            if is_of_a_pooler(error) and not job.repeated:
-                self.pooled = job.repeated = True
-                self.drop()
-                self._waiting.appendleft(job)
+            if is_conflict(error) and job.conflicts < MAX_CONFLICTS:
+                job.conflicts += 1
+                self._submit(job)
                 return
-            if is_lost(error):
+            again = False
+            if is_of_a_pooler(error):
+                again = self.pooled = True
+                self.drop()
+            elif is_lost(error):
                 # The others come from the same server: they are lost too, or will be.
                 connection.terminate()
                 self.drop()
+                again = not statement.once
+            if again and not (job.repeated or job.answer.done() or self._closed):
+                job.repeated = True
+                self._submit(job)
+                return
             job.fail(of_statement(error, statement))
         except asyncio.CancelledError:
             job.fail(LedgerUnavailable("the ledger is closed"))

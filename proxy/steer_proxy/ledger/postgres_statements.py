@@ -12,7 +12,7 @@ from typing import Final, get_type_hints
 
 from steer_policies.idempotency import Move, State
 from steer_proxy.ledger import statements as common
-from steer_proxy.ledger.parameters import Statement, numbered
+from steer_proxy.ledger.parameters import Statement, numbered, numbered_once
 from steer_proxy.ledger.statements import ANSWER_COLUMNS, FINISH_COLUMNS, FINISHING, states
 from steer_proxy.ledger.values import (
     AttemptRow,
@@ -90,7 +90,7 @@ NOTIFY: Final = numbered("SELECT pg_notify(:channel, :payload)")
 
 #: Register a process, or extend its lease; with how long it had, and who may write by now. The
 #: process itself is the only one to write its row: what was read before is what was replaced.
-RENEW: Final = numbered(f"""
+RENEW: Final = numbered_once(f"""
 WITH before AS MATERIALIZED (SELECT lease_until_us FROM owners WHERE id = :owner),
 renewed AS (
     INSERT INTO owners (id, instance, version, started_us, lease_until_us)
@@ -134,6 +134,7 @@ _TAKING: Final = ", ".join(
 
 #: Put a claim in the place of a record that may be taken: all or nothing. The old owner's row is
 #: locked, so that it renews its lease before this, and keeps the record, or after, and is told.
+#: Carried out after its taker gave up, and wrote down its call, it meets that row and fails.
 TAKE_OVER: Final = numbered(f"""
 WITH holder AS MATERIALIZED (
     SELECT lease_until_us FROM owners WHERE id = :old_owner FOR SHARE
@@ -151,7 +152,7 @@ gone AS (
 dropped AS (DELETE FROM response_chunks WHERE request IN (SELECT id FROM gone))
 INSERT INTO requests ({_columns(CallRow)})
 SELECT {_TAKING} FROM (SELECT count(*) FROM gone) AS first
-ON CONFLICT DO NOTHING RETURNING id
+ON CONFLICT (idem_scope) WHERE idem_live = 1 DO NOTHING RETURNING id
 """)
 
 #: A key's live record.
@@ -257,7 +258,7 @@ ORDER BY c.seq
 
 
 def _settle(update: str) -> Statement:
-    return numbered(f"""
+    return numbered_once(f"""
 WITH settled AS ({_common(update)} RETURNING id),
 dropped AS (DELETE FROM response_chunks WHERE request IN (SELECT id FROM settled))
 SELECT 1 FROM settled
@@ -297,7 +298,7 @@ _DROPPED: Final = """(SELECT count(*) FROM dropped) AS chunks,
     (SELECT coalesce(sum(raw_bytes), 0)::bigint FROM dropped) AS stored_bytes"""
 
 #: Free the keys whose time is over, and drop their answers.
-EXPIRE: Final = numbered(f"""
+EXPIRE: Final = numbered_once(f"""
 WITH over AS (
     SELECT id FROM requests
     WHERE idem_live = 1 AND expires_us <= {_BEGUN} AND NOT ({_RUNNING} AND {_ALIVE})
@@ -327,7 +328,7 @@ FROM response_chunks TABLESAMPLE SYSTEM (:percent::float8)
 
 #: Drop the oldest answers that make up so many bytes; their keys stay used. Ids sort by time. Parts
 #: of answers whose calls ended uncertain go first: they are never replayed.
-EVICT: Final = numbered(f"""
+EVICT: Final = numbered_once(f"""
 WITH oldest AS (
     SELECT r.id, r.idem_state <> 'uncertain' AS whole
     FROM (SELECT DISTINCT request FROM response_chunks) AS c
@@ -354,7 +355,7 @@ SELECT (SELECT count(*) FROM evicted) AS answers, {_DROPPED}, {_BUSY}
 """)
 
 #: Remove calls that ended long ago, with all that belongs to them.
-PURGE_CALLS: Final = numbered(f"""
+PURGE_CALLS: Final = numbered_once(f"""
 WITH old AS (
     SELECT id FROM requests
     WHERE started_us < :before_us AND coalesce(ended_us, 0) < :before_us AND idem_live IS NULL
@@ -370,7 +371,7 @@ SELECT (SELECT count(*) FROM gone) AS requests, (SELECT count(*) FROM tried) AS 
 """)
 
 #: Remove old attempts whose call is not there.
-PURGE_ATTEMPTS: Final = numbered(f"""
+PURGE_ATTEMPTS: Final = numbered_once(f"""
 WITH old AS (
     SELECT request, n FROM attempts AS a
     WHERE started_us < :before_us
@@ -382,7 +383,7 @@ SELECT count(*) AS removed, {_BUSY} FROM gone
 """)
 
 #: Remove old events.
-PURGE_EVENTS: Final = numbered(f"""
+PURGE_EVENTS: Final = numbered_once(f"""
 WITH old AS (
     SELECT id FROM breaker_events WHERE at_us < :before_us
     ORDER BY at_us LIMIT :limit FOR UPDATE SKIP LOCKED
@@ -392,7 +393,7 @@ SELECT count(*) AS removed, {_BUSY} FROM gone
 """)
 
 #: Forget processes that ended long ago: without a row they count as ended too.
-PURGE_OWNERS: Final = numbered(f"""
+PURGE_OWNERS: Final = numbered_once(f"""
 DELETE FROM owners WHERE id IN (
     SELECT id FROM owners WHERE lease_until_us < LEAST(:before_us::bigint, {_BEGUN})
     LIMIT :limit FOR UPDATE SKIP LOCKED)

@@ -271,8 +271,9 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A key's live record, as found. `lapsed` and `expired` by the ledger's own time; from
-    `cost_nusd` on what its row says of the call, for the rows of duplicates."""
+    """A key's live record, as found. `lapsed` and `expired` by the ledger's own time (whether a
+    lapse counts, `Bookkeeper.judged` says); from `cost_nusd` on what its row says of the call, for
+    the rows of duplicates."""
 
     id: str
     epoch: int

@@ -101,7 +101,8 @@ class FoundRecord:
                     )
                 if now.state is State.COMPLETED and now.stored:
                     return await self._stored(now, replayed=False)
-                if now.state in (State.COMPLETED, State.UNCERTAIN) or now.lapsed:
+                over = now.state in (State.COMPLETED, State.UNCERTAIN)
+                if over or self._books.judged(now).lapsed:
                     return None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EVERY):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from steer_policies.idempotency import IdempotencyPolicy
+from steer_policies.idempotency import IdempotencyPolicy, State
 from steer_proxy.engine.bookkeeper import RETIRE_TIME
 from steer_proxy.engine.claims import Claims, Owned
 from steer_proxy.engine.lease import AGAIN, LEASE, RENEW
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
-from steer_proxy.ledger.values import MICROSECONDS, Claim, Lease
+from steer_proxy.ledger.values import MICROSECONDS, Claim, Lease, Record
 from tests.support.books import Books, a_call, keeping
 
 
@@ -68,6 +69,58 @@ async def test_two_renewals_may_fail() -> None:
         for _ in range(20):
             assert books.leased()
             await asyncio.sleep(1.0)
+
+
+async def judges(books: Books, seconds: float) -> list[bool]:
+    """Whether others are judged, asked ten times a second."""
+    seen = []
+    for _ in range(round(seconds * 10)):
+        seen.append(books.keeper.judged(LAPSED).lapsed)
+        await asyncio.sleep(0.1)
+    return seen
+
+
+LAPSED = Record("theirs", 1, State.SENT, "print", "other", lapsed=True, expired=False, stored=False)
+
+
+async def test_others_are_judged_by_who_was_in_touch_all_the_time() -> None:
+    """For as long as a process that lives takes to renew: after the start and each trouble."""
+    async with keeping(shared=True) as books:
+        young = await judges(books, RENEW + 20.0)
+        assert young.index(True) == pytest.approx(RENEW * 10, abs=1)
+        assert all(young[round(RENEW * 10) + 1 :])
+        books.ledger.fail("renew", times=1)
+        blip = await judges(books, RENEW + AGAIN + RENEW + 10.0)
+        assert blip[0]
+        assert blip.count(False) == pytest.approx((AGAIN + RENEW) * 10, abs=1)
+        assert blip[-1]
+        books.ledger.fail("renew")
+        await asyncio.sleep(RENEW)
+        assert not any(await judges(books, 100.0))
+        books.ledger.up()
+        back = await judges(books, AGAIN + RENEW + 1.0)
+        assert back.count(False) == pytest.approx((AGAIN / 2 + RENEW) * 10, abs=AGAIN * 5 + 1)
+        assert back[-1]
+
+
+async def test_who_was_asleep_judges_nobody_at_first() -> None:
+    """Others may have been asleep with it: their machine, or all of them."""
+    async with keeping(shared=True) as books:
+        await asyncio.sleep(RENEW + 1.0)
+        assert books.keeper.judged(LAPSED).lapsed
+        books.memory._owners.clear()
+        books.keeper.held = lambda: ["held"]
+        await asyncio.sleep(RENEW)
+        assert not books.keeper.judged(LAPSED).lapsed
+
+
+async def test_a_ledger_of_ones_own_is_judged_at_once() -> None:
+    """Nobody else can be alive in it; and what nobody runs is not judged by a lease at all."""
+    async with keeping() as books:
+        assert books.keeper.judged(LAPSED).lapsed
+    async with keeping(shared=True) as books:
+        over = dataclasses.replace(LAPSED, state=State.UNCERTAIN)
+        assert books.keeper.judged(over) is over
 
 
 async def test_it_counts_from_when_it_was_asked_for() -> None:
