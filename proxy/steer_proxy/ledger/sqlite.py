@@ -21,6 +21,7 @@ from steer_proxy.ledger import sqlite_work
 from steer_proxy.ledger.batcher import Batcher, Outcome, Work
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.sqlite_file import BUSY_TIMEOUT, SqliteFile, refuses
+from steer_proxy.ledger.sqlite_health import JournalWatch
 from steer_proxy.ledger.sqlite_purge import Purger
 from steer_proxy.ledger.values import (
     MICROSECONDS,
@@ -72,6 +73,7 @@ class SqliteLedger:
         self._reader = Batcher("ledger-read", self._reads)
         self._scanner = Batcher("ledger-purge", self._scans)
         self._purger = Purger(self._write, self._scan)
+        self._journal = JournalWatch(self._file.path)
 
     @property
     def shared(self) -> bool:
@@ -220,6 +222,7 @@ class SqliteLedger:
 
     async def purge(self, purge: Purge) -> Purged:
         """See the protocol."""
+        await self._scan(self._journal.look)
         return await self._purger.slice(purge, self._now())
 
     # --- Getting it done ------------------------------------------------------------------------
