@@ -21,7 +21,7 @@ from steer_proxy.ledger import sqlite_work
 from steer_proxy.ledger.batcher import Batcher, Outcome, Work
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.sqlite_file import BUSY_TIMEOUT, SqliteFile, refuses
-from steer_proxy.ledger.sqlite_health import JournalWatch
+from steer_proxy.ledger.sqlite_health import JournalWatch, told
 from steer_proxy.ledger.sqlite_purge import Purger
 from steer_proxy.ledger.values import (
     MICROSECONDS,
@@ -332,7 +332,9 @@ class _Reader:
             return [_attempt(self._connection, work) for work in batch]
         except sqlite3.Error as error:
             self.close()
-            return _all_failed(batch, LedgerUnavailable(f"SQLite file {self._file.path}: {error}"))
+            return _all_failed(
+                batch, LedgerUnavailable(f"SQLite file {self._file.path}: {told(error)}")
+            )
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -1,8 +1,9 @@
-"""What befalls a SQLite file in use: a journal that grows."""
+"""What befalls a SQLite file in use: a journal that grows, and damage."""
 
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,16 @@ LOGGER: Final = logging.getLogger("steer.ledger")
 LARGE_JOURNAL: Final = 256 * 2**20
 #: The same large journal is told again after so many seconds.
 TELL_EVERY: Final = 3600.0
+
+#: What to do about a file that is damaged.
+RESTORE: Final = (
+    "stop Steer, move it away together with its -wal and -shm, and start with a new one, which "
+    "knows no key, or restore a backup"
+)
+#: What to do about a file that is none of Steer's.
+OWN_FILE: Final = "name a file of Steer's own in database.url"
+
+# --- The journal ----------------------------------------------------------------------------------
 
 
 def journal_size(path: Path) -> int:
@@ -53,3 +64,23 @@ class JournalWatch:
             self._path.name,
             size // 2**20,
         )
+
+
+# --- Damage ---------------------------------------------------------------------------------------
+
+
+def remedy(error: sqlite3.Error) -> str | None:
+    """What to do when an error says that the file is damaged; None when it says something else."""
+    match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF:
+        case sqlite3.SQLITE_CORRUPT:
+            return RESTORE
+        case sqlite3.SQLITE_NOTADB:
+            # Its first bytes are others': it may be some file that database.url names by mistake.
+            return f"{OWN_FILE}, or if it has been a ledger: {RESTORE}"
+        case _:
+            return None
+
+
+def told(error: sqlite3.Error) -> str:
+    """An error's words, with what to do about damage."""
+    return f"{error}; {found}" if (found := remedy(error)) else str(error)
