@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from steer_proxy.cli.findings import Finding, failure, note, ok, warning
+from steer_proxy.cli.doctor_file import health
+from steer_proxy.cli.findings import Finding, Level, failure, note, ok, warning
 
 if TYPE_CHECKING:
     from steer_proxy.engine.config import Config, Database
@@ -80,7 +81,9 @@ def file(address: Sqlite, mount: str | None) -> Iterator[Finding]:
             f"{folder} is on a network file system ({mount}), where SQLite's WAL is not safe",
             "use a local disk, or PostgreSQL",
         )
-    yield schema(address)
+    yield (standing := schema(address))
+    if path.exists() and standing.level is Level.OK:
+        yield from health(address)
 
 
 def locks(path: Path) -> Iterator[Finding]:

@@ -31,6 +31,7 @@ from steer_proxy.ledger.schema import (
     sqlite_state,
     state_of,
 )
+from steer_proxy.ledger.sqlite_health import OWN_FILE, remedy
 from steer_proxy.ledger.sqlite_place import seen
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _create(file: Sqlite) -> None:
     except FileExistsError:
         pass
     except OSError as error:
-        raise LedgerUnusable(f"{file} cannot be made: {error.strerror}; {_ELSEWHERE}") from None
+        raise LedgerUnusable(f"{file} cannot be made: {error.strerror}; {OWN_FILE}") from None
 
 
 def _in_sqlite(file: Sqlite, work: Callable[[sqlite3.Connection], _T]) -> _T:
@@ -165,11 +166,9 @@ def _in_sqlite(file: Sqlite, work: Callable[[sqlite3.Connection], _T]) -> _T:
     except sqlite3.Error as error:
         passing = (error.sqlite_errorcode & 0xFF) in _PASSING
         kind = LedgerUnavailable if passing else LedgerUnusable
-        hint = "" if passing else f"; {_ELSEWHERE}"
+        hint = "" if passing else f"; {remedy(error) or OWN_FILE}"
         raise kind(f"{file}: {error}{hint}") from None
 
-
-_ELSEWHERE: Final = "name a file of Steer's own in database.url"
 
 #: Primary result codes of SQLite that may be gone the next time.
 _PASSING: Final = frozenset(

@@ -23,6 +23,7 @@ from steer_proxy.ledger.address import Address, Memory, Postgres, Sqlite
 from steer_proxy.ledger.parameters import numbered
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.schema import Standing, State, check, sqlite_state, state_of
+from steer_proxy.ledger.sqlite_health import told
 from steer_proxy.ledger.sqlite_place import seen
 from steer_proxy.ledger.values import MICROSECONDS
 
@@ -118,7 +119,7 @@ class _SqliteReader(Reader):
             names = [each[0] for each in cursor.description]
             return [dict(zip(names, values, strict=True)) for values in cursor]
         except sqlite3.Error as error:
-            raise LedgerUnavailable(f"{self._place}: {error}") from None
+            raise LedgerUnavailable(f"{self._place}: {told(error)}") from None
 
     def now_us(self) -> int:
         return int(time.time() * MICROSECONDS)
@@ -146,16 +147,16 @@ def _sqlite(file: Sqlite) -> Iterator[Reader]:
             "database.url, --config or --database-url say where it is"
         )
     try:
-        with closing(_open_read_only(file.path)) as connection:
+        with closing(open_read_only(file.path)) as connection:
             _readable(sqlite_state(connection), str(file), "start `steer serve` on it once")
             deadline = time.monotonic() + PATIENCE
             connection.set_progress_handler(lambda: int(time.monotonic() > deadline), 100_000)
             yield _SqliteReader(connection, str(file))
     except sqlite3.Error as error:
-        raise LedgerUnusable(f"{file} cannot be read: {error}") from None
+        raise LedgerUnusable(f"{file} cannot be read: {told(error)}") from None
 
 
-def _open_read_only(path: str) -> sqlite3.Connection:
+def open_read_only(path: str) -> sqlite3.Connection:
     """A connection that cannot write.
 
     Where no process has the file open, SQLite must be able to make the files beside it that it

@@ -21,6 +21,7 @@ from steer_proxy.ledger import sqlite_work
 from steer_proxy.ledger.batcher import Batcher, Outcome, Work
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.sqlite_file import BUSY_TIMEOUT, SqliteFile, refuses
+from steer_proxy.ledger.sqlite_health import JournalWatch, told
 from steer_proxy.ledger.sqlite_place import out_of_reach
 from steer_proxy.ledger.sqlite_purge import Purger
 from steer_proxy.ledger.values import (
@@ -73,6 +74,7 @@ class SqliteLedger:
         self._reader = Batcher("ledger-read", self._reads)
         self._scanner = Batcher("ledger-purge", self._scans)
         self._purger = Purger(self._write, self._scan)
+        self._journal = JournalWatch(self._file.path)
 
     @property
     def shared(self) -> bool:
@@ -221,6 +223,7 @@ class SqliteLedger:
 
     async def purge(self, purge: Purge) -> Purged:
         """See the protocol."""
+        await self._scan(self._journal.look)
         return await self._purger.slice(purge, self._now())
 
     # --- Getting it done ------------------------------------------------------------------------
@@ -333,7 +336,9 @@ class _Reader:
         except LedgerUnavailable as error:
             return _all_failed(batch, error)
         except sqlite3.Error as error:
-            return _all_failed(batch, LedgerUnavailable(f"SQLite file {self._file.path}: {error}"))
+            return _all_failed(
+                batch, LedgerUnavailable(f"SQLite file {self._file.path}: {told(error)}")
+            )
         except OSError as error:
             return _all_failed(batch, out_of_reach(self._file.path, error))
 

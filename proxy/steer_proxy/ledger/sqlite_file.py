@@ -17,6 +17,7 @@ from typing import Final
 
 from steer_proxy.ledger import migrate
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
+from steer_proxy.ledger.sqlite_health import remedy, told
 from steer_proxy.ledger.sqlite_locks import (
     Identity,
     Turn,
@@ -162,7 +163,7 @@ class SqliteFile:
         if code not in _BUSY:
             self.lose()
         self._looked = 0.0
-        return LedgerUnavailable(f"SQLite file {self.path}: {error}")
+        return LedgerUnavailable(f"SQLite file {self.path}: {told(error)}")
 
     def lose(self) -> None:
         """Let go of the connection; the next `writer` opens another."""
@@ -212,9 +213,9 @@ class SqliteFile:
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
             if code in _HOPELESS:
+                writable = f"make it writable to this user, with its directory, or {NAME_ANOTHER}"
                 raise LedgerUnusable(
-                    f"SQLite file {self.path} cannot be used: {error}; make it writable to this "
-                    f"user, with its directory, or {NAME_ANOTHER}"
+                    f"SQLite file {self.path} cannot be used: {error}; {remedy(error) or writable}"
                 ) from None
             raise LedgerUnavailable(f"SQLite file {self.path}: {error}") from None
 
