@@ -435,9 +435,47 @@ async def test_nothing_is_lost_at_the_end(tmp_path: Path) -> None:
         ledger.fail("finish")
         first = await parties.ask(headers=key())
         assert first.status == 200
-        asyncio.get_running_loop().call_later(5.0, ledger.up)
+        asyncio.get_running_loop().call_later(3.0, ledger.up)
         assert await parties.steer.sidecar.drain(30.0)
         assert states(ledger) == ["completed"]
+
+
+async def test_a_ledger_that_is_away_holds_no_drain(tmp_path: Path) -> None:
+    """Whoever asked has its answer: what waits for the ledger alone is given a few seconds."""
+    now = asyncio.get_running_loop().time
+    async with faulty(tmp_path) as (parties, ledger):
+        ledger.fail("finish")
+        assert (await parties.ask(headers=key())).status == 200
+        began = now()
+        assert await parties.steer.sidecar.drain(20.0)
+        assert now() - began <= 5.2
+        ledger.up()
+        await parties.steer.gateway.close()
+        assert states(ledger) == ["completed"]
+
+
+@pytest.mark.parametrize("how", ["fail", "hang"])
+async def test_the_end_of_a_process_without_its_ledger(tmp_path: Path, how: str) -> None:
+    """Within Kubernetes' 30 s, whatever it is that waits: a call that does not come to its end, one
+    that is answered and unwritten, and rows of the log."""
+    now = asyncio.get_running_loop().time
+    async with faulty(tmp_path, route=ONE_TRY, fallback=False) as (parties, ledger):
+        go = asyncio.Event()
+        parties.primary.then(faults.steps_first(Await(go)))
+        asking = asyncio.create_task(parties.ask(headers=key("unfinished")))
+        await parties.primary.wait_for_attempts(1)
+        getattr(ledger, how)("finish")
+        assert (await parties.ask(headers=key("unwritten"))).status == 200
+        for method in ("write", "mark_sent", "renew", "retire"):
+            getattr(ledger, how)(method)
+        assert (await parties.ask()).status == 200
+        began = now()
+        sidecar = parties.steer.sidecar
+        assert not await sidecar.drain(sidecar.config.drain_timeout)
+        await sidecar.__aexit__()
+        assert now() - began < 29.0
+        assert b"steer_draining" in (await asking).body
+        ledger.up()
 
 
 # --- A record that is gone, or settled by hand, in the middle of a call ---------------------------

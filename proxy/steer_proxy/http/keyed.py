@@ -51,6 +51,10 @@ LOGGER: Final = logging.getLogger("steer.call")
 #: The memory of all recordings together, in bytes; an answer that finds none left is not stored.
 MEMORY: Final = 256 * 1024 * 1024
 
+#: How long runs that are ended have to finish their records, in seconds, and then to stop trying.
+LAST_WRITES: Final = 3.0
+LETTING_GO: Final = 0.5
+
 
 class KeyedCalls:
     """The keyed calls of a process."""
@@ -72,15 +76,24 @@ class KeyedCalls:
     @property
     def detached(self) -> int:
         """How many calls are being made that nobody waits for now."""
-        return sum(run.joiners == 0 for run in self._running.values())
+        return sum(run.joiners == 0 and not run.answered for run in self._running.values())
+
+    @property
+    def unwritten(self) -> int:
+        """How many calls are answered, and wait for nothing but the ledger."""
+        return sum(run.answered for run in self._running.values())
 
     async def close(self) -> None:
-        """End what still runs; what may have been executed is marked as uncertain."""
-        tasks = [run.task for run in self._running.values() if run.task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        """End what still runs; what may have been executed is marked as uncertain.
+
+        A bounded time: records that cannot be finished by then lapse with the lease.
+        """
+        tasks = {run.task for run in self._running.values() if run.task is not None}
+        for patience in (LAST_WRITES, LETTING_GO):
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                _, tasks = await asyncio.wait(tasks, timeout=patience)
         await self._executions.close()
 
     async def serve(
