@@ -41,7 +41,7 @@ from steer_proxy.http.identity import Identity, identify, principal_of
 from steer_proxy.http.journal import Journal
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.recording import Recording, TooLate
-from steer_proxy.http.replay import PAGES_AT_ONCE, replay
+from steer_proxy.http.replay import Replays, replay
 from steer_proxy.http.run import Resolution, Run, Unavailable
 from steer_proxy.http.terms import deadline_of
 from steer_proxy.ledger.protocol import LedgerUnavailable
@@ -67,7 +67,7 @@ class KeyedCalls:
         self._journal = journal
         self._executions = executions
         self._memory = MemoryBudget(MEMORY)
-        self._turns = asyncio.Semaphore(PAGES_AT_ONCE)
+        self._replays = Replays(asyncio.get_running_loop().time)
         self._running: dict[str, Run] = {}
         #: Tells keys apart until the ledger's own secret is known, and the running calls it told.
         self._makeshift = books.owner.encode()
@@ -293,7 +293,9 @@ class KeyedCalls:
     ) -> CallerResponse:
         try:
             record, books = found.record, self._books
-            return await replay(request, progress, call, record, books, self._watched, self._turns)
+            return await replay(
+                request, progress, call, record, books, self._watched, self._replays
+            )
         except LedgerUnavailable as error:
             raise problems.no_ledger(str(error)).refusal(call) from None
 
