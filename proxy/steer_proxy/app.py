@@ -53,8 +53,17 @@ LULL: Final = 0.1
 #: How often that is looked at, in seconds.
 LOOK: Final = 0.05
 
+#: How long a drain waits for a ledger that does not take the records of calls that have their
+#: answers, in seconds. The last words get as long after it.
+RECORD_TIME: Final = 5.0
+
 #: How long calls that are cut get to tell their callers so, in seconds.
 CUT_TIME: Final = 1.0
+
+#: What all last writes to the ledger together may take, in seconds, and what those of the log have
+#: of it at least.
+LAST_WRITES: Final = 5.0
+LOG_TIME: Final = 1.5
 
 
 class StartError(Exception):
@@ -122,8 +131,7 @@ class Sidecar:
             listener = await _listen(stack, self._pages, admin.host, admin.port, "--admin-port")
             self.admin_port = _port(listener)
             await self._open_books()
-            stack.push_async_callback(self.books.stop)
-            stack.push_async_callback(self.gateway.close)
+            stack.push_async_callback(self._close_books)
             self._listener = await _listen(stack, self._calls, listen.host, listen.port, "--port")
             self.port = _port(self._listener)
             self._stack = stack.pop_all()
@@ -160,6 +168,16 @@ class Sidecar:
         if self.config.database.required and (trouble := self.books.trouble) is not None:
             await self.books.stop()
             raise StartError(f"the ledger is required and cannot be reached: {trouble}")
+
+    async def _close_books(self) -> None:
+        """End what runs without a caller, and write what waits, in a time that both share: the
+        platform's patience is the same whether the ledger fails the ones or the other."""
+        now = asyncio.get_running_loop().time
+        until = now() + LAST_WRITES
+        try:
+            await self.gateway.close()
+        finally:
+            await self.books.stop(max(LOG_TIME, until - now()))
 
     def _tell(self, event: HealthEvent) -> None:
         log_event(event)
@@ -198,6 +216,9 @@ class Sidecar:
     async def drain(self, timeout: float, hurry: asyncio.Event | None = None) -> bool:
         """Finish what runs, at most `timeout` seconds, then cut the rest; True when all finished.
 
+        Calls that have their answers are finished, though their records may be unwritten: for those
+        it waits `RECORD_TIME` at most.
+
         New calls are still served meanwhile, and every answer closes its connection, so that
         callers move elsewhere without losing one. `hurry` ends the patience early.
         """
@@ -218,7 +239,7 @@ class Sidecar:
         while True:
             if self.active:
                 busy_at = now()
-            elif now() - busy_at >= LULL:
+            elif now() - busy_at >= (RECORD_TIME if self.gateway.unwritten else LULL):
                 return True
             if now() >= deadline or (hurry is not None and hurry.is_set()):
                 return not self.active

@@ -341,6 +341,27 @@ async def test_a_large_answer_that_cannot_be_stored_yet(tmp_path: Path, end: str
         assert len(parties.primary.attempts) == 1
 
 
+@pytest.mark.parametrize(
+    ("how", "why"), [("fail", "the test says so"), ("hang", "it did not answer within 2 s")]
+)
+async def test_records_that_wait_are_told_once_a_minute(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str, why: str
+) -> None:
+    """Not each of them, each time that it is tried; how many they are, and why."""
+    async with faulty(tmp_path) as (parties, ledger):
+        getattr(ledger, how)("finish")
+        asked = (parties.ask(headers=key(f"order-{index}")) for index in range(5))
+        assert {reply.status for reply in await asyncio.gather(*asked)} == {200}
+        await asyncio.sleep(100.0)
+        ledger.up()
+        await asyncio.sleep(5.0)
+        told = [text for text in caplog.messages if "cannot be finished" in text]
+        assert len(told) == 2, told
+        assert all(text.partition(" now: ")[2].startswith(why) for text in told), told
+        assert told[1].endswith("(5 since this was told last)")
+        assert states(ledger) == ["completed"] * 5
+
+
 @PLAIN_AND_STREAMED
 async def test_a_finish_whose_reply_is_lost_is_none_the_worse(tmp_path: Path, stream: bool) -> None:
     """It is asked again, and was done."""
@@ -361,6 +382,28 @@ async def test_a_replay_waits_for_the_ledger_to_be_back(tmp_path: Path) -> None:
         unavailable(await parties.ask(headers=key()))
         assert (await parties.ask(headers=key())).headers["Idempotency-Status"] == "replayed"
         assert len(parties.primary.attempts) == 1
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+async def test_answers_that_cannot_be_read_are_told_once_a_minute(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, large: bool
+) -> None:
+    """However many ask for them; how many did is told with the next."""
+    async with faulty(tmp_path) as (parties, ledger):
+        if large:
+            parties.primary.text = "x" * 1_500_000
+        assert (await parties.ask(headers=key())).status == 200
+        (chunks,) = memory(ledger)._chunks.values()
+        chunks[max(chunks)] = chunks[max(chunks)]._replace(body=b"damaged")
+        for _ in range(20):
+            reply = await parties.ask(headers=key())
+            assert (reply.status == 409) is not large
+            assert (reply.error is not None) is large
+        await asyncio.sleep(60.0)
+        await parties.ask(headers=key())
+        told = [text for text in caplog.messages if "the stored answer" in text]
+        assert len(told) == 2, told
+        assert told[1].endswith("(20 since this was told last)")
 
 
 async def test_a_replay_that_the_ledger_leaves_in_the_middle(tmp_path: Path) -> None:
@@ -435,9 +478,47 @@ async def test_nothing_is_lost_at_the_end(tmp_path: Path) -> None:
         ledger.fail("finish")
         first = await parties.ask(headers=key())
         assert first.status == 200
-        asyncio.get_running_loop().call_later(5.0, ledger.up)
+        asyncio.get_running_loop().call_later(3.0, ledger.up)
         assert await parties.steer.sidecar.drain(30.0)
         assert states(ledger) == ["completed"]
+
+
+async def test_a_ledger_that_is_away_holds_no_drain(tmp_path: Path) -> None:
+    """Whoever asked has its answer: what waits for the ledger alone is given a few seconds."""
+    now = asyncio.get_running_loop().time
+    async with faulty(tmp_path) as (parties, ledger):
+        ledger.fail("finish")
+        assert (await parties.ask(headers=key())).status == 200
+        began = now()
+        assert await parties.steer.sidecar.drain(20.0)
+        assert now() - began <= 5.2
+        ledger.up()
+        await parties.steer.gateway.close()
+        assert states(ledger) == ["completed"]
+
+
+@pytest.mark.parametrize("how", ["fail", "hang"])
+async def test_the_end_of_a_process_without_its_ledger(tmp_path: Path, how: str) -> None:
+    """Within Kubernetes' 30 s, whatever it is that waits: a call that does not come to its end, one
+    that is answered and unwritten, and rows of the log."""
+    now = asyncio.get_running_loop().time
+    async with faulty(tmp_path, route=ONE_TRY, fallback=False) as (parties, ledger):
+        go = asyncio.Event()
+        parties.primary.then(faults.steps_first(Await(go)))
+        asking = asyncio.create_task(parties.ask(headers=key("unfinished")))
+        await parties.primary.wait_for_attempts(1)
+        getattr(ledger, how)("finish")
+        assert (await parties.ask(headers=key("unwritten"))).status == 200
+        for method in ("write", "mark_sent", "renew", "retire"):
+            getattr(ledger, how)(method)
+        assert (await parties.ask()).status == 200
+        began = now()
+        sidecar = parties.steer.sidecar
+        assert not await sidecar.drain(sidecar.config.drain_timeout)
+        await sidecar.__aexit__()
+        assert now() - began < 29.0
+        assert b"steer_draining" in (await asking).body
+        ledger.up()
 
 
 # --- A record that is gone, or settled by hand, in the middle of a call ---------------------------

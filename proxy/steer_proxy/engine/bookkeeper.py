@@ -117,15 +117,16 @@ class Bookkeeper:
             asyncio.create_task(each.run()) for each in (self._lease, self._queue, self._purger)
         ]
 
-    async def stop(self) -> None:
-        """Write what waits, end the lease, close the ledger: a bounded time, and never an error."""
+    async def stop(self, within: float = FLUSH_TIME) -> None:
+        """Write what waits in so many seconds, end the lease, close the ledger: a bounded time, and
+        never an error."""
         running = [*self._tasks, *self._lease.tasks()]
         for task in running:
             task.cancel()
         try:
             if running:
                 await asyncio.wait(running)
-            await self._queue.close(FLUSH_TIME)
+            await self._queue.close(within)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETIRE_TIME):
                     await self._lease.end()

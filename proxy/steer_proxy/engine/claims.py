@@ -28,6 +28,7 @@ from steer_policies.idempotency import (
 from steer_policies.outcome import Outcome
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.engine.held import Held, HeldRecords, Whose
+from steer_proxy.engine.trouble import Tally
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable
 from steer_proxy.ledger.statements import ANSWER_COLUMNS
 from steer_proxy.ledger.values import MICROSECONDS, CallRow, Claim, Finish, Record, Ref
@@ -103,10 +104,16 @@ class Finished(Enum):
 class Claims:
     """The keys that this process has taken."""
 
-    def __init__(self, books: Bookkeeper, wall: Callable[[], float] = time.time) -> None:
-        """`wall` tells Unix time in seconds."""
+    def __init__(
+        self,
+        books: Bookkeeper,
+        wall: Callable[[], float] = time.time,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`wall` tells Unix time, `now` monotonic time, both in seconds."""
         self._books = books
         self._wall = wall
+        self._late = Tally(now)
         self._held = HeldRecords(books.ledger)
         self._strays: dict[Ref, Finish] = {}
         self._freed: Counter[Ref] = Counter()
@@ -327,9 +334,11 @@ class Claims:
                     else:
                         return done
         except TimeoutError:
-            LOGGER.warning(
-                "the record %s cannot be finished now: %s", finish.ref.id, why or "no word"
-            )
+            if (more := self._late.due(finish.ref.id)) is not None:
+                reason = why or f"it did not answer within {COMMIT_TIME:g} s"
+                LOGGER.warning(
+                    "the record %s cannot be finished now: %s%s", finish.ref.id, reason, more
+                )
             return Finished.LATER
 
     async def _end(self, finish: Finish) -> Finished:

@@ -258,7 +258,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     database: Database = field(default_factory=Database)
     ledger: LedgerTerms = field(default_factory=LedgerTerms)
-    drain_timeout: float = 25.0
+    drain_timeout: float = 20.0
     revision: str = ""
     credential_headers: frozenset[str] = field(init=False, repr=False, compare=False)
 

@@ -30,6 +30,24 @@ class Seldom:
         return True
 
 
+class Tally:
+    """The same trouble that befalls many: when it is time to say it again, and how many had it."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._seldom = Seldom(now)
+        self._who: set[str] = set()
+
+    def due(self, who: str) -> str | None:
+        """It has befallen this one: None while it is not time to say so, else what to add to the
+        line. One that has it time and again counts once."""
+        self._who.add(who)
+        if not self._seldom.due():
+            return None
+        count = len(self._who)
+        self._who.clear()
+        return f" ({count} since this was told last)" if count > 1 else ""
+
+
 class Reach:
     """Whether the ledger can be reached, as those find who use it; its changes are logged.
 

@@ -276,6 +276,7 @@ class Execution:
             recording.begin(response.head)
         recording.end(broken=response.abandoned)
         if result is Finished.LATER:
+            run.answered = True
             await self._finish_later(finish, row, attempts)
 
     async def _finish_later(

@@ -46,7 +46,7 @@ class Executions:
         self._services = services
         self._books = books
         self._journal = journal
-        self._claims = Claims(books, clock.wall)
+        self._claims = Claims(books, clock.wall, clock.now)
         self._live = LiveStreams(books, self._now_us)
         self._means = Means(services, books, journal, self._claims, self._live, self._now_us)
 

@@ -103,6 +103,11 @@ class Gateway:
         detached = 0 if self._keyed is None else self._keyed.detached
         return len(self._running) + detached
 
+    @property
+    def unwritten(self) -> int:
+        """How many calls have been answered whose records the ledger does not take."""
+        return 0 if self._keyed is None else self._keyed.unwritten
+
     def _install(self, config: Config) -> None:
         self.config = config
         self._budget.total = config.limits.body_memory

@@ -41,7 +41,7 @@ from steer_proxy.http.identity import Identity, identify, principal_of
 from steer_proxy.http.journal import Journal
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.recording import Recording, TooLate
-from steer_proxy.http.replay import PAGES_AT_ONCE, replay
+from steer_proxy.http.replay import Replays, replay
 from steer_proxy.http.run import Resolution, Run, Unavailable
 from steer_proxy.http.terms import deadline_of
 from steer_proxy.ledger.protocol import LedgerUnavailable
@@ -50,6 +50,10 @@ LOGGER: Final = logging.getLogger("steer.call")
 
 #: The memory of all recordings together, in bytes; an answer that finds none left is not stored.
 MEMORY: Final = 256 * 1024 * 1024
+
+#: How long runs that are ended have to finish their records, in seconds, and then to stop trying.
+LAST_WRITES: Final = 3.0
+LETTING_GO: Final = 0.5
 
 
 class KeyedCalls:
@@ -63,7 +67,7 @@ class KeyedCalls:
         self._journal = journal
         self._executions = executions
         self._memory = MemoryBudget(MEMORY)
-        self._turns = asyncio.Semaphore(PAGES_AT_ONCE)
+        self._replays = Replays(asyncio.get_running_loop().time)
         self._running: dict[str, Run] = {}
         #: Those that nobody joins any more: another one follows the same call.
         self._outgrown: set[Run] = set()
@@ -74,7 +78,12 @@ class KeyedCalls:
     @property
     def detached(self) -> int:
         """How many calls are being made that nobody waits for now."""
-        return sum(run.joiners == 0 for run in self._runs)
+        return sum(run.joiners == 0 and not run.answered for run in self._runs)
+
+    @property
+    def unwritten(self) -> int:
+        """How many calls are answered, and wait for nothing but the ledger."""
+        return sum(run.answered for run in self._runs)
 
     @property
     def _count(self) -> int:
@@ -85,12 +94,16 @@ class KeyedCalls:
         return [*self._running.values(), *self._outgrown]
 
     async def close(self) -> None:
-        """End what still runs; what may have been executed is marked as uncertain."""
-        tasks = [run.task for run in self._runs if run.task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        """End what still runs; what may have been executed is marked as uncertain.
+
+        A bounded time: records that cannot be finished by then lapse with the lease.
+        """
+        tasks = {run.task for run in self._runs if run.task is not None}
+        for patience in (LAST_WRITES, LETTING_GO):
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                _, tasks = await asyncio.wait(tasks, timeout=patience)
         await self._executions.close()
 
     async def serve(
@@ -302,7 +315,9 @@ class KeyedCalls:
     ) -> CallerResponse:
         try:
             record, books = found.record, self._books
-            return await replay(request, progress, call, record, books, self._watched, self._turns)
+            return await replay(
+                request, progress, call, record, books, self._watched, self._replays
+            )
         except LedgerUnavailable as error:
             raise problems.no_ledger(str(error)).refusal(call) from None
 

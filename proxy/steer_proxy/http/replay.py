@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -14,6 +14,7 @@ from aiohttp.web_request import BaseRequest
 
 from steer_policies.idempotency import Status
 from steer_proxy.engine.bookkeeper import Bookkeeper
+from steer_proxy.engine.trouble import Tally
 from steer_proxy.http.call import Call
 from steer_proxy.http.caller import CallerResponse
 from steer_proxy.http.following import Watched
@@ -44,6 +45,20 @@ class Damaged(Exception):
     """The stored answer is not what it was."""
 
 
+class Replays:
+    """What the replays of a process share: turns at the pages of large answers, and when to say
+    that stored answers cannot be read. `now` is monotonic seconds."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.turns = asyncio.Semaphore(PAGES_AT_ONCE)
+        self._unreadable = Tally(now)
+
+    def failed(self, call: Call, what: str, record: Record, error: Exception) -> None:
+        """A call did not get its answer: one that is damaged may be asked for time and again."""
+        if (more := self._unreadable.due(call.id)) is not None:
+            LOGGER.error("the stored answer %s %s: %s%s", record.id, what, error, more)
+
+
 async def replay(
     request: BaseRequest,
     progress: CallProgress,
@@ -51,9 +66,9 @@ async def replay(
     record: Record,
     books: Bookkeeper,
     watched: Watched,
-    turns: asyncio.Semaphore,
+    replays: Replays,
 ) -> CallerResponse:
-    """Answer a caller from the ledger; pages of large answers are read in `turns`.
+    """Answer a caller from the ledger.
 
     Raises:
         Refusal: 409 when the answer is gone or cannot be read.
@@ -62,13 +77,13 @@ async def replay(
     stored = await books.ledger.answer(record.id, 1)
     if stored is None:
         raise NOT_STORED.refusal(call)
-    async with contextlib.aclosing(_pages(books, stored, turns)) as pages:
+    async with contextlib.aclosing(_pages(books, stored, replays.turns)) as pages:
         try:
             text = books.sealer.open_head(stored.id, stored.headers, stored.keyring_id)
             head = read_head(stored.status, text)
             first = await anext(pages, b"")
         except (Unreadable, Damaged, ValueError) as error:
-            LOGGER.error("the stored answer %s cannot be read: %s", record.id, error)  # noqa: TRY400
+            replays.failed(call, "cannot be read", record, error)
             raise UNREADABLE.refusal(call) from None
         # A stream's chunks are what came in a moment: many of them may be no more than a few bytes.
         small = len(first) <= AT_ONCE and stored.chunks <= PAGE
@@ -82,7 +97,11 @@ async def replay(
             longest = call.route.policy.timeouts.max_stream
             progress.until = asyncio.get_running_loop().time() + longest
             watched.overdue_later()
-            await _send(request, response, first, pages)
+            try:
+                await _send(request, response, first, pages)
+            except (Unreadable, Damaged, LedgerUnavailable) as error:
+                replays.failed(call, "broke off", record, error)
+                response.abandon()
         return response
 
 
@@ -103,13 +122,8 @@ async def _send(
 ) -> None:
     await response.prepare(request)
     await response.write(first)
-    try:
-        async for page in pages:
-            await response.write(page)
-    except (Unreadable, Damaged, LedgerUnavailable) as error:
-        LOGGER.error("a replay broke off: %s", error)  # noqa: TRY400 - the message says it all
-        response.abandon()
-        return
+    async for page in pages:
+        await response.write(page)
     await response.write_eof()
 
 

@@ -40,7 +40,8 @@ class Run:
     known of the call's end, as its row has it; `sent` whether it may have been executed; `lost`
     whether somebody took the key over meanwhile, `adrift` whether nobody has it any more; `over`
     whether nothing more is done for it, so that nobody else will come; `called_off` whether all had
-    left before it was sent.
+    left before it was sent; `answered` whether its answer is given, and its record alone still to
+    be finished.
     """
 
     call: Call
@@ -56,6 +57,7 @@ class Run:
     adrift: bool = False
     over: bool = False
     called_off: bool = False
+    answered: bool = False
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @property

@@ -150,7 +150,7 @@ class Settings(Block):
     limits: Limits = Limits()
     database: DatabaseBlock = DatabaseBlock()
     ledger: LedgerTerms = LedgerTerms()
-    drain_timeout: Seconds = 25.0
+    drain_timeout: Seconds = 20.0
     catalogue: bool = True
     upstreams: dict[Name, UpstreamBlock] = {}
     routes: tuple[RouteBlock, ...] = ()

@@ -73,7 +73,7 @@ def test_without_a_file_every_provider_has_a_route() -> None:
     assert all(upstream.passthrough for upstream in config.upstreams.values())
     assert (config.listen.host, config.listen.port) == ("127.0.0.1", 4100)
     assert (config.admin.host, config.admin.port) == ("127.0.0.1", 4101)
-    assert config.drain_timeout == 25.0
+    assert config.drain_timeout == 20.0
     anthropic = next(route for route in config.routes if route.name == "anthropic")
     assert anthropic.policy.dialect is DialectName.ANTHROPIC
     assert anthropic.aliases == (Alias("/anthropic/messages", "/anthropic/v1/messages"),)
