@@ -223,8 +223,8 @@ def test_the_failures_are_those_of_the_code() -> None:
         Elsewhere.LARGER_CONTEXT: "declared larger context",
         Elsewhere.IF_ROUTE_ASKS: "with `on_refusal: fallback`",
     }
-    # Ours, not an attempt's: nobody meets them as the verdict of one.
-    apart = {Failure.QUEUE, Failure.CANCELLED}
+    # Its caller's, not an attempt's: nobody meets it as the verdict of one.
+    apart = {Failure.CANCELLED}
     assert told == {
         str(failure): (traits.here, words[traits.elsewhere], str(traits.executed))
         for failure, traits in TRAITS.items()

@@ -75,7 +75,8 @@ class Failure(StrEnum):
     """Code of the caller's own that was asked in a provider's place failed by itself: a bug, or
     something it was not made for. Only where tools are functions."""
     QUEUE = "queue"
-    """No free slot at this upstream within the bounded queue: our own limit."""
+    """No free slot at this upstream within the bounded queue, or no file or memory left for a
+    connection to it: our own limit."""
     DEADLINE = "deadline"
     """The call's own deadline passed."""
     CANCELLED = "cancelled"

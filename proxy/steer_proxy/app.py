@@ -8,7 +8,6 @@ import errno
 import gc
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -20,6 +19,7 @@ from typing import Final, Protocol, Self
 from aiohttp import http_parser
 from aiohttp.helpers import NO_EXTENSIONS
 
+from steer_proxy import open_files
 from steer_proxy.admin.health import HealthPages
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.engine.clock import Clock
@@ -39,9 +39,6 @@ from steer_proxy.variables import base_url, settings
 from steer_proxy.watch import Stamp, stamp, watch
 
 LOGGER: Final = logging.getLogger("steer")
-
-#: Open files besides connections: listeners, logs, spooled bodies, name resolution.
-FILES_TO_SPARE: Final = 512
 
 #: Connections the kernel may hold for us while the loop is busy.
 BACKLOG: Final = 1024
@@ -126,7 +123,8 @@ class Sidecar:
             listen, admin, limits = self.config.listen, self.config.admin, self.config.limits
             pages = HealthPages(Guard.of_admin(admin), self._why_unready, self.books)
             self._pages = Server(pages.handle, limits)
-            self._calls = Server(self.gateway.handle, limits, self.gateway.speaks)
+            room = open_files.room(limits.max_connections)
+            self._calls = Server(self.gateway.handle, limits, self.gateway.speaks, room)
             # First, since a migration may take its time: the process is alive meanwhile.
             listener = await _listen(stack, self._pages, admin.host, admin.port, "--admin-port")
             self.admin_port = _port(listener)
@@ -286,27 +284,13 @@ def serve(source: ConfigSource) -> int:
     _log_to_stderr()
     known = None if source.path is None else stamp(source.path)
     config = source.load()
-    _raise_file_limit(config.limits.max_connections)
+    open_files.raise_limit(config.limits.max_connections)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_run(source, config, known))
     except StartError as error:
         print(f"steer: {error}", file=sys.stderr)  # noqa: T201
         return 1
-
-
-def _raise_file_limit(connections: int) -> None:
-    """Have as many open files as the connections need, one on each side and some to spare.
-
-    The usual soft limit of 1,024 is for programs that use `select`; the hard one is the system's
-    word. `steer doctor` tells when even that is too little.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * connections + FILES_TO_SPARE
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _spare_the_collector() -> None:

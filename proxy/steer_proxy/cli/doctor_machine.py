@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from steer_proxy import open_files
 from steer_proxy.cli.findings import Finding, failure, note, ok, warning
 
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ WAL_BUG_MENDED: Final = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
 #: 2026-01-01T00:00:00Z: no clock that is right shows less.
 BORN: Final = 1_767_225_600
 
-#: Descriptors used by neither callers nor upstreams: listeners, logs, libraries.
-OTHER_FILES: Final = 64
-
 
 def machine(limits: Limits) -> Iterator[Finding]:
     """This machine's findings; `limits` are the configuration's, or the defaults."""
@@ -45,7 +43,7 @@ def machine(limits: Limits) -> Iterator[Finding]:
     yield http_library(version, parser=parser, disabled="AIOHTTP_NO_EXTENSIONS" in os.environ)
     yield event_loop(_version_of("uvloop"), sys.platform)
     yield certificates(ssl.get_default_verify_paths(), _authorities(), os.environ)
-    yield descriptors(limits.max_connections, *_descriptor_limits())
+    yield descriptors(limits.max_connections, *open_files.limits())
     yield spool(Path(tempfile.gettempdir()), limits.max_body)
     yield clock(time.time())
     yield sqlite(_sqlite_version())
@@ -115,7 +113,7 @@ def descriptors(connections: int, soft: int | None, hard: int | None) -> Finding
 
     A call needs one for its caller and one for its upstream.
     """
-    needed = 2 * connections + OTHER_FILES
+    needed = open_files.needed(connections)
     if soft is None or soft >= needed:
         shown = "without limit" if soft is None else str(soft)
         return ok("descriptors", f"open files {shown}, for {connections} connections")
@@ -216,17 +214,6 @@ def _authorities() -> int:
         return ssl.create_default_context().cert_store_stats()["x509_ca"]
     except (OSError, ssl.SSLError):
         return 0
-
-
-def _descriptor_limits() -> tuple[int | None, int | None]:
-    """The soft and the hard limit of open files."""
-    try:
-        import resource
-    except ImportError:  # Windows has none
-        return None, None
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    infinite = resource.RLIM_INFINITY
-    return (None if soft == infinite else soft), (None if hard == infinite else hard)
 
 
 def _sqlite_version() -> tuple[int, ...] | None:

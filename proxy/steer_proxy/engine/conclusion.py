@@ -71,6 +71,9 @@ class Refusal:
     why: Reason
 
 
+#: When to come again where Steer itself is short of something, in seconds.
+OVERLOAD: Final = 1.0
+
 #: Failures that are the provider's word on the caller's own request: nothing else fits it better.
 _ABOUT_THE_REQUEST: Final = frozenset(
     {Failure.REJECTED, Failure.CONTEXT_LENGTH, Failure.CONTENT_POLICY}
@@ -148,7 +151,7 @@ def conclude(
             sdk_retry=None if final else False,
         )
     problem = _problem(spent.records, refusals, uncertain=best.uncertain)
-    return Settled(spent, problem=replace(problem, retry_after=wait))
+    return Settled(spent, problem=replace(problem, retry_after=wait or problem.retry_after))
 
 
 def _problem(
@@ -178,6 +181,9 @@ def _problem(
     failure = last.verdict.failure
     if late or failure is Failure.DEADLINE:
         return Problem(504, "steer_deadline", f"The call's time is up ({tale}).", sdk_retry=False)
+    if failure is Failure.QUEUE:
+        told = f"Steer has no means for another connection now ({tale})."
+        return Problem(503, "steer_overloaded", told, retry_after=OVERLOAD, sdk_retry=True)
     if failure in _SILENCE:
         told = f"No answer in time ({tale})."
         return Problem(504, "steer_upstream_timeout", told, sdk_retry=False)

@@ -117,7 +117,10 @@ class HttpSender:
             if error.failure is Failure.CONNECT and self._clock.now() >= deadline:
                 # Nor does it when it left no time to connect.
                 return HttpAnswer(failed(Failure.DEADLINE, executed=Executed.NO), trace=trace)
-            return HttpAnswer.without_head(error.failure, error.code, trace)
+            answer = HttpAnswer.without_head(error.failure, error.code, trace)
+            if error.failure is Failure.QUEUE:
+                answer.lesson = None  # what we lack says nothing of any upstream
+            return answer
         except BaseException:
             trace.settle()
             if response is not None:

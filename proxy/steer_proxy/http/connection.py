@@ -56,7 +56,9 @@ _LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
 
 #: What a caller gets who is one too many. Written without reading: the caller may be a flood.
 _BUSY_BODY: Final = PLAIN.error(
-    503, "steer_overloaded", "Steer has as many connections open as limits.max_connections allows."
+    503,
+    "steer_overloaded",
+    "Steer has as many connections open as limits.max_connections, or the system, allows.",
 )
 _BUSY: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: %b\r\nContent-Length: %d\r\n"

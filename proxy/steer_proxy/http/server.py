@@ -55,9 +55,13 @@ def _plain(_method: str, _target: str) -> Dialect:
 class Server(web.Server):
     """Makes a `Connection` for each caller, up to a number, and admits messages."""
 
-    def __init__(self, handler: Handler, limits: Limits, speaks: Speaks = _plain) -> None:
-        """`speaks` tells the shape of refusals."""
+    def __init__(
+        self, handler: Handler, limits: Limits, speaks: Speaks = _plain, most: int | None = None
+    ) -> None:
+        """`speaks` tells the shape of refusals; `most` connections are open at once, or as many as
+        the limits say."""
         self.limits: Final = limits
+        self._most = limits.max_connections if most is None else most
         self._handler = handler
         self._speaks = speaks
         super().__init__(
@@ -82,7 +86,7 @@ class Server(web.Server):
 
     def full(self) -> bool:
         """Whether as many connections are open as may."""
-        return len(self._connections) >= self.limits.max_connections
+        return len(self._connections) >= self._most
 
     @property
     def busy(self) -> int:

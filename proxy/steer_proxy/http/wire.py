@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import ssl
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -34,10 +35,13 @@ from yarl import URL
 
 from steer_policies.outcome import Failure
 from steer_proxy.engine.attempt import Trace
+from steer_proxy.engine.trouble import Seldom
 from steer_proxy.http.body import ReplayBody
 from steer_proxy.http.errors import bare, brief
 from steer_proxy.http.resolver import StaleResolver
 from steer_proxy.http.response import UpstreamError, UpstreamProtocol, UpstreamResponse
+
+LOGGER: Final = logging.getLogger("steer.upstream")
 
 #: Longest answer head line and field accepted from an upstream, in bytes. Providers send long
 #: security policies; aiohttp's 8,190 is too small for some.
@@ -53,6 +57,14 @@ READ_AHEAD: Final = 64 * 1024
 #: How long the end of an answer is waited for when all of its content is there, in seconds.
 RETIRE_TIME: Final = 1.0
 
+#: What this process, or its machine, has run out of when no connection can be opened, and what to
+#: do. No upstream is to blame, and no breaker must learn from it.
+SHORTAGES: Final = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or lower limits.max_connections",
+    errno.ENFILE: "raise the system's limit of open files (fs.file-max)",
+    errno.ENOBUFS: "give the system more memory for sockets",
+    errno.ENOMEM: "give the system more memory",
+}
 
 _T = TypeVar("_T")
 
@@ -73,6 +85,7 @@ class Wire:
         factory: Any = partial(UpstreamProtocol, loop)
         self._connector._factory = factory  # noqa: SLF001
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._short_told = Seldom(loop.time)
 
     async def close(self) -> None:
         """Close every connection and wait for what still runs."""
@@ -106,7 +119,8 @@ class Wire:
         seconds; `deadline` (loop time) bounds all of it. `trace` learns how far it came, and when.
 
         Raises:
-            UpstreamError: CONNECT when provably nothing was sent; RESET, PROTOCOL,
+            UpstreamError: CONNECT when provably nothing was sent, QUEUE when that was for want of
+                means of our own; RESET, PROTOCOL,
                 FIRST_BYTE_TIMEOUT or DEADLINE when the upstream may have seen the request.
         """
         loop = asyncio.get_running_loop()
@@ -163,6 +177,10 @@ class Wire:
         try:
             return await self._connector.connect(origin, traces=[], timeout=timeout)
         except (ClientConnectorError, ConnectionTimeoutError, TimeoutError, OSError) as error:
+            if (remedy := SHORTAGES.get(_errno(error) or 0)) is not None:
+                if self._short_told.due():
+                    LOGGER.warning("no connection can be opened: %s; %s", brief(error), remedy)
+                raise UpstreamError(Failure.QUEUE, brief(error), _cause(error)) from bare(error)
             raise UpstreamError(Failure.CONNECT, brief(error), _cause(error)) from bare(error)
         except ClientError as error:
             # A proxy that refused the tunnel, say: the upstream has seen nothing.
@@ -235,6 +253,11 @@ def _translated(
             return UpstreamError(Failure.PROTOCOL, brief(error))
         case ClientError() | OSError():
             return UpstreamError(Failure.RESET, brief(error))
+
+
+def _errno(error: OSError) -> int | None:
+    """What the system said, whatever it is wrapped in."""
+    return error.os_error.errno if isinstance(error, ClientConnectorError) else error.errno
 
 
 def _cause(error: BaseException) -> str:
