@@ -278,6 +278,45 @@ def test_somebody_elses_database_is_left_alone(statements: tuple[str, ...], plac
     assert place.names() == before
 
 
+def test_another_programs_file_is_left_alone(sqlite_place: SqlitePlace) -> None:
+    """Whatever its tables are called: a file has one owner, a server's database may have many."""
+    sqlite_place.run(*(f"CREATE TABLE users{n} (name TEXT)" for n in range(7)))
+    before = sqlite_place.path.read_bytes()
+    told = r"has users0, users1, users2, users3, users4 and 2 more already, not made by Steer"
+    with pytest.raises(LedgerUnusable, match=told):
+        migrate.upgrade(sqlite_place.url)
+    assert sqlite_place.path.read_bytes() == before
+
+
+def test_a_servers_database_may_be_others_too(postgres_place: PostgresPlace) -> None:
+    """One schema for all of an application's tables is common there."""
+    postgres_place.run("CREATE TABLE users (name TEXT)")
+    migrate.upgrade(postgres_place.url)
+    assert migrate.current(postgres_place.url).standing is Standing.CURRENT
+
+
+def test_what_sqlite_keeps_for_itself_is_nobodys(sqlite_place: SqlitePlace) -> None:
+    """Its statistics are in tables, too."""
+    sqlite_place.run("CREATE TABLE t (x INTEGER PRIMARY KEY AUTOINCREMENT)", "ANALYZE")
+    sqlite_place.run("DROP TABLE t")
+    assert "sqlite_sequence" in sqlite_place.names()
+    migrate.upgrade(sqlite_place.url)
+
+
+def test_an_empty_file_is_told(sqlite_place: SqlitePlace, caplog: pytest.LogCaptureFixture) -> None:
+    """It becomes a ledger, but may have been one: cut by a full disk, or by a shell's `>`."""
+    sqlite_place.path.touch()
+    migrate.downgrade(sqlite_place.url, "base")
+    assert caplog.messages == []
+    migrate.upgrade(sqlite_place.url)
+    migrate.upgrade(sqlite_place.url)
+    (message,) = caplog.messages
+    assert message == (
+        f"SQLite file {sqlite_place.path} was there, and empty: it is a new ledger now, which "
+        "knows no key; if it should have been one, restore a backup"
+    )
+
+
 def test_an_unknown_revision_is_refused(sqlite_place: SqlitePlace) -> None:
     """One can only go back to a revision that there is."""
     with pytest.raises(ValueError, match="no revision '0815'; there are base, 0001"):

@@ -135,6 +135,12 @@ def schema(address: Address) -> Finding:
         if not own:
             raise
         return warning("ledger", str(error), "another program has it locked; look again")
+    if isinstance(address, Sqlite) and comes and migrate.is_empty(address):
+        return warning(
+            "ledger",
+            f"{address} is empty: as a new ledger it knows no key",
+            "if it should have been one, restore a backup",
+        )
     if own and comes:
         return ok("ledger", f"{address}: steer serve brings it to revision {migrate.HEAD}")
     return ok("ledger", f"{address}: revision {state.revision}")

@@ -46,6 +46,7 @@ __all__ = [
     "check",
     "current",
     "downgrade",
+    "is_empty",
     "postgres_state",
     "scripts",
     "sqlite_state",
@@ -137,8 +138,15 @@ def _move(url: str, wanted: _Wanted) -> None:
         case Memory():
             pass
         case Sqlite() as file:
-            _create(file)
+            made = _create(file)
+            empty = not made and is_empty(file)
             _in_sqlite(file, lambda connection: _move_sqlite(connection, wanted))
+            if empty and not is_empty(file):
+                LOGGER.warning(
+                    "%s was there, and empty: it is a new ledger now, which knows no key; if it "
+                    "should have been one, restore a backup",
+                    file,
+                )
         case Postgres() as server:
             asyncio.run(_move_postgres(server, wanted))
 
@@ -146,15 +154,26 @@ def _move(url: str, wanted: _Wanted) -> None:
 # --- SQLite ---------------------------------------------------------------------------------------
 
 
-def _create(file: Sqlite) -> None:
-    """Make the file, for its owner only: it will hold prompts' answers. SQLite gives the files
-    beside it the same mode. Behind a link too, which would otherwise count as the file."""
+def _create(file: Sqlite) -> bool:
+    """Make the file, unless it is there, for its owner only: it will hold prompts' answers. SQLite
+    gives the files beside it the same mode. Behind a link too, which would otherwise count as the
+    file."""
     try:
         os.close(os.open(os.path.realpath(file.path), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
-        pass
+        return False
     except OSError as error:
         raise LedgerUnusable(f"{file} cannot be made: {error.strerror}; {OWN_FILE}") from None
+    return True
+
+
+def is_empty(file: Sqlite) -> bool:
+    """Whether a file is there, and has nothing in it: a new ledger for SQLite, perhaps an old one
+    for somebody else, which a full disk or a shell's `>` has cut."""
+    try:
+        return Path(file.path).stat().st_size == 0
+    except OSError:
+        return False
 
 
 def _in_sqlite(file: Sqlite, work: Callable[[sqlite3.Connection], _T]) -> _T:

@@ -34,6 +34,9 @@ NAMES: Final = (
 _UPGRADE: Final = "run `steer db upgrade`"
 _OF_ITS_OWN: Final = "give Steer a database, or a schema, of its own"
 
+#: How many names of others' tables a message has.
+_NAMED: Final = 5
+
 
 class Standing(StrEnum):
     """How a database's schema compares with the newest revision this version knows."""
@@ -48,7 +51,8 @@ class Standing(StrEnum):
 @dataclass(frozen=True, slots=True)
 class State:
     """Where a database's schema stands; `revision` is None when it is empty, or holds nothing but
-    others' tables and views. `foreign` are those of them that stand in the way of ours."""
+    others' tables and views. `foreign` are those of them that stand in the way of ours: on a server
+    the ones with our names, in a file all, for a file has one owner."""
 
     standing: Standing
     revision: str | None = None
@@ -58,7 +62,7 @@ class State:
 
 def state_of(revision: str | None, min_writer: str | None, taken: Collection[str] = ()) -> State:
     """The state that the revision in `alembic_version` and the text in `steer_meta` amount to;
-    `taken` are the names of `NAMES` that there are.
+    `taken` are the tables and views that stand in the way if they are not Steer's.
 
     Raises:
         LedgerUnusable: when they are not Steer's.
@@ -89,8 +93,10 @@ def check(state: State) -> None:
             f"from writer {state.min_writer} on, this one is writer {WRITER}: use the newer version"
         )
     if state.foreign:
+        names = ", ".join(state.foreign[:_NAMED])
+        more = f" and {rest} more" if (rest := len(state.foreign) - _NAMED) > 0 else ""
         raise LedgerUnusable(
-            f"the database has {', '.join(state.foreign)} already, not made by Steer: {_OF_ITS_OWN}"
+            f"the database has {names}{more} already, not made by Steer: {_OF_ITS_OWN}"
         )
     if state.standing is Standing.EMPTY:
         raise LedgerUnusable(f"the database has no ledger yet: {_UPGRADE}")
@@ -112,7 +118,7 @@ def sqlite_state(connection: sqlite3.Connection) -> State:
         return None if row is None else str(row[0])
 
     revision = one("alembic_version", _REVISION)
-    found = () if revision is not None else connection.execute(_TAKEN, NAMES)
+    found = () if revision is not None else connection.execute(_TAKEN)
     return state_of(revision, one("steer_meta", _MIN_WRITER), [name for (name,) in found])
 
 
@@ -134,10 +140,11 @@ async def postgres_state(connection: asyncpg.Connection[Any]) -> State:
     return state_of(revision, await one("steer_meta", _MIN_WRITER), taken)
 
 
-_TAKEN: Final = (
-    "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') "  # noqa: S608 - marks alone
-    f"AND lower(name) IN ({', '.join('?' * len(NAMES))})"
-)
+#: But for what SQLite keeps for itself, and what may be there before a ledger.
+_TAKEN: Final = """
+SELECT name FROM sqlite_master WHERE type IN ('table', 'view')
+AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND lower(name) NOT IN ('alembic_version', 'steer_meta')
+"""
 #: In the schema that ours would be made in; others of the search path are not in the way.
 _TAKEN_HERE: Final = """
 SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace

@@ -9,11 +9,10 @@ import pytest
 from steer_proxy.ledger import migrate
 from steer_proxy.ledger.migrate import HEAD
 from tests.migrations.conftest import (  # noqa: F401 - fixtures
-    place,
     postgres_place,
     sqlite_place,
 )
-from tests.migrations.places import Place, SqlitePlace
+from tests.migrations.places import PostgresPlace, SqlitePlace
 from tests.proxy.cli.conftest import Steer
 
 
@@ -40,8 +39,9 @@ def test_sqlite_upgrade_and_current(
     )
 
 
-def test_a_database_without_a_ledger(steer: Steer, place: Place) -> None:  # noqa: F811
+def test_a_server_without_a_ledger(steer: Steer, postgres_place: PostgresPlace) -> None:  # noqa: F811
     """It may hold what is others'; what has our names stands in the way, and is left alone."""
+    place = postgres_place
     place.run("CREATE TABLE others (x BIGINT)")
     result = steer("db", "current", "--database-url", place.url)
     assert (result.exit_code, "has no ledger.\n" in result.stdout) == (1, True)
@@ -65,12 +65,23 @@ def test_a_file_of_others_is_no_ledger(
     steer: Steer,
     sqlite_place: SqlitePlace,  # noqa: F811
 ) -> None:
-    """Told by whoever would read it, or make a ledger of it."""
-    sqlite_place.run("CREATE TABLE Requests (x)")
-    for command in (("ledger", "list"), ("doctor",), ("serve", "--port", "0", "--admin-port", "0")):
+    """Told by whoever would read it, or make a ledger of it; it stays as it is."""
+    sqlite_place.run(
+        "CREATE TABLE Requests (x)", "CREATE TABLE users (x)", "CREATE VIEW u AS SELECT 1"
+    )
+    before = sqlite_place.path.read_bytes()
+    for command in (
+        ("ledger", "list"),
+        ("db", "upgrade"),
+        ("db", "current"),
+        ("doctor",),
+        ("serve", "--port", "0", "--admin-port", "0"),
+    ):
         result = steer(*command, STEER_DATABASE__URL=sqlite_place.url)
         assert result.exit_code == 1, command
-        assert "has Requests already, not made by Steer" in result.output + result.stderr
+        told = " ".join((result.output + result.stderr).split())
+        assert "has Requests, u, users already, not made by Steer: give Steer a" in told, command
+    assert sqlite_place.path.read_bytes() == before
 
 
 def test_postgres_by_reference(steer: Steer, postgres_empty_url: str, tmp_path: Path) -> None:

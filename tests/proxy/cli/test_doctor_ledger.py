@@ -117,6 +117,13 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         assert expected in finding.text
 
 
+def test_an_empty_file(tmp_path: Path) -> None:
+    """It may have been a ledger."""
+    (tmp_path / "steer.db").touch()
+    (finding,) = found(f"sqlite:///{tmp_path}/steer.db")
+    assert (finding.level, "is empty: as a new ledger" in finding.text) == (WARNING, True)
+
+
 def test_a_network_file_system(tmp_path: Path) -> None:
     """Its WAL is not safe there."""
     address = Sqlite(str(tmp_path / "steer.db"))

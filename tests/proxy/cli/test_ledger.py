@@ -302,7 +302,8 @@ def test_there_is_no_ledger(steer: Steer, tmp_path: Path, monkeypatch: pytest.Mo
     """Exit code 1, and what to do."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.db").write_text("hello " * 100)
-    with closing(sqlite3.connect(tmp_path / "empty.db")) as connection:
+    (tmp_path / "empty.db").touch()
+    with closing(sqlite3.connect(tmp_path / "other.db")) as connection:
         connection.execute("CREATE TABLE other (x)")
     for url, expected in (
         ("memory:", "a ledger in memory belongs to its process"),
@@ -311,6 +312,7 @@ def test_there_is_no_ledger(steer: Steer, tmp_path: Path, monkeypatch: pytest.Mo
             f"there is no SQLite file steer.db (the working directory is {tmp_path}",
         ),
         ("sqlite:///empty.db", "has no ledger yet: start `steer serve` on it once"),
+        ("sqlite:///other.db", "has other already, not made by Steer"),
         ("sqlite:///text.db", "file is not a database"),
         (NOWHERE, "PostgreSQL 127.0.0.1:9/steer cannot be reached"),
     ):
