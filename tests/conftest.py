@@ -47,6 +47,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+def pytest_unconfigure() -> None:
+    """Let the interpreter take down what `run` has hidden from it: extension modules complain of
+    what outlives them."""
+    gc.unfreeze()
+
+
 def run(main: Callable[[], Awaitable[None]], *, real_time: bool = False) -> None:
     """Run a coroutine function to its end; fail for tasks, descriptors or errors left behind."""
     # What is there already cannot be this test's litter; collecting it again takes 0.1 s each time.

@@ -566,9 +566,16 @@ def test_two_loops_at_a_time_are_refused() -> None:
     assert work.made == 1
 
 
+def _unheard_loop() -> asyncio.AbstractEventLoop:
+    """An event loop that does not tell of the tasks it loses, which is what a test is about."""
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)
+    return loop
+
+
 def left_behind(begun: Any) -> None:
     """Begin something in a loop that then ends without a word: nothing of it is cancelled."""
-    loop = asyncio.new_event_loop()
+    loop = _unheard_loop()
     task = loop.create_task(begun)
     loop.run_until_complete(asyncio.sleep(0.01))
     assert not task.done()
@@ -625,7 +632,7 @@ def test_closing_after_a_loop_that_left_runs_behind() -> None:
 def test_a_tool_that_ends_the_program_leaves_nobody_waiting() -> None:
     """Where the loop goes on all the same, as in a notebook, who waits is told."""
     manager = IdempotencyManager()
-    loop = asyncio.new_event_loop()
+    loop = _unheard_loop()
     work = Worker(SystemExit(3), seconds=0.01)
     runs = [loop.create_task(once_of(manager).run(asking(), work)) for _ in range(2)]
     with pytest.raises(SystemExit):

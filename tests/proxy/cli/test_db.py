@@ -48,8 +48,8 @@ def test_a_server_without_a_ledger(steer: Steer, postgres_place: PostgresPlace) 
     place.run("CREATE TABLE requests (x BIGINT)", "CREATE VIEW v_spend AS SELECT x FROM others")
     before = place.names()
     refused = (
-        "steer: the database has requests, v_spend already, not made by Steer: give Steer a "
-        "database, or a schema, of its own\n"
+        "steer: the database has requests, v_spend already, not made by Steer: name a "
+        "database, a schema or a file of Steer's own in database.url\n"
     )
     for command in ("current", "upgrade"):
         result = steer("db", command, "--database-url", place.url)
@@ -80,7 +80,7 @@ def test_a_file_of_others_is_no_ledger(
         result = steer(*command, STEER_DATABASE__URL=sqlite_place.url)
         assert result.exit_code == 1, command
         told = " ".join((result.output + result.stderr).split())
-        assert "has Requests, u, users already, not made by Steer: give Steer a" in told, command
+        assert "has Requests, u, users already, not made by Steer: name a" in told, command
     assert sqlite_place.path.read_bytes() == before
 
 
