@@ -32,7 +32,7 @@ NAMES: Final = (
 )
 
 _UPGRADE: Final = "run `steer db upgrade`"
-_OF_ITS_OWN: Final = "give Steer a database, or a schema, of its own"
+_OF_ITS_OWN: Final = "name a database, a schema or a file of Steer's own in database.url"
 
 #: How many names of others' tables a message has.
 _NAMED: Final = 5
