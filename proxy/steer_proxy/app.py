@@ -23,7 +23,7 @@ from steer_proxy import open_files
 from steer_proxy.admin.health import HealthPages
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.engine.clock import Clock
-from steer_proxy.engine.config import Config, SecretUnavailable
+from steer_proxy.engine.config import Config, Limits, SecretUnavailable
 from steer_proxy.engine.costing import Costing
 from steer_proxy.engine.events import HealthEvent, log_event
 from steer_proxy.engine.registry import Registry
@@ -61,6 +61,9 @@ CUT_TIME: Final = 1.0
 #: of it at least.
 LAST_WRITES: Final = 5.0
 LOG_TIME: Final = 1.5
+
+#: How long a request to the admin port may take to come, and an idle connection stays, in seconds.
+ADMIN_PATIENCE: Final = 5.0
 
 
 class StartError(Exception):
@@ -122,7 +125,7 @@ class Sidecar:
             )
             listen, admin, limits = self.config.listen, self.config.admin, self.config.limits
             pages = HealthPages(Guard.of_admin(admin), self._why_unready, self.books)
-            self._pages = Server(pages.handle, limits)
+            self._pages = Server(pages.handle, _briefly(limits))
             room = open_files.room(limits.max_connections)
             self._calls = Server(self.gateway.handle, limits, self.gateway.speaks, room)
             # First, since a migration may take its time: the process is alive meanwhile.
@@ -291,6 +294,18 @@ def serve(source: ConfigSource) -> int:
     except StartError as error:
         print(f"steer: {error}", file=sys.stderr)  # noqa: T201
         return 1
+
+
+def _briefly(limits: Limits) -> Limits:
+    """The limits of the admin port: nobody who lingers there keeps the probes out."""
+    patience = min(limits.head_timeout, ADMIN_PATIENCE)
+    return replace(
+        limits,
+        max_connections=open_files.ADMIN_CONNECTIONS,
+        head_timeout=patience,
+        body_timeout=patience,
+        keep_alive=patience,
+    )
 
 
 def _spare_the_collector() -> None:

@@ -7,9 +7,11 @@ from typing import Final
 
 LOGGER: Final = logging.getLogger("steer")
 
-#: Open files besides connections: listeners, logs, the ledger, spooled bodies, name resolution. So
-#: many are needed, and so many are had where the system lets us have them.
-OTHER_FILES: Final = 64
+#: How many connections the admin port has at once, whoever asks there: probes, and those who look.
+ADMIN_CONNECTIONS: Final = 32
+#: Open files besides callers' connections: the admin port's, listeners, logs, the ledger, spooled
+#: bodies, name resolution. So many are needed, and so many are had where the system lets us.
+OTHER_FILES: Final = 64 + ADMIN_CONNECTIONS
 FILES_TO_SPARE: Final = 512
 
 

@@ -967,3 +967,33 @@ async def test_a_large_answer_on_postgresql(tmp_path: Path, postgres_url: str) -
         assert (joined.status, joined.body, joined.cut) == (200, whole.body, False)
         later = await both.there.ask(stream=True, headers=key())
         told(later, 409, "steer_result_not_stored", again=False)
+
+
+@PLAIN_AND_STREAMED
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"idem_scope": "another's"},
+        {"status": 201},
+        {"resp_chunks": 0, "resp_bytes": 0, "resp_sha256": None},
+    ],
+    ids=["whose", "status", "cut short"],
+)
+async def test_who_has_no_key_cannot_change_a_record(
+    tmp_path: Path, change: dict[str, Any], stream: bool
+) -> None:
+    """Whoever writes the database gives nobody the answer to another key, nor a part of one."""
+    async with pair(tmp_path, database=(ring("old"), ring("old")), env=KEYS) as both:
+        for name in ("mine", "theirs"):
+            asking = both.here.ask(stream=stream, headers={"Idempotency-Key": name})
+            assert (await asking).status == 200
+        assert both.memory is not None
+        mine, theirs = both.records()
+        if "idem_scope" in change:
+            change = {"idem_scope": mine.idem_scope}
+            both.memory._live[mine.idem_scope or ""] = theirs.id
+        both.memory.calls[theirs.id] = theirs._replace(**change)
+        name = "mine" if "idem_scope" in change else "theirs"
+        reply = await both.there.ask(stream=stream, headers={"Idempotency-Key": name})
+        told(reply, 409, "steer_replay_unavailable", again=False)
+        assert len(both.provider.attempts) == 2

@@ -32,8 +32,9 @@ from steer_proxy.http.live import LiveStream, LiveStreams
 from steer_proxy.http.outlet import ToRecording
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.recorded import RecordedResponse
+from steer_proxy.http.recording import RecordedHead
 from steer_proxy.http.run import Run
-from steer_proxy.http.stored import Chunker, head_text
+from steer_proxy.http.stored import Chunker, Whole, head_text
 from steer_proxy.http.terms import deadline_of
 from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.values import (
@@ -238,8 +239,8 @@ class Execution:
             return
         if self._run.policy.save is Save.NOTHING:
             return
-        reader = self._run.recording.read()
-        self._stream = LiveStream(self._books, owned.ref, response.status, response.head, reader)
+        reader, head = self._run.recording.read(), self._sealed(owned, response.head)
+        self._stream = LiveStream(self._books, owned.ref, response.status, head, reader)
         self._live.add(self._stream)
 
     async def _conclude(self, owned: Owned, ended: Ended) -> None:
@@ -342,14 +343,15 @@ class Execution:
         else:
             chunker = Chunker(sealer, owned.ref.id)
             chunks = await chunker.cut(recording.pieces(), self._now_us())
+        whole = Whole(ended.response.status, chunker.size, chunker.count, chunker.sha256)
         row = row._replace(
             id=owned.ref.id,
             expires_us=self._expires_us(),
             keyring_id=sealer.key_id,
-            resp_headers=sealer.seal_head(owned.ref.id, head_text(ended.response.head)),
-            resp_bytes=chunker.size,
-            resp_chunks=chunker.count,
-            resp_sha256=chunker.sha256,
+            resp_headers=self._sealed(owned, ended.response.head, whole),
+            resp_bytes=whole.bytes,
+            resp_chunks=whole.chunks,
+            resp_sha256=whole.sha256,
         )
         return Finish(owned.ref, ended.state, row, tuple(chunks))
 
@@ -363,10 +365,15 @@ class Execution:
         if stream is None or not followed or not self._live.passes_on(stream):
             return Finish(owned.ref, ended.state, row)
         rest = await self._live.finish(stream, now_us)
-        sealer = self._books.sealer
-        head = sealer.seal_head(owned.ref.id, head_text(ended.response.head))
-        row = row._replace(keyring_id=sealer.key_id, resp_headers=head)
+        head = self._sealed(owned, ended.response.head)
+        row = row._replace(keyring_id=self._books.sealer.key_id, resp_headers=head)
         return Finish(owned.ref, ended.state, row, (*rest, stream.chunker.end(now_us)))
+
+    def _sealed(self, owned: Owned, head: RecordedHead, whole: Whole | None = None) -> str:
+        """An answer's head as it is stored."""
+        sealer, whose = self._books.sealer, self._run.identity
+        text = head_text(head) if sealer.key_id is None else head_text(head, whose, whole)
+        return sealer.seal_head(owned.ref.id, text)
 
     async def _abort(self, owned: Owned, state: State, problem: KeyedProblem) -> None:
         """End a call in a hurry; its record keeps the answer if that has come."""

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Final
 
 from steer_proxy.engine.bookkeeper import Bookkeeper
-from steer_proxy.http.recording import PATIENCE, Reader, RecordedHead
-from steer_proxy.http.stored import Chunker, head_text
+from steer_proxy.http.recording import PATIENCE, Reader
+from steer_proxy.http.stored import Chunker
 from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.values import ChunkRow, Ref
 
@@ -44,15 +44,13 @@ EVERY: Final = 0.1
 class LiveStream:
     """One stream's way into the ledger."""
 
-    def __init__(
-        self, books: Bookkeeper, ref: Ref, status: int, head: RecordedHead, reader: Reader
-    ) -> None:
+    def __init__(self, books: Bookkeeper, ref: Ref, status: int, head: str, reader: Reader) -> None:
         self.ref = ref
         self.chunker = Chunker(books.sealer, ref.id)
         self.reader = reader
         self.status = status
-        self.head: str | None = books.sealer.seal_head(ref.id, head_text(head))
-        """Until it is written."""
+        self.head: str | None = head
+        """Its head as it is stored, until it is written."""
         self.unwritten: list[ChunkRow] = []
         self.trimmed = 0
         """How many of its first bytes are gone from the ledger."""

@@ -18,12 +18,13 @@ from steer_proxy.engine.trouble import Tally
 from steer_proxy.http.call import Call
 from steer_proxy.http.caller import CallerResponse
 from steer_proxy.http.following import Watched
+from steer_proxy.http.identity import Identity
 from steer_proxy.http.keyed_problems import NOT_STORED, UNREADABLE, status_line
 from steer_proxy.http.lines import line
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.recording import RecordedHead
 from steer_proxy.http.replies import personal_lines
-from steer_proxy.http.stored import read_head
+from steer_proxy.http.stored import Whole, read_head
 from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.sealing import Sealer, Unreadable
 from steer_proxy.ledger.values import ChunkRow, Record, StoredAnswer
@@ -80,7 +81,7 @@ async def replay(
     async with contextlib.aclosing(_pages(books, stored, replays.turns)) as pages:
         try:
             text = books.sealer.open_head(stored.id, stored.headers, stored.keyring_id)
-            head = read_head(stored.status, text)
+            head = _vouched(call, record, stored, text)
             first = await anext(pages, b"")
         except (Unreadable, Damaged, ValueError) as error:
             replays.failed(call, "cannot be read", record, error)
@@ -115,6 +116,19 @@ def _response(call: Call, head: RecordedHead, body: bytes) -> CallerResponse:
     return CallerResponse(
         head.status, head.reason, head.fields, own, body=body, content_type=head.content_type
     )
+
+
+def _vouched(call: Call, record: Record, stored: StoredAnswer, text: str) -> RecordedHead:
+    """An answer's head; an encrypted one says whose it is and what is all of it.
+
+    Raises:
+        ValueError: it is damaged, or says otherwise than its record.
+    """
+    if stored.keyring_id is None:
+        return read_head(stored.status, text)
+    whose = Identity(call.scope or "", record.fingerprint)
+    whole = Whole(stored.status, stored.bytes, stored.chunks, stored.sha256)
+    return read_head(stored.status, text, whose, whole)
 
 
 async def _send(
@@ -169,7 +183,7 @@ class _Opening:
         self._size += len(page)
         self.seen += len(rows)
         whole = (self._size, self._digest.hexdigest()) if self.seen >= stored.chunks else None
-        if whole not in (None, (stored.bytes, stored.sha256 or self._digest.hexdigest())):
+        if whole not in (None, (stored.bytes, stored.sha256)):
             raise Damaged("its bytes are not those that were stored")
         return page
 

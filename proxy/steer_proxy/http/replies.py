@@ -22,7 +22,7 @@ from steer_proxy.http.problems import advice
 LOGGER: Final = logging.getLogger("steer.call")
 
 _LENGTH: Final = frozenset({"content-length"})
-_STATUS: Final = frozenset({"idempotency-status"})
+_STATUS: Final = frozenset({"idempotency-status", "idempotent-replayed"})
 _SWITCHING: Final = frozenset(
     {
         "connection",

@@ -93,7 +93,8 @@ class _Shadow:
         recording, sealer = self._run.recording, self._books.sealer
         if recording.head is None and following.headers is not None:
             text = sealer.open_head(self._record.id, following.headers, following.keyring_id)
-            recording.begin(read_head(following.status or 200, text))
+            whose = None if following.keyring_id is None else self._run.identity
+            recording.begin(read_head(following.status or 200, text, whose))
         if following.chunks:
             rows, before = list(following.chunks), recording.size
             await recording.write(opened(sealer, rows, self._seen, following.keyring_id))

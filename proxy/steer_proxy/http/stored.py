@@ -6,10 +6,11 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
+from steer_proxy.http.identity import Identity
 from steer_proxy.http.recording import RecordedHead
 from steer_proxy.ledger.sealing import Sealer
 from steer_proxy.ledger.values import ChunkRow
@@ -25,9 +26,22 @@ _OF_ITS_MOMENT: Final = frozenset({b"set-cookie", b"set-cookie2", b"date", b"age
 _RATE_LIMITS: Final = (b"x-ratelimit-", b"ratelimit", b"anthropic-ratelimit-", b"retry-after")
 
 
-def head_text(head: RecordedHead) -> str:
-    """A head as `resp_headers` holds it."""
-    value = {
+class Whole(NamedTuple):
+    """All of an answer: what its record says of it."""
+
+    status: int
+    bytes: int
+    chunks: int
+    sha256: str | None
+
+
+def head_text(head: RecordedHead, whose: Identity | None = None, whole: Whole | None = None) -> str:
+    """A head as `resp_headers` holds it.
+
+    One that is to be encrypted tells whose answer it is, and at its end what all of it is: whoever
+    may write the database, and has no key, could say otherwise in its record.
+    """
+    value: dict[str, Any] = {
         "reason": None if head.reason is None else _octets(head.reason),
         "fields": [
             [text, value.decode("latin-1")]
@@ -37,6 +51,8 @@ def head_text(head: RecordedHead) -> str:
         "own": [each.decode("latin-1").rstrip("\r\n").split(": ", 1) for each in head.own],
         "content_type": _octets(head.content_type),
     }
+    if whose is not None:
+        value |= {"whose": list(whose), "whole": None if whole is None else list(whole)}
     return orjson.dumps(value).decode()
 
 
@@ -49,14 +65,22 @@ def _kept(name: bytes) -> str | None:
     return name.decode("latin-1")
 
 
-def read_head(status: int, text: str) -> RecordedHead:
+def read_head(
+    status: int, text: str, whose: Identity | None = None, whole: Whole | None = None
+) -> RecordedHead:
     """A head from what `resp_headers` holds.
+
+    `whose` and `whole` are what its record says, where it is to say the same.
 
     Raises:
         ValueError: when it holds something else.
     """
     value: Any = orjson.loads(text)
     try:
+        if whose is not None and value["whose"] != list(whose):
+            raise ValueError("the answer is another key's")
+        if whole is not None and value["whole"] != list(whole):
+            raise ValueError("its record is not what it was")
         return RecordedHead(
             status,
             None if value["reason"] is None else _text(value["reason"]),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
 
-from steer_proxy.app import Sidecar
+from steer_proxy import open_files
+from steer_proxy.app import ADMIN_PATIENCE, Sidecar
 from tests.provider import Provider, faults
 from tests.support.raw import ask, dialled, get, post, request, settings, stage
 from tests.support.sidecar import configure
@@ -60,6 +62,17 @@ async def test_while_calls_cannot_be_served(tmp_path: Path) -> None:
             caller.send(get())
             await world.provider.wait_for_attempts(1)
             assert (await ask(world.admin_port, get("/readyz"))).status == 200
+
+
+async def test_who_lingers_at_the_admin_port(tmp_path: Path) -> None:
+    """No more than have room there keep files from calls, nor probes out for long."""
+    async with stage(tmp_path) as world, contextlib.AsyncExitStack() as stack:
+        for _ in range(open_files.ADMIN_CONNECTIONS):
+            caller = await stack.enter_async_context(dialled(world.admin_port))
+            caller.send(get("/healthz")[:-2])
+        assert (await ask(world.admin_port, get("/healthz"))).status == 503
+        await asyncio.sleep(ADMIN_PATIENCE + 0.1)
+        assert (await ask(world.admin_port, get("/healthz"))).status == 200
 
 
 async def test_before_the_data_port_listens(

@@ -21,7 +21,7 @@ from steer_proxy.http.live import (
 )
 from steer_proxy.http.recording import PATIENCE, RecordedHead, Recording
 from steer_proxy.http.recording import WINDOW as READERS_WINDOW
-from steer_proxy.http.stored import CHUNK
+from steer_proxy.http.stored import CHUNK, head_text
 from steer_proxy.ledger.values import CallRow, ChunkRow, Claim, Ref
 from tests.support.books import Books, keeping
 
@@ -52,7 +52,7 @@ class Stage:
         assert await self.books.memory.claim(Claim(row)) is None
         recording = Recording(most, self.memory)
         recording.begin(HEAD)
-        stream = LiveStream(self.books.keeper, Ref(name, 1), 200, HEAD, recording.read())
+        stream = LiveStream(self.books.keeper, Ref(name, 1), 200, head_text(HEAD), recording.read())
         self.live.add(stream)
         return recording, stream
 

@@ -58,7 +58,7 @@ async def test_calls_are_told_and_no_breaker_is(
 async def test_no_more_callers_than_there_are_files_for(tmp_path: Path) -> None:
     """Where the limit is below what `limits.max_connections` needs, it is the limit that counts."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (68, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
     try:
         async with (
             stage(tmp_path) as world,
@@ -76,7 +76,7 @@ async def test_no_more_callers_than_there_are_files_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hard", "fitting"), [(8256, None), (8255, 4095), (256, 96), (10, 1)], ids=str
+    ("hard", "fitting"), [(8288, None), (8287, 4095), (256, 80), (10, 1)], ids=str
 )
 def test_too_few_files_are_told_at_the_start(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hard: int, fitting: int
