@@ -14,13 +14,15 @@ import pytest
 
 from steer_policies.idempotency import Move, OnUncertain, Uncertain, decide
 from steer_proxy.engine.claims import AGAIN_FOR, standing
+from steer_proxy.http.journal import Journal
 from steer_proxy.http.replay import PAGES_AT_ONCE
 from steer_proxy.ledger import migrate, sqlite_file
 from steer_proxy.ledger.memory import MemoryLedger
 from steer_proxy.ledger.protocol import LedgerUnavailable
+from steer_proxy.ledger.sealing import Sealer
 from steer_proxy.ledger.sqlite import SqliteLedger
 from steer_proxy.ledger.values import ChunkRow
-from tests.provider import Await, faults
+from tests.provider import Answer, Await, Pause, Reset, faults
 from tests.support.faulty_ledger import FaultyLedger
 from tests.support.pair import key
 from tests.support.sidecar import EPOCH
@@ -406,6 +408,36 @@ async def test_answers_that_cannot_be_read_are_told_once_a_minute(
         assert told[1].endswith("(20 since this was told last)")
 
 
+@pytest.mark.parametrize("harm", ["other bytes", "more of it", "no first", "no last", "none"])
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+async def test_an_answer_that_is_not_what_was_stored_is_never_given_as_whole(
+    tmp_path: Path, large: bool, harm: str
+) -> None:
+    """Readable as it is, each of its chunks: it is refused, or broken off, and not paid again."""
+    async with faulty(tmp_path) as (parties, ledger):
+        parties.primary.text = "x" * (3_500_000 if large else 200_000)
+        first = await parties.ask(headers=key())
+        assert (first.status, first.error) == (200, None)
+        (chunks,) = memory(ledger)._chunks.values()
+        seal, last = Sealer().seal, chunks[max(chunks)]
+        raw = Sealer().open(last)
+        if harm == "none":
+            chunks.clear()
+        elif harm in ("no first", "no last"):
+            del chunks[0 if harm == "no first" else last.seq]
+        else:
+            raw = raw[:-1] + b" " if harm == "other bytes" else raw + b" "
+            chunks[last.seq] = seal(last.request, last.seq, last.byte_offset, last.at_us, raw)
+        async with asyncio.timeout(60.0):
+            reply = await parties.ask(headers=key())
+        if reply.status == 409:
+            assert reply.json["error"]["code"] == "steer_replay_unavailable"
+        else:
+            assert reply.error is not None
+            assert first.body.startswith(reply.body)
+        assert len(parties.primary.attempts) == 1
+
+
 async def test_a_replay_that_the_ledger_leaves_in_the_middle(tmp_path: Path) -> None:
     """It breaks off, since it cannot be taken back, and is there again with the ledger."""
     async with faulty(tmp_path, route=OPEN) as (parties, ledger):
@@ -616,6 +648,79 @@ async def test_no_attempt_is_begun_for_a_key_that_was_freed_by_hand(tmp_path: Pa
         assert len(parties.primary.attempts) == 1
 
 
+@pytest.mark.parametrize("how", ["fail", "hang"], ids=["not renewed", "renewed just then"])
+async def test_no_attempt_is_begun_without_a_lease(tmp_path: Path, how: str) -> None:
+    """That the call is sent is on disk, and its retry is due: but the lease has lapsed meanwhile,
+    and whoever frees the key lets the next call be made. So the lease is had first, and what that
+    tells is heeded."""
+    async with faulty(tmp_path, fallback=False) as (parties, ledger):
+        parties.primary.then(faults.status(503, retry_after=25))
+        asking = asyncio.create_task(parties.ask(headers=key()))
+        await parties.primary.wait_for_attempts(1)
+        getattr(ledger, how)("renew")
+        await asyncio.sleep(18.0)
+        (row,) = memory(ledger).calls.values()
+        assert await memory(ledger).settle(row.id, Move.REOPEN)
+        if how == "hang":
+            await asyncio.sleep(15.0)  # it waits for its lease by now
+            assert not asking.done()
+            ledger.up()
+        reply = await asking
+        code = "steer_ledger_unavailable" if how == "fail" else "steer_key_taken_over"
+        assert reply.json["error"]["code"] == code
+        assert reply.headers["X-Should-Retry"] == "true"
+        assert len(parties.primary.attempts) == 1
+
+
+async def test_a_call_that_may_have_run_is_in_doubt_without_a_lease(tmp_path: Path) -> None:
+    """Its first attempt broke, and the next one may not be begun: the key is not free for that."""
+    again = {"retry": {"ambiguous": "retry"}}
+    async with faulty(tmp_path, fallback=False, route=again) as (parties, ledger):
+        parties.primary.then(Answer((Pause(18.0), Reset())))
+        asking = asyncio.create_task(parties.ask(headers=key()))
+        await parties.primary.wait_for_attempts(1)
+        ledger.fail("renew")
+        assert (await asking).json["error"]["code"] == "steer_ledger_unavailable"
+        ledger.up()
+        await asyncio.sleep(6.0)
+        assert states(ledger) == ["uncertain"]
+        reply = await parties.ask(headers=key())
+        assert reply.json["error"]["code"] == "steer_key_uncertain"
+        assert len(parties.primary.attempts) == 1
+
+
+@pytest.mark.parametrize("end", ["answer", "bug", "drain"])
+async def test_a_call_that_was_sent_without_a_ledger_is_owned_up_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """`open`: that it is sent could not be written, nor its end: its record is not that of a claim
+    for which nothing was sent, whose key would be free, once it can be written."""
+    async with faulty(tmp_path, fallback=False, route={**OPEN, **ONE_TRY}) as (parties, ledger):
+        waiting = await about_to_be_sent(parties, ledger)
+        go = asyncio.Event()
+        parties.primary.then(faults.steps_first(Await(go)))
+        ledger.down()
+        await parties.primary.wait_for_attempts(2)
+        if end == "bug":
+            monkeypatch.setattr(Journal, "closing", None)
+        if end == "drain":
+            keyed = parties.steer.gateway._keyed
+            assert keyed is not None
+            (run,) = keyed._runs
+            assert run.task is not None
+            run.task.cancel()
+        go.set()
+        assert (await waiting).status == (200 if end == "answer" else 500 if end == "bug" else 503)
+        assert states(ledger) == ["claimed"]
+        ledger.up()
+        await asyncio.sleep(4.0)
+        assert states(ledger) == ["completed" if end == "answer" else "uncertain"]
+        again = await parties.ask(headers=key())
+        code = "steer_result_not_stored" if end == "answer" else "steer_key_uncertain"
+        assert again.json["error"]["code"] == code
+        assert len(parties.primary.attempts) == 2
+
+
 # --- SQLite itself --------------------------------------------------------------------------------
 
 
@@ -783,6 +888,28 @@ async def test_what_could_not_be_finished_is_finished_later(tmp_path: Path) -> N
         ledger.up()
         await asyncio.sleep(5.0)
         assert states(ledger) == ["released"]
+
+
+async def test_a_key_that_was_first_used_without_a_ledger_outlives_the_process(
+    tmp_path: Path,
+) -> None:
+    """`open`: such a key goes by a makeshift scope only as long as that call runs. Those that come
+    later are kept by the ledger's own, for whichever process is asked next."""
+    now = asyncio.get_running_loop().time
+    ledger = FaultyLedger(MemoryLedger(lambda: EPOCH + now()))
+    ledger.fail("open")
+    ledger.down()
+    async with world(tmp_path, ledger=ledger, route=OPEN) as parties:
+        assert (await parties.ask(headers=key())).headers["Idempotency-Status"] == "not-stored"
+        ledger.up()
+        await ledger.open()
+        await asyncio.sleep(40.0)
+        first = await parties.ask(headers=key())
+        assert first.headers["Idempotency-Status"] == "new"
+    async with world(tmp_path, ledger=ledger, route=OPEN) as parties:
+        again = await parties.ask(headers=key())
+        assert (again.body, again.headers["Idempotency-Status"]) == (first.body, "replayed")
+        assert parties.primary.attempts == []
 
 
 async def test_a_call_made_without_its_claim_is_owned_up_to(tmp_path: Path) -> None:

@@ -856,6 +856,49 @@ async def test_what_was_encrypted_is_not_read_in_the_clear(tmp_path: Path, strea
         assert len(both.provider.attempts) == 1
 
 
+async def test_what_follows_in_the_clear_is_not_read_either(tmp_path: Path) -> None:
+    """Who follows a call has its head and its beginning, as they were encrypted: the same goes for
+    the rest."""
+    async with pair(tmp_path, database=(ring("old"), ring("old")), env=KEYS) as both:
+        go = asyncio.Event()
+        both.provider.always(faults.at_event(3, Await(go)))
+        first = await asked(both.here, stream=True, headers=key())
+        joining = asyncio.create_task(both.there.ask(stream=True, headers=key()))
+        await asyncio.sleep(1.0)
+        assert both.memory is not None
+        (row,) = both.records()
+        there = both.memory._chunks[row.id]
+        size = sum(chunk.raw_bytes for chunk in there.values())
+        there[len(there)] = Sealer().seal(row.id, len(there), size, 0, FORGED)
+        joined = await joining
+        assert FORGED not in joined.body
+        assert joined.cut
+        go.set()
+        assert (await first).status == 200
+
+
+@pytest.mark.parametrize("forged", ["head", "body"])
+async def test_no_part_of_what_was_encrypted_is_read_in_the_clear(
+    tmp_path: Path, forged: str
+) -> None:
+    """Head and body are each held to the key that the record names."""
+    async with pair(tmp_path, database=(ring("old"), ring("old")), env=KEYS) as both:
+        assert (await both.here.ask(headers=key())).status == 200
+        (row,) = both.records()
+        assert both.memory is not None
+        body = dict(both.memory._chunks[row.id])
+        digest = hashlib.sha256(FORGED).hexdigest()
+        in_the_clear(both, resp_chunks=1, resp_bytes=len(FORGED), resp_sha256=digest)
+        if forged == "head":
+            both.rows[row.id] = row._replace(resp_headers=both.rows[row.id].resp_headers)
+            both.memory._chunks[row.id] = body
+        else:
+            both.rows[row.id] = both.rows[row.id]._replace(resp_headers=row.resp_headers)
+        reply = await both.there.ask(headers=key())
+        told(reply, 409, "steer_replay_unavailable", again=False)
+        assert len(both.provider.attempts) == 1
+
+
 async def test_a_running_call_is_not_followed_in_the_clear(tmp_path: Path) -> None:
     """Its record names the key as soon as it has a head."""
     async with pair(tmp_path, database=(ring("old"), ring("old")), env=KEYS) as both:

@@ -28,6 +28,7 @@ from tests.ledger_contract.make import (
     alive,
     attempt,
     call,
+    chunks,
     claim,
     ending,
     found,
@@ -841,6 +842,42 @@ async def test_a_purge_lets_others_in_between(path: Path) -> None:
 
 
 _PURGED = ("response_chunks", "requests", "attempts")
+
+
+@pytest.mark.parametrize("what", ["answered", "in doubt", "its owner is back"])
+async def test_a_key_that_comes_to_life_before_its_removal_stays(path: Path, what: str) -> None:
+    """What to remove is looked up beside the writer: until that gets to it, its owner may have
+    ended the call after all, or have renewed its lease. Its key is not free then, and nothing of
+    its answer goes."""
+    async with opened(path) as subject:
+        mine = await made(subject, claim(subject, sent=True, retention=60))
+        await subject.ledger.add_chunks(chunks(mine, b"one"))
+        await subject.advance(70)
+        purger, read = subject.ledger._purger, subject.ledger._purger._read
+
+        async def late(function, *arguments):  # type: ignore[no-untyped-def]
+            purger._read = read
+            looked_up = await read(function, *arguments)
+            assert looked_up == [mine.row.id]
+            if what == "answered":
+                end = ending(subject, mine, State.COMPLETED, b"one", b"two", written=1)
+                assert await subject.ledger.finish(end)
+            elif what == "in doubt":
+                assert await subject.ledger.finish(ending(subject, mine, State.UNCERTAIN))
+            else:
+                await alive(subject)
+            return looked_up
+
+        purger._read = late
+        for _ in range(2):
+            removed = await subject.ledger.purge(Purge(subject.now_us() + 10**12))
+            assert (removed.keys, removed.requests, removed.chunks) == (0, 0, 0)
+        record = await found(subject)
+        state = {"answered": State.COMPLETED, "in doubt": State.UNCERTAIN}.get(what, State.SENT)
+        assert (record.id, record.state) == (mine.row.id, state)
+        bodies = [row.body for row in await subject.ledger.chunks(mine.row.id, -1, 9)]
+        assert bodies == ([b"one", b"two"] if what == "answered" else [b"one"])
+        assert record.stored is (what == "answered")
 
 
 async def test_large_answers_go_piece_by_piece(path: Path) -> None:

@@ -164,6 +164,29 @@ async def test_a_zombie_changes_nothing(subjects: Subjects) -> None:
         assert await subject.rows("response_chunks") == []
 
 
+async def test_a_zombie_that_had_sent_its_call_writes_nothing(subjects: Subjects) -> None:
+    """Its row keeps its state when the call is made again: that it is not live is what stops it."""
+    async with subjects() as subject:
+        zombie = await made(subject, claim(subject, sent=True))
+        taker = claim(subject, owner=OTHER)
+        assert await subject.ledger.take_over(taker, await found(subject)) is None
+        before = await subject.rows("requests")
+        late = ending(subject, zombie, State.COMPLETED, b"late")
+
+        ledger = subject.ledger
+        assert not await ledger.mark_sent(ref(zombie))
+        assert not await ledger.begin_answer(ref(zombie), 200, "{}")
+        await ledger.add_chunks(late.chunks)
+        assert not await ledger.finish(late)
+        for state in (State.UNCERTAIN, State.RELEASED):
+            assert not await ledger.finish(ending(subject, zombie, state))
+
+        assert await subject.rows("requests") == before
+        assert await subject.rows("response_chunks") == []
+        lease = await ledger.renew(ME, "pod-1", LEASE, [zombie.row.id], unsure=True)
+        assert lease.lost == {zombie.row.id}
+
+
 async def test_a_write_with_another_epoch_changes_nothing(subjects: Subjects) -> None:
     """The epoch fences as the row does."""
     async with subjects() as subject:
@@ -236,6 +259,20 @@ async def test_an_owner_that_came_back_is_not_taken_over(subjects: Subjects) -> 
         there = await subject.ledger.take_over(claim(subject, owner=OTHER), seen)
         assert there is not None
         assert (there.id, there.lapsed) == (mine.row.id, False)
+
+
+async def test_a_record_that_has_moved_on_is_not_taken_over(subjects: Subjects) -> None:
+    """What the taker decided by is looked at once more: it saw a call that was not sent, and its
+    owner, back from a lapse, has sent it since. To take it over now would make the call twice."""
+    async with subjects() as subject:
+        mine = await made(subject, claim(subject))
+        seen = await found(subject)
+        assert (seen.state, seen.lapsed) == (State.CLAIMED, True)
+        assert await subject.ledger.mark_sent(ref(mine))
+        there = await subject.ledger.take_over(claim(subject, owner=OTHER), seen)
+        assert there is not None
+        assert (there.id, there.epoch, there.state) == (mine.row.id, 1, State.SENT)
+        assert await subject.ledger.finish(ending(subject, mine, State.COMPLETED, b"answer"))
 
 
 async def test_a_completed_record_is_not_taken_over_before_it_expires(subjects: Subjects) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from steer_policies.idempotency import Move, State
 from steer_proxy.ledger.protocol import LedgerRefused
-from steer_proxy.ledger.values import RESULT_COLUMNS, Finish
+from steer_proxy.ledger.values import RESULT_COLUMNS, Finish, Ref
 from tests.ledger_contract.make import LEASE, OTHER, alive, chunks, claim, ending, found, made, ref
 from tests.ledger_contract.subject import Subjects
 
@@ -62,6 +64,35 @@ async def test_a_finish_whose_reply_was_lost_is_repeated(subjects: Subjects, sta
         before = await subject.rows("requests"), await subject.rows("response_chunks")
         assert await subject.ledger.finish(finish)
         assert (await subject.rows("requests"), await subject.rows("response_chunks")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "epoch"), [({"ended_us": 7}, 1), ({"resp_sha256": "7" * 64}, 1), ({}, 2)]
+)
+async def test_another_ending_is_no_repeated_one(
+    subjects: Subjects, change: dict[str, Any], epoch: int
+) -> None:
+    """Only the same ending, of the same epoch, was written before; of another one its caller learns
+    that it was not."""
+    async with subjects() as subject:
+        mine = await made(subject, claim(subject, sent=True))
+        first = ending(subject, mine, State.COMPLETED, b"x")
+        assert await subject.ledger.finish(first)
+        before = await subject.rows("requests")
+        row = first.row._replace(**change)
+        assert not await subject.ledger.finish(Finish(Ref(row.id, epoch), first.state, row))
+        assert await subject.rows("requests") == before
+
+
+async def test_the_end_of_a_call_that_was_settled_by_hand_is_not_written(
+    subjects: Subjects,
+) -> None:
+    """Without an answer either: both are completed, but it is not this end that is in the row."""
+    async with subjects() as subject:
+        mine = await made(subject, claim(subject, sent=True))
+        assert await subject.ledger.settle(mine.row.id, Move.SETTLE)
+        assert not await subject.ledger.finish(ending(subject, mine, State.COMPLETED))
+        assert (await subject.row(mine.row.id))["cost_nusd"] is None
 
 
 async def test_a_finish_from_a_state_that_does_not_allow_it(subjects: Subjects) -> None:
@@ -200,6 +231,18 @@ async def test_a_running_or_completed_record_is_not_settled(subjects: Subjects, 
         await alive(subject, OTHER)
         assert not await subject.ledger.settle(done.row.id, move)
         assert await subject.ledger.settle(running.row.id, move)
+
+
+@pytest.mark.parametrize("move", [Move.SETTLE, Move.REOPEN])
+async def test_a_record_that_was_taken_over_is_not_settled(subjects: Subjects, move: Move) -> None:
+    """It has not had its key for a while: nothing would come of it, and it is history."""
+    async with subjects() as subject:
+        mine = await made(subject, claim(subject, sent=True))
+        taker = claim(subject, owner=OTHER)
+        assert await subject.ledger.take_over(taker, await found(subject)) is None
+        before = await subject.rows("requests")
+        assert not await subject.ledger.settle(mine.row.id, move)
+        assert await subject.rows("requests") == before
 
 
 async def test_an_uncertain_record_of_a_living_owner_is_settled(subjects: Subjects) -> None:

@@ -20,6 +20,7 @@ from steer_proxy.engine import claims
 from steer_proxy.engine.claims import (
     AGAIN_EVERY,
     COMMIT_TIME,
+    MOST_OWED,
     ClaimLost,
     Claims,
     Finished,
@@ -167,6 +168,72 @@ async def test_what_this_process_left_is_finished_first(
             assert isinstance(taken, Found)
             assert taken.record.state is expected
             assert at.state("call-1") == expected
+
+
+@pytest.mark.parametrize("end", [State.COMPLETED, State.RELEASED])
+async def test_an_end_that_is_owed_is_written_for_who_asks(end: State) -> None:
+    """How the call ended is known: its key is not called uncertain before that is written."""
+    async with stage() as at:
+        taken = await at.take("call-1", state=State.SENT)
+        assert isinstance(taken, Owned)
+        at.claims.let_go(taken.ref)
+        at.claims.owe(at.end(taken.ref, end, resp_chunks=0))
+        again = await at.take("call-2")
+        assert at.state("call-1") == end
+        if end is State.COMPLETED:
+            assert isinstance(again, Found)
+            assert again.record.stored
+        else:
+            assert again == Owned(Ref("call-2", 1))
+
+
+async def test_the_end_of_a_call_that_was_not_written_down_as_sent_is_written() -> None:
+    """It was sent, whatever could be written: else its record would count as a claim alone, and
+    the call be made again. Nobody has to ask for it, nor can others be too many."""
+    async with stage() as at:
+        ends = []
+        for n in range(MOST_OWED + 2):
+            taken = await at.claims.take(at.row(f"call-{n}", scope=f"key-{n}"), FAIL, at.lost.clear)
+            assert isinstance(taken, Owned)
+            at.claims.let_go(taken.ref)
+            ends.append(at.end(taken.ref, resp_chunks=0))
+        at.ledger.down()
+        for end in ends:
+            at.claims.owe(end)
+        await asyncio.sleep(AGAIN_EVERY * 1.5)
+        at.ledger.up()
+        await asyncio.sleep(AGAIN_EVERY * 1.5)
+        assert {at.state(end.ref.id) for end in ends} == {"completed"}
+        stored = [at.books.memory.calls[end.ref.id].resp_chunks is not None for end in ends]
+        assert stored == [True] * MOST_OWED + [False] * 2
+
+
+@pytest.mark.parametrize("lapsed", [None, State.CLAIMED])
+async def test_a_claim_that_may_stand_is_kept_for_a_call_that_is_made(lapsed: State | None) -> None:
+    """Without a ledger, as the policy has it: who makes it looks for its record at its end, which
+    is not freed meanwhile, and is that of the last that was asked for."""
+    async with stage() as at:
+        if lapsed is not None:
+            await at.others("theirs", lapsed, lapsed=True)
+        at.ledger.lose_reply("claim" if lapsed is None else "take_over")
+        epoch = 1 if lapsed is None else 2
+        assert await at.take("call-1", OPEN) == Owned(Ref("call-1", epoch), recorded=False)
+        at.ledger.up()
+        await asyncio.sleep(AGAIN_EVERY * 5)
+        assert at.state("call-1") == "claimed"
+        assert await at.books.memory.mark_sent(Ref("call-1", epoch))
+
+
+async def test_what_this_process_left_expires() -> None:
+    """Its end, which nobody has told, is in doubt as long as any other, and not for ever."""
+    async with stage() as at:
+        taken = await at.take("call-1", state=State.SENT)
+        at.claims.let_go(taken.ref if isinstance(taken, Owned) else Ref("", 0))
+        await at.take("call-2")
+        row = at.books.memory.calls["call-1"]
+        assert row.idem_state == State.UNCERTAIN
+        assert row.ended_us is not None
+        assert row.expires_us == row.ended_us + int(FAIL.retention * 1e6)
 
 
 async def test_a_call_that_runs_here_is_left_alone() -> None:

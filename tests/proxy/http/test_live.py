@@ -326,6 +326,30 @@ async def test_a_ledger_that_hangs_holds_up_no_answer_for_good() -> None:
         assert await at.seen("one") is None
 
 
+async def test_what_fell_behind_is_not_passed_on() -> None:
+    """There is a hole in it: who follows gets none of what comes behind that, and other streams are
+    written as ever."""
+    async with stage() as at:
+        recording, stream = await at.stream("one", most=10)
+        async with at.books.memory.watch("one"):
+            await put(recording, b"x" * 100)
+            await asyncio.sleep(EVERY * 1.5)
+            assert stream.passing
+            at.ledger.hang("add_chunks")
+            for _ in range(4):
+                await put(recording, b"x" * READERS_WINDOW)
+                await asyncio.sleep(EVERY)
+            assert stream.reader.dropped
+            assert not at.live.passes_on(stream)
+            at.ledger.up()
+            await asyncio.sleep(EVERY * 3)
+            assert await at.seen("one") is None
+            other, _ = await at.stream("other")
+            await put(other, b"x")
+            await asyncio.sleep(EVERY * 3)
+            assert await at.seen("other") == b"x"
+
+
 async def test_a_key_that_was_taken_over_is_written_nothing_of() -> None:
     """Its chunks would be another call's."""
     async with stage() as at:
