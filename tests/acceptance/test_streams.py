@@ -220,6 +220,30 @@ async def test_commit_complete_hides_a_later_error(tmp_path: Path, dialect: str)
         assert reply.text == parties.primary.text
 
 
+@EVERY_DIALECT
+async def test_commit_complete_waits_for_a_long_stream(tmp_path: Path, dialect: str) -> None:
+    """The limit of the first token has no say once there is one, whenever the caller gets it."""
+    timeouts = {"timeouts": {"first_token": 5, "idle": 4}}
+    async with world(tmp_path, dialect, route={"commit": "complete"}, upstream=timeouts) as parties:
+        parties.primary.pace = 2.0
+        reply = await parties.ask(stream=True)
+        assert reply.status == 200
+        assert reply.text == parties.primary.text
+        assert reply.headers["X-Steer-Upstream"] == "primary"
+        assert reply.seconds > 10
+
+
+async def test_commit_complete_waits_no_longer_than_the_deadline(tmp_path: Path) -> None:
+    """What has begun to speak must have ended by then."""
+    route = {"commit": "complete", "timeouts": {"total": 8}}
+    async with world(tmp_path, route=route, fallback=False) as parties:
+        parties.primary.pace = 2.0
+        reply = await parties.ask(stream=True)
+        assert reply.status == 504
+        assert reply.json["error"]["code"] == "steer_deadline"
+        assert 7.5 <= reply.seconds <= 8.1
+
+
 async def test_commit_headers_does_not_hold_back(tmp_path: Path) -> None:
     """With `commit: headers` the caller sees the head before the first token."""
     async with world(tmp_path, route={"commit": "headers"}) as parties:

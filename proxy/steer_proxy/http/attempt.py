@@ -107,7 +107,7 @@ class HttpSender:
                 by = started + timeouts.first_token
                 response.arm_sooner(by, Failure.FIRST_TOKEN_TIMEOUT, deadline)
                 trace.reader = reader
-                return await self._stream(response, reader, content_type, trace)
+                return await self._stream(response, reader, content_type, deadline, trace)
             response.arm(deadline, Failure.DEADLINE)
             return await self._plain(response, content_type, trace)
         except UpstreamError as error:
@@ -201,6 +201,7 @@ class HttpSender:
         response: UpstreamResponse,
         reader: StreamReader,
         content_type: str,
+        deadline: float,
         trace: Trace,
     ) -> HttpAnswer:
         """A stream the dialect understands: held until it has something to say."""
@@ -222,6 +223,8 @@ class HttpSender:
             held.append(released)
             if trace.first_token is None and reader.progress >= Progress.CONTENT:
                 trace.first_token = self._clock.now()
+                # It has come in time, and what is still to be held may take longer.
+                response.arm(deadline, Failure.DEADLINE)
         if whole and reader.progress < Progress.FINISHED and reader.error is None:
             raise UpstreamError(Failure.TRUNCATED)
         hidden = reader.progress < Progress.CONTENT or commit is CommitPoint.COMPLETE
