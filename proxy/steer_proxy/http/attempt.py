@@ -250,15 +250,16 @@ class HttpSender:
         return answer
 
 
-#: How long a stream that has said everything is waited on for its terminal marker, in seconds.
-TERMINAL_GRACE: Final = 2.0
+#: How long a stream that has said everything is waited on for the rest, in seconds: what it counts
+#: and its terminal marker belong to the answer, and come at once, or after a little bookkeeping.
+TERMINAL_GRACE: Final = 10.0
 
 
 async def read_event_bytes(response: UpstreamResponse, reader: StreamReader) -> bytes:
     """The next bytes of a stream; b"" at its end.
 
     A stream that has said everything but keeps its connection open without a terminal marker ends
-    after a short grace.
+    after a grace.
 
     Raises:
         UpstreamError: when the stream broke before it was finished.
@@ -267,7 +268,7 @@ async def read_event_bytes(response: UpstreamResponse, reader: StreamReader) -> 
         return await response.read()
     if response.ended:
         return response.read_ready()
-    response.limit_silence(TERMINAL_GRACE)
+    response.limit_silence(min(response.patience, TERMINAL_GRACE))
     try:
         return await response.read()
     except UpstreamError:

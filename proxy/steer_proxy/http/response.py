@@ -174,6 +174,11 @@ class UpstreamResponse:
         self._patience, self._impatience = seconds, failure
         self._wake_by(self._now() + seconds)
 
+    @property
+    def patience(self) -> float:
+        """How many seconds a read may wait for a byte."""
+        return self._patience
+
     def disarm(self) -> None:
         """Take back `arm`."""
         self._due = math.inf
