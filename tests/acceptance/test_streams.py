@@ -129,7 +129,9 @@ async def test_what_follows_the_finish_reason_has_its_time(
 
     async with world(tmp_path, dialect, upstream={"timeouts": {"idle": idle}}) as parties:
         parties.primary.always(rewrite("late", late))
-        more = {"stream_options": {"include_usage": True}} if dialect == "openai" else {}
+        more: dict[str, Any] = {"stream_options": {"include_usage": True}}
+        if dialect != "openai":
+            more = {}
         reply = await parties.ask(stream=True, **more)
         assert not reply.cut
         relayed = sent if whole else sent[:-count]
