@@ -130,6 +130,28 @@ ANSWERS = {
 }
 
 
+@pytest.mark.parametrize("reason", ["D\u00e9j\u00e0", "all\tright"])
+async def test_an_answer_is_not_lost_for_its_reason_phrase(tmp_path: Path, reason: str) -> None:
+    """A phrase may have such bytes, and means nothing: it is left out."""
+    async with tool(tmp_path) as at:
+        at.provider.always(Answer((Head(200, reason=reason, length=2), Data(b"{}"), Finish())))
+        data = post(b"{}", "/tool/x", KEY, "Content-Type: application/json")
+        first, again = [await ask(at.port, data, "POST") for _ in range(2)]
+        assert (first.first_line, first.body) == ("HTTP/1.1 200 ", b"{}")
+        same(first, again)
+
+
+async def test_an_answer_is_not_lost_for_its_many_fields(tmp_path: Path) -> None:
+    """An answer may have as many as a request."""
+    fields = tuple((f"X-{n}", "v") for n in range(250))
+    async with tool(tmp_path) as at:
+        at.provider.always(Answer((Head(200, fields, length=2), Data(b"{}"), Finish())))
+        data = post(b"{}", "/tool/x", KEY, "Content-Type: application/json")
+        first, again = [await ask(at.port, data, "POST") for _ in range(2)]
+        assert [first.value(name) for name, _ in fields] == ["v"] * 250
+        same(first, again)
+
+
 @pytest.mark.parametrize("name", list(ANSWERS))
 async def test_any_answer_is_replayed_to_the_byte(tmp_path: Path, name: str) -> None:
     """The first, those that joined, and the replay."""
