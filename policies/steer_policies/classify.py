@@ -160,7 +160,7 @@ def classify_answer(
 def classify_event(rules: Rules, document: Any, *, content_seen: bool) -> Verdict:
     """The verdict on an error inside a stream.
 
-    Once content was seen the provider has run, and may bill, the call.
+    Once content was seen, or counted, the provider has run, and may bill, the call.
     """
     said = rules.read(document)
     failure = next((rules.in_band[name] for name in said.reasons if name in rules.in_band), None)

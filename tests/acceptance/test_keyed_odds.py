@@ -14,6 +14,7 @@ from aiohttp import ClientConnectionResetError
 from steer_proxy.http import execution
 from steer_proxy.http.caller import CallerResponse
 from steer_proxy.http.journal import Journal
+from steer_proxy.ledger.memory import MemoryLedger
 from tests.provider import (
     Answer,
     Data,
@@ -127,6 +128,28 @@ ANSWERS = {
     ),
     "odd reason": Answer((Head(299, (("X-Odd", "\u00e9"),), reason="Quite odd"), Finish())),
 }
+
+
+@pytest.mark.parametrize("reason", ["D\u00e9j\u00e0", "all\tright"])
+async def test_an_answer_is_not_lost_for_its_reason_phrase(tmp_path: Path, reason: str) -> None:
+    """A phrase may have such bytes, and means nothing: it is left out."""
+    async with tool(tmp_path) as at:
+        at.provider.always(Answer((Head(200, reason=reason, length=2), Data(b"{}"), Finish())))
+        data = post(b"{}", "/tool/x", KEY, "Content-Type: application/json")
+        first, again = [await ask(at.port, data, "POST") for _ in range(2)]
+        assert (first.first_line, first.body) == ("HTTP/1.1 200 ", b"{}")
+        same(first, again)
+
+
+async def test_an_answer_is_not_lost_for_its_many_fields(tmp_path: Path) -> None:
+    """An answer may have as many as a request."""
+    fields = tuple((f"X-{n}", "v") for n in range(250))
+    async with tool(tmp_path) as at:
+        at.provider.always(Answer((Head(200, fields, length=2), Data(b"{}"), Finish())))
+        data = post(b"{}", "/tool/x", KEY, "Content-Type: application/json")
+        first, again = [await ask(at.port, data, "POST") for _ in range(2)]
+        assert [first.value(name) for name, _ in fields] == ["v"] * 250
+        same(first, again)
 
 
 @pytest.mark.parametrize("name", list(ANSWERS))
@@ -258,16 +281,58 @@ async def test_what_is_saved(tmp_path: Path, save: str, code: int) -> None:
         assert len(at.provider.attempts) == before == 1
 
 
-async def test_a_compressed_stream_is_given_as_it_is(tmp_path: Path) -> None:
-    """Nobody looks into it; cut, it is uncertain."""
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+async def test_a_compressed_stream_is_given_as_it_is(tmp_path: Path, coding: Any) -> None:
+    """Whole, it is kept; what it counts is known all the same."""
     async with world(tmp_path) as parties:
-        parties.primary.always(faults.compressed("gzip"))
-        headers = {**key(), "Accept-Encoding": "gzip"}
-        first = await parties.ask(stream=True, headers=headers)
-        again = await parties.ask(stream=True, headers=headers)
+        parties.primary.always(faults.compressed(coding, unasked=True))
+        first, again = [
+            await parties.ask(stream=True, headers=key(), stream_options={"include_usage": True})
+            for _ in range(2)
+        ]
         assert first.body == again.body
         assert again.headers["Idempotency-Status"] == "replayed"
         nothing_left(parties.steer.gateway)
+        await asyncio.sleep(1.0)
+        ledger = parties.steer.sidecar.books.ledger
+        assert isinstance(ledger, MemoryLedger)
+        counts = [row.tokens_out for row in ledger.calls.values() if row.idem_role == "owner"]
+        assert len(counts) == 1
+        assert counts[0]
+
+
+NAMED = ["", "none", "utf-8", "identity, Identity"]
+CODED = {name: faults.with_headers(("Content-Encoding", name)) for name in NAMED}
+CODED |= {name: faults.compressed(name, unasked=True) for name in ("gzip", "deflate")}
+
+
+@pytest.mark.parametrize("coded", list(CODED))
+@pytest.mark.parametrize("how", ["in two", "by an error"])
+async def test_no_coding_hides_that_a_stream_broke(tmp_path: Path, coded: str, how: str) -> None:
+    """Whatever is said of its bytes, and however its framing ends: it is not complete."""
+    async with world(tmp_path, fallback=False) as parties:
+        if how == "in two":
+            breaks = CODED[coded] | faults.cut_after(events=3, how="clean_end")
+        else:
+            breaks = faults.in_band_error(at=3) | CODED[coded]
+        parties.primary.always(breaks)
+        first = await parties.ask(stream=True, headers=key())
+        assert first.cut or first.status == 504 or b"overloaded" in first.body
+        again = await parties.ask(stream=True, headers=key())
+        assert (again.status, again.json["error"]["code"]) == (409, "steer_key_uncertain")
+        assert len(parties.primary.attempts) == 1
+
+
+@pytest.mark.parametrize("coded", list(CODED))
+async def test_no_coding_hides_that_an_answer_was_cut(tmp_path: Path, coded: str) -> None:
+    """JSON that ends with its connection, before its own end."""
+    async with world(tmp_path, fallback=False) as parties:
+        cut = faults.until_close() | faults.cut_after(bytes=200, how="close")
+        parties.primary.always(CODED[coded] | cut)
+        first = await parties.ask(headers=key())
+        assert first.status == 504
+        again = await parties.ask(headers=key())
+        assert (again.status, again.json["error"]["code"]) == (409, "steer_key_uncertain")
 
 
 async def test_a_tools_event_stream_ends_with_its_longest_time(tmp_path: Path) -> None:

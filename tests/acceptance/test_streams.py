@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.provider import faults
+from tests.provider import Answer, Event, Pause, faults
+from tests.provider.faults.rewriting import rewrite
 from tests.support.world import world
 
 DIALECTS = ["openai", "anthropic", "gemini"]
@@ -105,7 +106,37 @@ async def test_a_complete_stream_without_its_marker_ends_promptly(
         assert reply.status == 200
         assert not reply.cut
         assert reply.text == parties.primary.text
-        assert reply.seconds < 3
+        assert reply.seconds < 11
+
+
+@EVERY_DIALECT
+@pytest.mark.parametrize(
+    ("pause", "idle", "whole"), [(9, 30, True), (9, 5, False), (15, 30, False)]
+)
+async def test_what_follows_the_finish_reason_has_its_time(
+    tmp_path: Path, dialect: str, pause: float, idle: float, whole: bool
+) -> None:
+    """Usage and terminal marker are part of a good answer, but not to be awaited for ever."""
+    sent: list[Event] = []
+    count = 2 if dialect == "openai" else 1  # the usage and [DONE], or message_stop
+
+    def late(answer: Answer) -> Answer:
+        *steps, finish = answer.steps
+        if dialect == "gemini":
+            steps.append(Event(b'data: {"usageMetadata": {"promptTokenCount": 3}}\r\n\r\n'))
+        sent[:] = [step for step in steps if isinstance(step, Event)]
+        return Answer((*steps[:-count], Pause(pause), *steps[-count:], finish))
+
+    async with world(tmp_path, dialect, upstream={"timeouts": {"idle": idle}}) as parties:
+        parties.primary.always(rewrite("late", late))
+        more: dict[str, Any] = {"stream_options": {"include_usage": True}}
+        if dialect != "openai":
+            more = {}
+        reply = await parties.ask(stream=True, **more)
+        assert not reply.cut
+        relayed = sent if whole else sent[:-count]
+        assert reply.body == b"".join(event.data for event in relayed)
+        assert reply.seconds == pytest.approx(min(pause, idle, 10), abs=0.5)
 
 
 @EVERY_DIALECT
@@ -218,6 +249,30 @@ async def test_commit_complete_hides_a_later_error(tmp_path: Path, dialect: str)
         reply = await parties.ask(stream=True)
         assert not reply.cut
         assert reply.text == parties.primary.text
+
+
+@EVERY_DIALECT
+async def test_commit_complete_waits_for_a_long_stream(tmp_path: Path, dialect: str) -> None:
+    """The limit of the first token has no say once there is one, whenever the caller gets it."""
+    timeouts = {"timeouts": {"first_token": 5, "idle": 4}}
+    async with world(tmp_path, dialect, route={"commit": "complete"}, upstream=timeouts) as parties:
+        parties.primary.pace = 2.0
+        reply = await parties.ask(stream=True)
+        assert reply.status == 200
+        assert reply.text == parties.primary.text
+        assert reply.headers["X-Steer-Upstream"] == "primary"
+        assert reply.seconds > 10
+
+
+async def test_commit_complete_waits_no_longer_than_the_deadline(tmp_path: Path) -> None:
+    """What has begun to speak must have ended by then."""
+    route = {"commit": "complete", "timeouts": {"total": 8}}
+    async with world(tmp_path, route=route, fallback=False) as parties:
+        parties.primary.pace = 2.0
+        reply = await parties.ask(stream=True)
+        assert reply.status == 504
+        assert reply.json["error"]["code"] == "steer_deadline"
+        assert 7.5 <= reply.seconds <= 8.1
 
 
 async def test_commit_headers_does_not_hold_back(tmp_path: Path) -> None:

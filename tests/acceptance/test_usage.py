@@ -219,7 +219,7 @@ async def test_a_stream_without_its_marker_ends_promptly(tmp_path: Path, how: An
         reply = await through_steer(parties, body)
         assert not reply.cut
         assert reply.body == direct.removesuffix(b"data: [DONE]\n\n")
-        assert reply.seconds < 3
+        assert reply.seconds < 11
 
 
 async def test_a_wrong_request_stays_wrong(tmp_path: Path) -> None:

@@ -26,11 +26,13 @@ _EMPTY_AT_START: Final = frozenset({"text", "thinking"})
 class MessageReader(EventReader):
     """Messages: COMPLETE at `message_stop`, FINISHED at a `message_delta` with a stop reason."""
 
-    __slots__ = ("_counts",)
+    __slots__ = ("_counts", "_ran")
 
     def __init__(self, *, keep_text: bool = False) -> None:
         super().__init__(keep_text=keep_text)
         self._counts: dict[str, Any] = {}
+        # A block is over, or tokens were counted: thinking may be left out of the stream.
+        self._ran = False
 
     def _inspect(self, event: bytes) -> None:
         # The event's name is its first line: a delta after the first one brings no news.
@@ -44,17 +46,21 @@ class MessageReader(EventReader):
         document = mapping(load(data)) if data else {}
         kind = document.get("type")
         if name == b"error" or kind == "error":
-            content_seen = self.progress is not Progress.PRELUDE
+            content_seen = self._ran or self.progress is not Progress.PRELUDE
             self.error = classify_event(RULES, document, content_seen=content_seen)
         elif kind == "content_block_delta":
             self._delta(mapping(document.get("delta")))
         elif kind == "content_block_start":
             self._block(document)
+        elif kind == "content_block_stop":
+            self._ran = True
         elif kind == "message_start":
             message = mapping(document.get("message"))
             self.model = label(message.get("model")) or self.model
             self._count(message.get("usage"))
         elif kind == "message_delta":
+            # Not before: the token that `message_start` counts is none yet.
+            self._ran |= bool(mapping(document.get("usage")).get("output_tokens"))
             self._count(document.get("usage"))
             if mapping(document.get("delta")).get("stop_reason"):
                 self._reach(Progress.FINISHED)

@@ -65,8 +65,8 @@ class GeminiReader(EventReader):
     def _see(self, document: Any) -> None:
         response = mapping(items(document)[0] if items(document) else document)
         if response.get("error"):
-            content_seen = self.progress is not Progress.PRELUDE
-            self.error = classify_event(RULES, response, content_seen=content_seen)
+            has_run = self._has_run(gemini_usage(response.get("usageMetadata")) or self._usage)
+            self.error = classify_event(RULES, response, content_seen=has_run)
             return
         self.model = label(response.get("modelVersion")) or self.model
         self._usage = gemini_usage(response.get("usageMetadata")) or self._usage

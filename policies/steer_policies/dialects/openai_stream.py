@@ -31,9 +31,9 @@ class _OpenAIReader(EventReader):
 
     __slots__ = ()
 
-    def _break(self, document: Any) -> None:
-        content_seen = self.progress is not Progress.PRELUDE
-        self.error = classify_event(RULES, document, content_seen=content_seen)
+    def _break(self, document: Mapping[str, Any]) -> None:
+        has_run = self._has_run(openai_usage(document.get("usage")) or self._usage)
+        self.error = classify_event(RULES, document, content_seen=has_run)
 
 
 class ChoicesReader(_OpenAIReader):

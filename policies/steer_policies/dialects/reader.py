@@ -119,6 +119,13 @@ class EventReader:
     def _reach(self, progress: Progress) -> None:
         self.progress = max(self.progress, progress)
 
+    def _has_run(self, usage: Usage | None) -> bool:
+        """Whether the provider has run the call: content came, or `usage` counts output.
+
+        Thoughts may be counted, and billed, without being shown.
+        """
+        return self.progress is not Progress.PRELUDE or bool(usage is not None and usage.output)
+
     def _add_text(self, text: Any) -> None:
         """Keep text for a resume; anything but text ends that."""
         if self._text is None:

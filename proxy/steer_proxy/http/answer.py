@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from steer_policies.dialects.base import Progress, StreamReader
-from steer_policies.dialects.json_end import JsonEnd
 from steer_policies.outcome import Failure, Verdict, failed
 from steer_proxy.engine.attempt import Trace
 from steer_proxy.http.response import UpstreamResponse
+from steer_proxy.http.witness import Witness
 
 #: How much of an answer is held back before it is committed, in bytes: whole plain answers, and
 #: the beginning of a stream until its first token. `complete` holds whole streams, hence more.
@@ -24,7 +24,7 @@ class HttpAnswer:
     `lesson` is what breakers learn at the commit, None for nothing.
     `reader` is set for a stream the dialect understands. `status` None means that no head came.
     `trace` is what is measured of the attempt; of a plain answer that is not held whole, `tail`
-    remembers the last bytes that were relayed. `json_end` tells whether an answer was cut where
+    remembers the last bytes that were relayed. `witness` tells whether an answer was cut where
     nothing else does.
     """
 
@@ -32,7 +32,6 @@ class HttpAnswer:
         "_open",
         "content_type",
         "held",
-        "json_end",
         "lesson",
         "reader",
         "reason",
@@ -42,6 +41,7 @@ class HttpAnswer:
         "trace",
         "verdict",
         "whole",
+        "witness",
     )
 
     def __init__(
@@ -54,7 +54,7 @@ class HttpAnswer:
         reader: StreamReader | None = None,
         content_type: str = "",
         trace: Trace | None = None,
-        json_end: JsonEnd | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self.verdict = verdict
         self.lesson: Verdict | None = verdict
@@ -67,7 +67,7 @@ class HttpAnswer:
         self.reader = reader
         self.content_type = content_type
         self.tail = b""
-        self.json_end = json_end
+        self.witness = witness
         self.trace = Trace() if trace is None else trace
 
     @classmethod

@@ -22,6 +22,7 @@ from steer_proxy.http.call import Call
 from steer_proxy.http.outbound import Outbound
 from steer_proxy.http.response import UpstreamError, UpstreamResponse
 from steer_proxy.http.wire import Wire
+from steer_proxy.http.witness import StreamEnd, Witness, content_coding, seen_through
 
 #: How much of a failing answer is looked at to classify it, in bytes, after decoding.
 LOOKED_AT: Final = 64 * 1024
@@ -100,16 +101,8 @@ class HttpSender:
             if response.status >= 400:
                 response.arm(deadline, Failure.DEADLINE)
                 return await self._failing(response, trace)
-            content_type = response.headers.get("Content-Type", "")
-            # A redirect's body is no stream, whatever its type.
-            reader = self._reader(response, content_type) if response.status < 300 else None
-            if reader is not None:
-                by = started + timeouts.first_token
-                response.arm_sooner(by, Failure.FIRST_TOKEN_TIMEOUT, deadline)
-                trace.reader = reader
-                return await self._stream(response, reader, content_type, trace)
-            response.arm(deadline, Failure.DEADLINE)
-            return await self._plain(response, content_type, trace)
+            by = started + timeouts.first_token
+            return await self._promising(response, by, deadline, trace)
         except UpstreamError as error:
             trace.settle()
             if response is not None:
@@ -137,9 +130,7 @@ class HttpSender:
         trace.body = None  # what follows is no body
         return HttpAnswer(SUCCESS, response, whole=False, trace=trace)
 
-    def _reader(self, response: UpstreamResponse, content_type: str) -> StreamReader | None:
-        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            return None
+    def _reader(self, content_type: str) -> StreamReader | None:
         if self._call.method == "HEAD":
             return None
         return self._call.dialect.read_stream(
@@ -159,17 +150,40 @@ class HttpSender:
         response.disarm()
         return HttpAnswer(verdict, response, held=held, whole=response.exhausted, trace=trace)
 
+    async def _promising(
+        self, response: UpstreamResponse, first_token: float, deadline: float, trace: Trace
+    ) -> HttpAnswer:
+        """An answer that is good so far; a stream's first token is due by `first_token`."""
+        content_type = response.headers.get("Content-Type", "")
+        # A redirect's body is no stream, whatever its type.
+        reader = self._reader(content_type) if response.status < 300 else None
+        coding = content_coding(response.headers)
+        trace.reader = reader
+        if reader is not None and not coding:
+            response.arm_sooner(first_token, Failure.FIRST_TOKEN_TIMEOUT, deadline)
+            return await self._stream(response, reader, content_type, deadline, trace)
+        response.arm(deadline, Failure.DEADLINE)
+        # What is coded can be relayed only as it comes, and judged when it has ended.
+        json_end = self._json_end(response, content_type)
+        witness = json_end if reader is None else StreamEnd(reader)
+        if witness is not None:
+            witness = seen_through(coding, witness)
+        return await self._plain(response, content_type, witness, trace)
+
     async def _plain(
-        self, response: UpstreamResponse, content_type: str, trace: Trace
+        self,
+        response: UpstreamResponse,
+        content_type: str,
+        witness: Witness | None,
+        trace: Trace,
     ) -> HttpAnswer:
         """An answer whose end only its framing tells: held whole while that is cheap."""
         limit = HELD_PLAIN
         if self._plan.commit is CommitPoint.HEADERS or _is_live(response, content_type):
             limit = 0
-        json_end = self._json_end(response, content_type)
-        held = await _read_up_to(response, limit, json_end)
+        held = await _read_up_to(response, limit, witness)
         whole = response.exhausted
-        if whole and json_end is not None and json_end.cut:
+        if whole and witness is not None and witness.cut:
             raise UpstreamError(Failure.TRUNCATED)
         return HttpAnswer(
             SUCCESS,
@@ -178,17 +192,15 @@ class HttpSender:
             whole=whole,
             content_type=content_type,
             trace=trace,
-            json_end=json_end,
+            witness=witness,
         )
 
-    def _json_end(self, response: UpstreamResponse, content_type: str) -> JsonEnd | None:
+    def _json_end(self, response: UpstreamResponse, content_type: str) -> Witness | None:
         """What tells the end of an answer that ends where its connection does; None for others."""
         headers, call = response.headers, self._call
         if "Content-Length" in headers or "Transfer-Encoding" in headers:
             return None
         if not 200 <= response.status < 300 or response.status == 204 or call.method == "HEAD":
-            return None
-        if headers.get("Content-Encoding", "identity").lower() != "identity":
             return None
         if not _is_json(content_type):
             return None
@@ -201,6 +213,7 @@ class HttpSender:
         response: UpstreamResponse,
         reader: StreamReader,
         content_type: str,
+        deadline: float,
         trace: Trace,
     ) -> HttpAnswer:
         """A stream the dialect understands: held until it has something to say."""
@@ -222,6 +235,8 @@ class HttpSender:
             held.append(released)
             if trace.first_token is None and reader.progress >= Progress.CONTENT:
                 trace.first_token = self._clock.now()
+                # It has come in time, and what is still to be held may take longer.
+                response.arm(deadline, Failure.DEADLINE)
         if whole and reader.progress < Progress.FINISHED and reader.error is None:
             raise UpstreamError(Failure.TRUNCATED)
         hidden = reader.progress < Progress.CONTENT or commit is CommitPoint.COMPLETE
@@ -247,15 +262,16 @@ class HttpSender:
         return answer
 
 
-#: How long a stream that has said everything is waited on for its terminal marker, in seconds.
-TERMINAL_GRACE: Final = 2.0
+#: How long a stream that has said everything is waited on for the rest, in seconds: what it counts
+#: and its terminal marker belong to the answer, and come at once, or after a little bookkeeping.
+TERMINAL_GRACE: Final = 10.0
 
 
 async def read_event_bytes(response: UpstreamResponse, reader: StreamReader) -> bytes:
     """The next bytes of a stream; b"" at its end.
 
     A stream that has said everything but keeps its connection open without a terminal marker ends
-    after a short grace.
+    after a grace.
 
     Raises:
         UpstreamError: when the stream broke before it was finished.
@@ -264,7 +280,7 @@ async def read_event_bytes(response: UpstreamResponse, reader: StreamReader) -> 
         return await response.read()
     if response.ended:
         return response.read_ready()
-    response.limit_silence(TERMINAL_GRACE)
+    response.limit_silence(min(response.patience, TERMINAL_GRACE))
     try:
         return await response.read()
     except UpstreamError:
@@ -299,22 +315,22 @@ def _is_json(content_type: str) -> bool:
 
 
 async def _read_up_to(
-    response: UpstreamResponse, limit: int, json_end: JsonEnd | None = None
+    response: UpstreamResponse, limit: int, witness: Witness | None = None
 ) -> bytes:
     """The body, or as much of it as came before more than `limit` bytes were held.
 
     What tells its end is fed bit by bit: 1 MiB at once could hold up all others for 60 ms.
     """
     chunk = response.read_ready()
-    if json_end is not None:
-        json_end.feed(chunk)
+    if witness is not None:
+        witness.feed(chunk)
     if response.ended or limit == 0:
         return chunk
     chunks = [chunk]
     size = len(chunk)
     while size <= limit and (chunk := await response.read()):
-        if json_end is not None:
-            json_end.feed(chunk)
+        if witness is not None:
+            witness.feed(chunk)
         chunks.append(chunk)
         size += len(chunk)
     return b"".join(chunks)

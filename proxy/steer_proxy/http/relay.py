@@ -37,14 +37,14 @@ async def relay_plain(
         await caller.write(answer.held)
     # A provider counts at the end of its answer, and names its model at the beginning.
     counts = "json" in answer.content_type
-    json_end = answer.json_end
+    witness = answer.witness
     answer.held = answer.held[:GLIMPSE] if counts else b""
     if response is not None and not answer.whole:
         try:
             while chunk := await response.read():
                 await caller.write(chunk)
-                if json_end is not None:
-                    json_end.feed(chunk)
+                if witness is not None:
+                    witness.feed(chunk)
                 if counts:
                     tail = chunk if len(chunk) >= GLIMPSE else answer.tail + chunk
                     answer.tail = tail[-GLIMPSE:]
@@ -52,7 +52,7 @@ async def relay_plain(
                     alive()
         except UpstreamError as error:
             raise Broken(failed(error.failure)) from error
-        if json_end is not None and json_end.cut:
+        if witness is not None and witness.cut:
             raise Broken(failed(Failure.TRUNCATED))
     return SUCCESS
 

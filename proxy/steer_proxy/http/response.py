@@ -137,7 +137,7 @@ class UpstreamResponse:
         values = b"".join([value for _, value in message.raw_headers])
         if b"\n" in values or b"\r" in values or b"\0" in values:
             raise UpstreamError(Failure.PROTOCOL, "a control character in a header")
-        if not 100 <= message.code <= 599 or not message.reason.isprintable():
+        if not 100 <= message.code <= 599:
             raise UpstreamError(Failure.PROTOCOL, "a status line that is none")
         coding = message.headers.get("Transfer-Encoding")
         if coding is not None and coding.lower() != "chunked":
@@ -145,7 +145,8 @@ class UpstreamResponse:
         self._headed = True
         self._due = math.inf
         self.status = message.code
-        self.reason = message.reason
+        # A phrase may have tabs and any bytes beyond ASCII, and says nothing (RFC 9112, section 4).
+        self.reason = message.reason if message.reason.isprintable() else ""
         self.headers = message.headers
         self.raw_headers = message.raw_headers
         self._content = content
@@ -173,6 +174,11 @@ class UpstreamResponse:
         """Fail a read that waits for `seconds`; time in which nobody reads is free."""
         self._patience, self._impatience = seconds, failure
         self._wake_by(self._now() + seconds)
+
+    @property
+    def patience(self) -> float:
+        """How many seconds a read may wait for a byte."""
+        return self._patience
 
     def disarm(self) -> None:
         """Take back `arm`."""

@@ -43,9 +43,11 @@ from steer_proxy.http.response import UpstreamError, UpstreamProtocol, UpstreamR
 
 LOGGER: Final = logging.getLogger("steer.upstream")
 
-#: Longest answer head line and field accepted from an upstream, in bytes. Providers send long
-#: security policies; aiohttp's 8,190 is too small for some.
+#: Longest answer head line and field accepted from an upstream, in bytes, and how many of them:
+#: as many as of a caller. Providers send long security policies; aiohttp's 8,190 is too small for
+#: some.
 MAX_FIELD: Final = 64 * 1024
+MAX_FIELDS: Final = 256
 
 #: How long an unused connection is kept, in seconds: below the 60 s after which common load
 #: balancers close, since a request lost on a dying connection may have been executed.
@@ -147,6 +149,7 @@ class Wire:
             read_bufsize=READ_AHEAD,
             max_line_size=MAX_FIELD,
             max_field_size=MAX_FIELD,
+            max_headers=MAX_FIELDS,
         )
         response = UpstreamResponse(connection, protocol, loop)
         try:

@@ -247,6 +247,41 @@ def test_errors_in_a_stream(kind: str, message: str, failure: Failure, seen: boo
     assert reader.error.executed is (Executed.MAYBE if seen else Executed.NO)
 
 
+_OMITTED = [
+    MESSAGE[0],
+    typed("content_block_start", index=0, content_block={"type": "thinking", "thinking": ""}),
+    typed("content_block_stop", index=0),
+]
+
+
+@pytest.mark.parametrize(
+    ("events", "seen"),
+    [
+        pytest.param(_OMITTED, True, id="a block that is over"),
+        pytest.param(_OMITTED[:2], False, id="a block that has begun"),
+        pytest.param(
+            [MESSAGE[0], typed("message_delta", delta={}, usage={"output_tokens": 9})],
+            True,
+            id="tokens counted",
+        ),
+        pytest.param(
+            [MESSAGE[0], typed("message_delta", delta={}, usage={"output_tokens": 0})],
+            False,
+            id="no tokens counted",
+        ),
+    ],
+)
+def test_an_error_after_what_is_not_shown(events: list[bytes], seen: bool) -> None:
+    """Thinking may be left out of the stream: its block is over, and nothing was said.
+
+    The token that `message_start` counts is none yet.
+    """
+    reader: Any = read(MessageReader(), *events)
+    assert reader.progress is Progress.PRELUDE
+    reader.feed(named("error", error("api_error")))
+    assert reader.error.executed is (Executed.MAYBE if seen else Executed.NO)
+
+
 def test_an_error_without_json_or_name() -> None:
     """Either is enough to know it."""
     reader: Any = MessageReader()

@@ -317,6 +317,22 @@ def test_errors_in_a_stream(body: Any, failure: Failure, form: str) -> None:
     assert reader.error.executed is (Executed.MAYBE if maybe else Executed.NO)
 
 
+@pytest.mark.parametrize(
+    ("usage", "seen"),
+    [
+        ({"promptTokenCount": 4, "thoughtsTokenCount": 500}, True),
+        ({"promptTokenCount": 4, "candidatesTokenCount": 0}, False),
+    ],
+)
+def test_an_error_after_thoughts_that_are_only_counted(usage: Any, seen: bool) -> None:
+    """What the provider counts as its output it has made, and may bill, unseen as it is."""
+    thinking = {"candidates": [{"content": {"role": "model", "parts": []}}], "usageMetadata": usage}
+    reader: Any = read(GeminiReader(), data(thinking))
+    assert reader.progress is Progress.PRELUDE
+    reader.feed(data(error(500, "INTERNAL")))
+    assert reader.error.executed is (Executed.MAYBE if seen else Executed.NO)
+
+
 def test_an_error_in_a_stream_may_say_when() -> None:
     """And be wrapped in a list; after content the call was executed, maybe."""
     reader: Any = read(GeminiReader(), GEMINI[0])

@@ -153,6 +153,44 @@ def test_errors_among_choices(event: bytes, failure: Failure, code: str | None, 
     assert reader.error.executed is (Executed.MAYBE if seen else Executed.NO)
 
 
+def _counted(**usage: int) -> bytes:
+    return data({"id": "chatcmpl-1", "choices": [], "usage": usage})
+
+
+@pytest.mark.parametrize(
+    ("events", "seen"),
+    [
+        pytest.param([_counted(completion_tokens=500)], True, id="some"),
+        pytest.param([_counted(completion_tokens=0)], False, id="none"),
+        pytest.param([_counted(prompt_tokens=9)], False, id="of the prompt"),
+    ],
+)
+def test_an_error_after_counted_tokens_alone(events: list[bytes], seen: bool) -> None:
+    """What the provider counts as its output it has made, and may bill, unseen as it is."""
+    reader = read(ChoicesReader(), CHAT[0], *events)
+    assert reader.progress is PRELUDE
+    reader.feed(data({"error": {"type": "server_error"}}))
+    assert reader.error is not None
+    assert reader.error.executed is (Executed.MAYBE if seen else Executed.NO)
+
+
+@pytest.mark.parametrize(
+    ("usage", "seen"),
+    [
+        ({"input_tokens": 9, "output_tokens": 2000}, True),
+        ({"input_tokens": 9, "output_tokens": 0}, False),
+        (None, False),
+    ],
+)
+def test_a_response_that_failed_may_count_tokens(usage: Any, seen: bool) -> None:
+    """It says itself whether the provider has run the call."""
+    reader = read(TypedReader(), *RESPONSE[:3])
+    failed = {"status": "failed", "error": {"code": "server_error"}, "usage": usage}
+    assert reader.feed(typed("response.failed", response=failed)) == b""
+    assert reader.error is not None
+    assert reader.error.executed is (Executed.MAYBE if seen else Executed.NO)
+
+
 def test_an_empty_error_is_none() -> None:
     """`error: null` beside content is what the official SDK passes over, too."""
     reader = read(ChoicesReader(), chunk({"content": "a"}), chunk({"content": "b"}, error=None))

@@ -1,0 +1,96 @@
+"""Who tells whether an answer was cut, through its content coding."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import pytest
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from steer_policies.dialects.json_end import JsonEnd
+from steer_policies.dialects.openai_stream import TypedReader
+from steer_proxy.http.witness import StreamEnd, Witness, content_coding, seen_through
+from tests.policies.dialects.streams import RESPONSE
+
+
+@pytest.mark.parametrize(
+    ("named", "coding"),
+    [
+        ([], ""),
+        ([""], ""),
+        (["Identity"], ""),
+        (["none"], ""),
+        (["UTF-8"], ""),
+        (["identity, identity"], ""),
+        (["GZip"], "gzip"),
+        (["identity", "gzip"], "gzip"),
+        (["gzip, br"], "gzip,br"),
+        (["something-new"], "something-new"),
+    ],
+)
+def test_which_coding_an_answer_has(named: list[str], coding: str) -> None:
+    """What names none is none, and what is not known is one."""
+    fields = CIMultiDict([("Content-Encoding", each) for each in named])
+    assert content_coding(CIMultiDictProxy(fields)) == coding
+
+
+def through(coding: str) -> Witness:
+    """The witness of a coded JSON text."""
+    found = seen_through(coding, JsonEnd(needed=True))
+    assert found is not None
+    return found
+
+
+WHOLE = b'{"a": [%s]}' % b",".join(b'"%d"' % n for n in range(50_000))
+
+
+@pytest.mark.parametrize("size", [1000, 1_000_000])
+@pytest.mark.parametrize("missing", [0, 40])
+@pytest.mark.parametrize(
+    ("coding", "data"),
+    [
+        ("", WHOLE),
+        ("gzip", gzip.compress(WHOLE)),
+        ("x-gzip", gzip.compress(WHOLE[:999]) + gzip.compress(WHOLE[999:])),
+        ("deflate", zlib.compress(WHOLE)),
+    ],
+    ids=["plain", "gzip", "two in a row", "deflate"],
+)
+def test_what_was_cut(coding: str, data: bytes, missing: int, size: int) -> None:
+    """However it is cut into reads, and whatever it grows to."""
+    witness = through(coding)
+    data = data[: len(data) - missing]
+    for start in range(0, len(data), size):
+        witness.feed(data[start : start + size])
+    assert witness.cut is bool(missing)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"{", id="not coded at all"),
+        pytest.param(gzip.compress(b"{" + b" " * 20_000_000), id="grows beyond measure"),
+    ],
+)
+def test_what_cannot_be_looked_into_is_not_judged(data: bytes) -> None:
+    """Its framing alone tells its end."""
+    witness = through("gzip")
+    witness.feed(data)
+    witness.feed(b"more")
+    assert not witness.cut
+    for coding in ("br", "zstd", "gzip,br", "something-new"):
+        assert seen_through(coding, JsonEnd(needed=True)) is None
+
+
+def test_a_stream_may_end_without_an_empty_line() -> None:
+    """Its last event counts all the same."""
+    whole = b"".join(RESPONSE)
+    for data, cut in (
+        (whole, False),
+        (whole.rstrip(), False),
+        (b"".join(RESPONSE[:-1]), True),
+    ):
+        witness = StreamEnd(TypedReader())
+        witness.feed(data)
+        assert witness.cut is cut
