@@ -578,6 +578,19 @@ def test_a_table_of_sums(steer: Steer, file_url: str) -> None:
     assert [line.split()[0] for line in lines] == ["2026-03-04", "2026-03-03", "2026-03-02"]
 
 
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_groups_that_are_left_out_are_told(
+    steer: Steer, file_url: str, more: tuple[str, ...]
+) -> None:
+    """Their sums are not all there is; three groups are three."""
+    by_day = ("ledger", "stats", "--by", "day", *more, "--database-url", file_url, "--limit")
+    assert steer(*by_day, "3").stderr == ""
+    result = steer(*by_day, "2")
+    assert result.stderr == "\nThe first 2 groups; --limit shows more.\n"
+    assert len(result.stdout.splitlines()) == (2 if more else 3)
+    assert steer("ledger", "stats", "--limit", "1", "--database-url", file_url).stderr == ""
+
+
 # --- show
 
 
