@@ -85,6 +85,7 @@ class Delivery(Generic[R]):
         outlet: Outlet[R],
     ) -> None:
         self.verdict: Verdict | None = None
+        self._resumed = False
         self._outlet = outlet
         self._services = services
         self._request = request
@@ -110,7 +111,8 @@ class Delivery(Generic[R]):
                 if verdict is None:
                     settled.answer.end(None, clock.now())
                 await settled.answer.discard()
-            tell(self._call, self._made, settled, verdict, clock.now())
+            if not self._resumed:  # that was told with the answer that took its place
+                tell(self._call, self._made, settled, verdict, clock.now())
             journal = self._services.journal
             if journal is not None and self._outlet.personal:
                 # A problem's response is given whole, and nobody may have to end it early.
@@ -276,6 +278,7 @@ class Delivery(Generic[R]):
             if again.hold is None or again.answer is None:
                 return False
             verdict = await self._join(response, again.answer, first, text)
+            self._resumed = verdict.ok
             return verdict.ok
         finally:
             if again.hold is not None:
