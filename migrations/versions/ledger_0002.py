@@ -4,6 +4,8 @@ Nearly all calls are of that kind, and a second row for each cost more than the 
 identifier, its indexes, and most of what the call's row says already. `attempts` keeps the rows
 that say something of their own: of attempts that failed, and of calls that took more than one.
 `v_attempts` has every attempt, wherever it is written.
+
+`v_spend` takes what a call wasted from its attempts where its own row does not know it.
 """
 
 from __future__ import annotations
@@ -87,6 +89,7 @@ def upgrade() -> None:
     op.execute("DROP VIEW v_upstream_health")
     op.execute(f"CREATE VIEW v_attempts AS {_every()}")
     _make_health("v_attempts")
+    _make_spend(_WASTED)
 
 
 def downgrade() -> None:
@@ -97,6 +100,7 @@ def downgrade() -> None:
     for name in reversed(_OWN):
         op.drop_column("requests", f"attempt_{name}")
     _make_health("attempts")
+    _make_spend("wasted_nusd")
 
 
 def _only(*more: str) -> str:
@@ -117,6 +121,61 @@ def _every() -> str:
         f"SELECT {rows}, started_us AS called_us FROM attempts "  # noqa: S608 - ours
         f"UNION ALL {_only('started_us AS called_us')}"
     )
+
+
+#: What a call wasted, as far as known: its row says nothing where the price of one of its attempts
+#: is not known, or another process had taken its key over before it knew.
+_WASTED: Final = (
+    "COALESCE(wasted_nusd, (SELECT SUM(a.cost_nusd) FROM attempts AS a "
+    "WHERE a.request = requests.id AND a.wasted = 1))"
+)
+
+
+def _make_spend(wasted: str) -> None:
+    """What the view of the first revision says, with another way to tell the waste."""
+    if op.get_context().dialect.name == "postgresql":
+        shape = 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'
+        date = f"to_char(to_timestamp((started_us / 1000) / 1000.0) AT TIME ZONE 'UTC', '{shape}')"
+        make = "CREATE OR REPLACE VIEW"  # who may read it still may
+    else:
+        date = "strftime('%Y-%m-%dT%H:%M:%fZ', (started_us / 1000) / 1000.0, 'unixepoch')"
+        make = "CREATE VIEW"
+        op.execute("DROP VIEW v_spend")
+    view = f"""{make} v_spend AS
+SELECT
+    id,
+    request_id,
+    {date} AS started_at,
+    substr({date}, 1, 10) AS day,
+    substr({date}, 1, 13) || ':00Z' AS hour,
+    started_us,
+    instance,
+    caller,
+    labels,
+    route,
+    dialect,
+    operation,
+    upstream,
+    COALESCE(model_answered, model_requested) AS model,
+    stream,
+    status,
+    outcome,
+    idem_key,
+    idem_role,
+    served_from,
+    tokens_in,
+    tokens_cached,
+    tokens_out,
+    tokens_reasoning,
+    cost_source,
+    cost_nusd / 1000000000.0 AS cost_usd,
+    {wasted} / 1000000000.0 AS wasted_usd,
+    avoided_nusd / 1000000000.0 AS avoided_usd,
+    (COALESCE(cost_nusd, 0) + COALESCE({wasted}, 0)) / 1000000000.0 AS spent_usd
+FROM requests
+"""  # noqa: S608 - nothing foreign
+    # text() takes a word after a colon for a parameter.
+    op.execute(sa.text(view.replace(":", "\\:")))
 
 
 def _make_health(source: str) -> None:

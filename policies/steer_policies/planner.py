@@ -147,6 +147,11 @@ class _Narrowing:
         budget = tightest(self.facts.budget, self.route.ceiling)
         if order is Order.CHEAPEST or (budget is not None and budget.cost_usd is not None):
             self.left = [replace(each, estimated_usd=self._usd(each)) for each in self.left]
+        if budget is not None and budget.tokens is not None:
+            self.left = [
+                replace(each, estimated_tokens=_tokens_of(self.route, self.facts, each))
+                for each in self.left
+            ]
         if budget is not None:
             self._drop(lambda each: self._too_dear(each, budget), BUDGET_EXCEEDED)
         if quality is not None:

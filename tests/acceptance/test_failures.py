@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +304,22 @@ async def test_all_attempts_of_a_call_are_bounded(tmp_path: Path) -> None:
         reply = await parties.ask()
         assert reply.status == 503
         assert len(parties.primary.attempts) + len(parties.fallback.attempts) == 4
+
+
+@pytest.mark.parametrize(
+    ("budget", "asked"),
+    [({"tokens": 1500}, 1), ({"tokens": 3000}, 2), ({"cost_usd": 0.0015}, 1), ({"ms": 60000}, 2)],
+    ids=str,
+)
+async def test_what_may_have_been_billed_is_charged_to_the_budget(
+    tmp_path: Path, budget: dict[str, Any], asked: int
+) -> None:
+    """In tokens as in dollars: no attempt begins that could exceed it, and the failure is told."""
+    price = {"models": {"*": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 1.0}}}
+    async with world(tmp_path, upstream=price, fallback=False) as parties:
+        parties.primary.then(faults.reset_before_answer())
+        path, body = parties.request(max_tokens=1000)
+        headers = {"X-Steer-Budget": json.dumps(budget)}
+        reply = await parties.send("POST", path, json=body, headers=headers)
+        assert len(parties.primary.attempts) == asked
+        assert (reply.status == 200) == (asked == 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from steer_proxy.ledger.memory import MemoryLedger
 from steer_proxy.ledger.values import AttemptRow, CallRow
 from tests.provider import faults
+from tests.provider.answers import bytes_answer
 from tests.support.attempts import every_attempt
 from tests.support.world import World, world
 
@@ -81,6 +83,26 @@ async def test_other_endpoints(tmp_path: Path, path: str, body: dict[str, Any]) 
         row, _ = await one(parties)
         assert row.tokens_in
         assert (row.cost_nusd, row.cost_source) == (dollars(row), "reported")
+
+
+@pytest.mark.parametrize("size", [2_000, 60_000], ids=["held", "not held"])
+@pytest.mark.parametrize("commit", ["first_token", "headers"])
+async def test_large_compressed_answers(tmp_path: Path, size: int, commit: str) -> None:
+    """Embeddings and images, which SDKs ask for with gzip, are counted like any other answer."""
+    numbers = [(index * 2654435761 % 2**32) / 2**32 for index in range(10 * size)]
+    usage = {"prompt_tokens": 8000, "total_tokens": 8000}
+    document = {"data": numbers, "model": "text-embedding-3-small", "usage": usage}
+    packed = gzip.compress(json.dumps(document).encode(), 1)
+    fields = (("Content-Encoding", "gzip"),)
+    async with world(tmp_path, upstream=PRICED, route={"commit": commit}) as parties:
+        parties.primary.then(bytes_answer(200, packed, fields, "application/json"))
+        body = {"model": "text-embedding-3-small", "input": "x"}
+        accepted = {"Accept-Encoding": "gzip, deflate"}
+        reply = await parties.send("POST", "/embeddings", json=body, headers=accepted)
+        assert reply.status == 200
+        row, _ = await one(parties)
+        assert (row.outcome, row.tokens_in, row.cost_source) == ("ok", 8000, "reported")
+        assert row.bytes_out == len(packed)
 
 
 async def test_a_price_that_nobody_knows(tmp_path: Path) -> None:

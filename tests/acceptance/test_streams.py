@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +155,11 @@ async def test_a_later_in_band_error_is_the_callers_to_see(tmp_path: Path, diale
 @pytest.mark.parametrize("events", [3, 5, 8])
 @ENDS
 async def test_resume_gives_the_one_complete_answer(
-    tmp_path: Path, dialect: str, events: int, how: Any
+    tmp_path: Path, dialect: str, events: int, how: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A fallback that says the same goes on where the first stream broke, word for word."""
+    """A fallback that says the same goes on where the first stream broke, word for word. The log
+    has one line of it, and nothing that is wrong with the answer."""
+    caplog.set_level(logging.INFO, "steer")
     async with world(tmp_path, dialect, route={"on_break": "resume"}) as parties:
         parties.primary.always(faults.cut_after(events=events, how=how))
         reply = await parties.ask(stream=True)
@@ -165,6 +168,9 @@ async def test_resume_gives_the_one_complete_answer(
         assert reply.text == parties.primary.text
         assert b"steer_" not in reply.body
         assert _one_envelope(reply.events)
+    told = [each for each in caplog.records if " in " in each.message and "[" in each.message]
+    assert [each.levelname for each in told] == ["INFO"]
+    assert "answered" in told[0].message
 
 
 def _one_envelope(events: list[Any]) -> bool:

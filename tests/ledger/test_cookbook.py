@@ -188,6 +188,17 @@ def test_calls_that_were_made_again(ask: Ask) -> None:
     ]
 
 
+def test_waste_that_nobody_knows_goes_last(ask: Ask) -> None:
+    """On PostgreSQL NULL would be the greatest."""
+    data = LedgerData()
+    wasted: dict[str, Any] = {"outcome": "broken", "executed": "maybe", "wasted": 1}
+    call = data.call(0, wasted_nusd=None, attempts=2)
+    data.attempt(call, 1, **wasted, failure_class="unknown", cost_nusd=None)
+    data.attempt(call, 2, **wasted, failure_class="known", cost_nusd=1_000_000)
+    found = ask("Wasted spend by cause", data)
+    assert [(row[1], row[3]) for row in found] == [("known", 0.001), ("unknown", None)]
+
+
 # --- DuckDB
 
 

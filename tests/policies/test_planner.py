@@ -313,6 +313,9 @@ def test_candidates_too_dear_drop_out() -> None:
     result = made(route("dear", "cheap", "free"), call(budget=Budget(cost_usd=0.5)))
     assert order(result) == ["cheap", "free"]
     assert [each.estimated_usd for each in result.candidates] == [0.01, 0.0]
+    assert [each.estimated_tokens for each in result.candidates] == [None, None]
+    (counted,) = made(route("cheap"), call(budget=Budget(tokens=10**6))).candidates
+    assert counted.estimated_tokens
     assert result.reasons[1:] == ("dear (m) left out: about $1 exceed the budget of $0.5",)
 
 

@@ -175,15 +175,19 @@ def stats(  # noqa: PLR0913, PLR0917
         else:
             one_of(by, ("day", *reports.GROUPS, "label:NAME"), "--by")
     with _reader(config, database_url) as reader:
-        rows = reports.sums(reader, filters, by, limited(limit))
+        rows = reports.sums(reader, filters, by, limited(limit) + 1)
         if not rows:
             check_known(reader, filters)
+    shown = rows[:limit]
     if as_json:
-        print_json(rows)
+        print_json(shown)
     elif rows:
-        print_table(rows, tuple(rows[0]))
+        print_table(shown, tuple(rows[0]))
     else:
         typer.echo("No calls.", err=True)
+    if len(rows) > limit:
+        # With JSON too: who adds the groups up would miss some.
+        typer.echo(f"\nThe first {limit} groups; --limit shows more.", err=True)
 
 
 app.command("show")(show)

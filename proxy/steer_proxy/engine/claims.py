@@ -57,6 +57,16 @@ MOST_STRAYS: Final = 10_000
 MOST_OWED: Final = 64
 FREED: Final = 3
 
+#: What of a row follows from a provider's counts.
+_COUNTED: Final = (
+    "tokens_in",
+    "tokens_cached",
+    "tokens_out",
+    "tokens_reasoning",
+    "cost_nusd",
+    "wasted_nusd",
+)
+
 #: What a caller is told whose key the ledger could not be asked for.
 NO_LEDGER: Final = "steer_ledger_unavailable"
 
@@ -275,7 +285,7 @@ class Claims:
                 continue
             except LedgerRefused:
                 # Only what is owed holds foreign values: without them it can be written.
-                self._owed = {ref: _bare(finish) for ref, finish in self._owed.items()}
+                self._owed = {ref: _less(finish) for ref, finish in self._owed.items()}
 
     async def _free_strays(self) -> None:
         for ref, finish in tuple(self._strays.items()):
@@ -314,10 +324,15 @@ class Claims:
 
     async def finish(self, finish: Finish) -> Finished:
         """Finish a record, in bounded time."""
+        # A value it cannot hold: the answer matters more than its cost, and the record's state more
+        # than what is told of it.
         try:
             return await self._finish(finish)
         except LedgerRefused as error:
-            # A value it cannot hold: the record's state matters more than what is told of it.
+            LOGGER.error("the record %s ends without its cost: %s", finish.ref.id, error)  # noqa: TRY400
+        try:
+            return await self._finish(_unpriced(finish))
+        except LedgerRefused as error:
             LOGGER.error("the record %s ends without its details: %s", finish.ref.id, error)  # noqa: TRY400
             return await self._finish(_bare(finish))
 
@@ -379,6 +394,22 @@ def _without_answer(finish: Finish) -> Finish:
     """The same end, of which only the answer is missing."""
     nothing: dict[str, Any] = dict.fromkeys(ANSWER_COLUMNS)
     return Finish(finish.ref, finish.state, finish.row._replace(**nothing))
+
+
+def _unpriced(finish: Finish) -> Finish:
+    """The same end with its answer, without the numbers that a provider's own word decides."""
+    row = finish.row
+    source = None if row.cost_source is None else "unknown"
+    nothing: dict[str, Any] = dict.fromkeys(_COUNTED)
+    return Finish(
+        finish.ref, finish.state, row._replace(cost_source=source, **nothing), finish.chunks
+    )
+
+
+def _less(finish: Finish) -> Finish:
+    """The same end after it was refused: first without its cost, then bare."""
+    unpriced = _unpriced(finish)
+    return _bare(finish) if unpriced == finish else unpriced
 
 
 def _bare(finish: Finish) -> Finish:

@@ -174,6 +174,8 @@ class LogQueue:
                 self.queued = 0
                 self.dropped += left
                 LOGGER.warning("%d rows of the log could not be written and are lost", left)
+            if self.dropped > left:
+                LOGGER.warning("%d rows of the log were lost in all", self.dropped)
 
     def _disarm(self) -> None:
         self._due.clear()

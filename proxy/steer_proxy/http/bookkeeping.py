@@ -9,6 +9,7 @@ their prices are known, else later (`engine.costing`).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
@@ -55,6 +56,7 @@ _NO_ATTEMPT: Final[tuple[Any, ...]] = (None,) * (len(CallRow._fields) - _ATTEMPT
 _row: Final = tuple.__new__  # what `_make` is, but for a call and a check of the length
 _NO_PRICE: Final = (None, None, None)
 _NO_COST: Final = (0, None, 0)
+_EXPONENT: Final = re.compile(r"(e[+-])0")  # JSON has no need of a zero that Python writes there
 _NUL: Final = "\\u0000"  # as JSON writes it; PostgreSQL's JSONB cannot hold it
 
 Moment = tuple[float, float]
@@ -396,8 +398,19 @@ def _labels(metadata: Mapping[str, Any], allowed: Sequence[str]) -> str | None:
         value = metadata.get(name)
         if not isinstance(value, (str, int, float, bool)):
             continue
+        if isinstance(value, (int, float)) and not _is_plain(value):
+            value = _EXPONENT.sub(r"\1", json.dumps(value))
         member = json.dumps({name: value})
         if _NUL not in member and size + len(member) <= MAX_LABELS:
             labels[name] = value
             size += len(member)
     return json.dumps(labels) if labels else None
+
+
+def _is_plain(value: float) -> bool:
+    """Whether both databases give a number back as JSON writes it. SQLite keeps 64 bits of a whole
+    one and 15 digits of another, PostgreSQL writes all digits in place of an exponent: what they
+    would tell differently is kept as text."""
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return "e" not in repr(value) and float(f"{value:.15g}") == value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from typing import Final
 
@@ -14,13 +15,20 @@ from steer_proxy.http.call import Call
 #: its ends: parsing takes about 3 us per KiB.
 PARSED_WHOLE: Final = 32 * 1024
 
-#: The largest compressed answer that is decoded for its usage, and the most that is taken of it, in
-#: bytes: about a millisecond. Of a larger one the usage stays unknown.
+#: The largest compressed answer that is decoded in the event loop, and the most that is taken of
+#: it, in bytes: about a millisecond. A larger one is decoded in a thread, as it is relayed.
 MAX_ENCODED: Final = 64 * 1024
 MAX_DECODED: Final = 512 * 1024
 
+#: How much of such an answer is decoded at most, in bytes, and how much of that is kept at a time.
+#: Of one that turns out to be larger the usage stays unknown.
+MAX_UNPACKED: Final = 256 * 1024 * 1024
+_STEP: Final = 256 * 1024
+
 _NOWHERE: Final = Where.NOWHERE
 _JSON_BEGINS: Final = b"{[ \n\r\t"
+_CODINGS: Final = ("gzip", "x-gzip", "deflate")
+_ANY: Final = zlib.MAX_WBITS | 32
 
 
 def count(call: Call, answer: HttpAnswer) -> None:
@@ -39,6 +47,58 @@ def is_encoded(answer: HttpAnswer) -> bool:
     return answer.reader is None and bool(body) and body[0] not in _JSON_BEGINS
 
 
+class Ends:
+    """Both ends of a compressed answer, decoded as it comes."""
+
+    def __init__(self) -> None:
+        self._decoder = zlib.decompressobj(wbits=_ANY)
+        self._left = MAX_UNPACKED
+        self._head = self._tail = b""
+
+    async def take(self, data: bytes) -> None:
+        """The next bytes, as they came: in a thread, which takes about 4 ms per MiB."""
+        if data and self._left > 0:
+            await asyncio.to_thread(self._take, data)
+
+    def put(self, answer: HttpAnswer) -> None:
+        """Let the answer, which is over, be counted by its ends."""
+        whole = self._decoder.eof and self._left > 0
+        answer.held, answer.tail = (self._head, self._tail) if whole else (b"", b"")
+
+    def _take(self, data: bytes) -> None:
+        more = not self._decoder.eof
+        while more and self._left > 0:
+            try:
+                plain = self._decoder.decompress(data, _STEP)
+            except zlib.error:
+                self._left = 0
+                return
+            data = self._decoder.unconsumed_tail
+            more = bool(data) or len(plain) == _STEP
+            self._left -= len(plain)
+            missing = GLIMPSE - len(self._head)
+            self._head += plain[:missing]
+            self._tail = (self._tail + plain[missing:][-GLIMPSE:])[-GLIMPSE:]
+
+
+def ends_of(call: Call, answer: HttpAnswer) -> Ends | None:
+    """What will look into a compressed answer; None where there is nothing to be found."""
+    response = answer.response
+    if response is None or answer.reader is not None or answer.verdict.failure is not None:
+        return None
+    if call.facts.model_in is _NOWHERE or "json" not in answer.content_type:
+        return None
+    return Ends() if response.headers.get("Content-Encoding", "").lower() in _CODINGS else None
+
+
+async def unpack(call: Call, answer: HttpAnswer) -> None:
+    """Let an answer that is held whole, and was taken for the caller, be counted quickly, however
+    large and compressed it is."""
+    if len(answer.held) > MAX_ENCODED and (ends := ends_of(call, answer)) is not None:
+        await ends.take(answer.held)
+        ends.put(answer)
+
+
 def _read(call: Call, answer: HttpAnswer) -> tuple[str | None, Usage | None]:
     body = answer.held
     if answer.tail:
@@ -51,10 +111,10 @@ def _read(call: Call, answer: HttpAnswer) -> tuple[str | None, Usage | None]:
 
 
 def _decoded(body: bytes) -> bytes:
-    """A gzip or deflate body without its coding; b"" for any other, and for a large one."""
+    """A small gzip or deflate body without its coding; b"" for any other."""
     if len(body) > MAX_ENCODED:
         return b""
-    decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+    decoder = zlib.decompressobj(wbits=_ANY)
     try:
         plain = decoder.decompress(body, MAX_DECODED)
     except zlib.error:

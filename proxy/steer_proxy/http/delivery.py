@@ -22,6 +22,7 @@ from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.attempt import read_event_bytes
 from steer_proxy.http.call import Call
 from steer_proxy.http.caller import CallerResponse
+from steer_proxy.http.counting import ends_of, unpack
 from steer_proxy.http.journal import Journal
 from steer_proxy.http.outlet import Outlet, Response
 from steer_proxy.http.progress import CallProgress
@@ -84,6 +85,7 @@ class Delivery(Generic[R]):
         outlet: Outlet[R],
     ) -> None:
         self.verdict: Verdict | None = None
+        self._resumed = False
         self._outlet = outlet
         self._services = services
         self._request = request
@@ -109,7 +111,8 @@ class Delivery(Generic[R]):
                 if verdict is None:
                     settled.answer.end(None, clock.now())
                 await settled.answer.discard()
-            tell(self._call, self._made, settled, verdict, clock.now())
+            if not self._resumed:  # that was told with the answer that took its place
+                tell(self._call, self._made, settled, verdict, clock.now())
             journal = self._services.journal
             if journal is not None and self._outlet.personal:
                 # A problem's response is given whole, and nobody may have to end it early.
@@ -141,6 +144,7 @@ class Delivery(Generic[R]):
         if not answer.whole or response.empty:
             verdict = await self._relay(response, settled, answer)
         elif len(body) > AT_ONCE:
+            await unpack(call, answer)
             # More than the kernel takes at once: a caller that never reads must not hold it.
             self._alive()
             self._services.overdue_later()
@@ -196,11 +200,12 @@ class Delivery(Generic[R]):
             self._progress.until = loop.time() + longest + LAST_WORDS
             self._services.overdue_later()
         sent = None if reader is None else self._remembering(settled, reader)
+        ends = ends_of(self._call, answer)
         if sent is None:
             self._travel_light(upstream)
         try:
             if reader is None:
-                verdict = await relay_plain(response, answer, alive)
+                verdict = await relay_plain(response, answer, alive, ends)
             else:
                 verdict = await relay_stream(response, answer, reader, sent)
                 if upstream is not None:
@@ -273,6 +278,7 @@ class Delivery(Generic[R]):
             if again.hold is None or again.answer is None:
                 return False
             verdict = await self._join(response, again.answer, first, text)
+            self._resumed = verdict.ok
             return verdict.ok
         finally:
             if again.hold is not None:

@@ -11,6 +11,7 @@ from steer_policies.outcome import SUCCESS, Failure, Verdict, failed
 from steer_proxy.engine.attempt import Trace
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.attempt import read_event_bytes
+from steer_proxy.http.counting import Ends
 from steer_proxy.http.outlet import Response
 from steer_proxy.http.response import UpstreamError, UpstreamResponse
 from steer_proxy.http.resume import Sent
@@ -25,15 +26,21 @@ class Broken(Exception):
 
 
 async def relay_plain(
-    caller: Response, answer: HttpAnswer, alive: Callable[[], None] | None = None
+    caller: Response,
+    answer: HttpAnswer,
+    alive: Callable[[], None] | None = None,
+    ends: Ends | None = None,
 ) -> Verdict:
-    """Relay an answer whose end only its framing tells; `alive` is called as the caller takes it.
+    """Relay an answer whose end only its framing tells; `alive` is called as the caller takes it,
+    `ends` is given what is compressed. That comes first: who has all of it may hang up at once.
 
     Raises:
         Broken: when it was cut.
     """
     response = answer.response
     if answer.held:
+        if ends is not None:
+            await ends.take(answer.held)
         await caller.write(answer.held)
     # A provider counts at the end of its answer, and names its model at the beginning.
     counts = "json" in answer.content_type
@@ -42,6 +49,8 @@ async def relay_plain(
     if response is not None and not answer.whole:
         try:
             while chunk := await response.read():
+                if ends is not None:
+                    await ends.take(chunk)
                 await caller.write(chunk)
                 if witness is not None:
                     witness.feed(chunk)
@@ -54,6 +63,8 @@ async def relay_plain(
             raise Broken(failed(error.failure)) from error
         if witness is not None and witness.cut:
             raise Broken(failed(Failure.TRUNCATED))
+    if ends is not None:
+        ends.put(answer)
     return SUCCESS
 
 

@@ -31,6 +31,11 @@ _STATE: Final = f"""CASE
     WHEN r.idem_state = 'claimed' AND {_LAPSED} THEN 'abandoned'
     ELSE r.idem_state END"""
 
+#: What a call wasted, as far as known. Where its row does not tell, since one of several prices was
+#: not known or another had taken its key over, its attempts do, as in `v_spend`.
+_WASTED: Final = """COALESCE(r.wasted_nusd, (
+    SELECT SUM(a.cost_nusd) FROM attempts AS a WHERE a.request = r.id AND a.wasted = 1))"""
+
 _DERIVED: Final = {
     "started_at": "r.started_us",
     "ended_at": "r.ended_us",
@@ -42,10 +47,10 @@ _DERIVED: Final = {
     "wait_ms": "r.wait_us / 1000.0",
     "first_token_ms": "r.first_token_us / 1000.0",
     "cost_usd": f"r.cost_nusd / {NANO_USD}.0",
-    "wasted_usd": f"r.wasted_nusd / {NANO_USD}.0",
+    "wasted_usd": f"{_WASTED} / {NANO_USD}.0",
     "avoided_usd": f"r.avoided_nusd / {NANO_USD}.0",
-    "spent_usd": "CASE WHEN r.cost_nusd IS NOT NULL OR r.wasted_nusd IS NOT NULL THEN "
-    f"(COALESCE(r.cost_nusd, 0) + COALESCE(r.wasted_nusd, 0)) / {NANO_USD}.0 END",
+    "spent_usd": f"CASE WHEN r.cost_nusd IS NOT NULL OR {_WASTED} IS NOT NULL THEN "
+    f"(COALESCE(r.cost_nusd, 0) + COALESCE({_WASTED}, 0)) / {NANO_USD}.0 END",
 }
 
 #: Columns of a list by name: those of the table `requests`, and some that are made of them, named
@@ -237,7 +242,8 @@ def sums(reader: Reader, filters: Filters, by: str | None, limit: int) -> list[R
     `by` is one of `GROUPS`, `day`, or `label:NAME`. The hit rate is the share of calls served from
     another's answer among those that have a key, or were adopted. Percentiles are nearest ranks,
     of calls that were made (not served from another's answer) and ended well. Money is of what is
-    known; `unpriced` are the calls of which some is not, as they answered or as they broke.
+    known; `unpriced` are the calls of which some is not, as they answered, as they broke, or since
+    nobody saw their end.
 
     Raises:
         KeyError: for another `by`.
@@ -254,7 +260,7 @@ SELECT grouped AS {"day" if by == "day" else "value"},
     COALESCE(SUM(cost_nusd), 0) AS cost,
     COALESCE(SUM(wasted_nusd), 0) AS wasted,
     COALESCE(SUM(avoided_nusd), 0) AS avoided,
-    SUM(CASE WHEN served = 0 AND unknown THEN 1 ELSE 0 END) AS unpriced,
+    SUM(CASE WHEN unknown THEN 1 ELSE 0 END) AS unpriced,
     MIN(CASE WHEN good = 1 AND place * 100 >= 50 * places THEN duration_us END) AS p50_us,
     MIN(CASE WHEN good = 1 AND place * 100 >= 95 * places THEN duration_us END) AS p95_us
 FROM (
@@ -263,7 +269,7 @@ FROM (
         COUNT(*) OVER (PARTITION BY grouped, good) AS places
     FROM (
         SELECT {group} AS grouped, r.outcome, r.idem_key, r.idem_role, r.duration_us, r.cost_nusd,
-            r.wasted_nusd, r.avoided_nusd, {_UNKNOWN} AS unknown,
+            {_WASTED} AS wasted_nusd, r.avoided_nusd, {_UNKNOWN} AS unknown,
             CASE WHEN {_SERVED} THEN 1 ELSE 0 END AS served,
             CASE WHEN r.outcome = 'ok' AND r.duration_us IS NOT NULL AND NOT ({_SERVED})
                 THEN 1 ELSE 0 END AS good
@@ -279,10 +285,15 @@ LIMIT :limit
 
 
 #: Of a call that broke, only its attempts tell: it cost nothing, and wasted nobody knows how much.
-_UNKNOWN: Final = """(COALESCE(r.cost_source, '') = 'unknown'
-                OR (r.wasted_nusd IS NULL AND r.attempts > 0 AND EXISTS (
+#: Of one that was sent and whose end nobody saw, nothing does, unless a process that was only late
+#: told of its attempts. A duplicate has no cost of its own, but an adopted one is the call itself.
+_UNKNOWN: Final = f"""(COALESCE(r.cost_source, '') = 'unknown'
+                OR (r.wasted_nusd IS NULL AND COALESCE(r.attempts, 1) > 0 AND EXISTS (
                     SELECT 1 FROM attempts AS a
-                    WHERE a.request = r.id AND a.cost_source = 'unknown')))"""
+                    WHERE a.request = r.id AND a.cost_source = 'unknown'))
+                OR (r.sent_us IS NOT NULL AND r.outcome IS NULL AND r.model_requested IS NOT NULL
+                    AND (r.idem_live IS NULL OR r.idem_state <> 'sent' OR {_LAPSED})
+                    AND NOT EXISTS (SELECT 1 FROM attempts AS a WHERE a.request = r.id)))"""
 
 _SERVED: Final = "COALESCE(r.idem_role, 'owner') IN ('joined', 'replayed', 'adopted')"
 

@@ -27,7 +27,7 @@ from tests.support.filled import (  # noqa: F401 - fixtures
     filled_sqlite,
 )
 from tests.support.filled import fill as fill_it
-from tests.support.ledger_data import MILLI_USD, LedgerData
+from tests.support.ledger_data import ALIVE, DEAD, FAR_OFF_US, MILLI_USD, LedgerData, OwnerRow
 from tests.support.postgres import Server
 from tests.support.unprivileged import unprivileged
 
@@ -437,7 +437,7 @@ def test_sums(ask: Ask) -> None:
         "wasted_usd": 0.016,
         "spent_usd": 0.35,
         "avoided_usd": 0.19,
-        "unpriced": 4,
+        "unpriced": 6,
         "p50_ms": 2000.0,
         "p95_ms": 9000.0,
     }
@@ -501,12 +501,94 @@ def test_what_broke_may_have_no_price_either(steer: Steer, fill: Fill) -> None:
 WASTED: list[dict[str, Any]] = [{"wasted_nusd": MILLI_USD}, {}, {"model_requested": None}]
 
 
+def test_waste_is_told_as_far_as_it_is_known(steer: Steer, fill: Fill) -> None:
+    """A price that is missing takes none of the others' costs along; nor does a lost row: what was
+    run again although it had been answered was paid twice."""
+    data = LedgerData()
+    wasted: dict[str, Any] = {"outcome": "broken", "executed": "maybe", "wasted": 1}
+    half = data.call(0, wasted_nusd=None, cost_nusd=MILLI_USD, attempts=3)
+    data.attempt(half, 1, **wasted, cost_nusd=2 * MILLI_USD, cost_source="estimated")
+    data.attempt(half, 2, **wasted, cost_nusd=None, cost_source="unknown")
+    data.attempt(half, 3)
+    late = data.keyed("again", 1, **LOST, idem_state="uncertain", idem_live=None)
+    data.attempt(late, 1, executed="yes", wasted=1, cost_nusd=7 * MILLI_USD)
+    data.keyed("again", 2, cost_nusd=7 * MILLI_USD, idem_epoch=2)
+    url = fill(data)
+    (sums,) = map(json.loads, steer(*STATS, url).stdout.splitlines())
+    assert (sums["wasted_usd"], sums["spent_usd"], sums["unpriced"]) == (0.009, 0.017, 1)
+    listed = [*LIST, "wasted_usd,spent_usd", "--sort", "started_at", "--database-url", url]
+    rows = [json.loads(line) for line in steer(*listed).stdout.splitlines()]
+    assert [(row["wasted_usd"], row["spent_usd"]) for row in rows] == [
+        (0.002, 0.003),
+        (0.007, 0.007),
+        (0, 0.007),
+    ]
+
+
+STATS = ("ledger", "stats", "--json", "--database-url")
+LIST = ("ledger", "list", "--json", "--columns")
+LOST: dict[str, Any] = {
+    "status": None,
+    "outcome": None,
+    "attempts": None,
+    "tokens_in": None,
+    "cost_source": None,
+    "wasted_nusd": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("columns", "unpriced"),
+    [
+        ({"idem_state": "sent", "owner_id": DEAD}, 1),
+        ({"idem_state": "uncertain"}, 1),
+        ({"idem_state": "uncertain", "idem_live": None}, 1),
+        ({"idem_state": "sent", "idem_live": None}, 1),
+        ({"idem_state": "completed"}, 1),
+        ({"idem_state": "sent"}, 0),
+        ({"idem_state": "claimed", "sent_us": None, "owner_id": DEAD}, 0),
+        ({"idem_state": "sent", "owner_id": DEAD, "model_requested": None}, 0),
+    ],
+)
+def test_a_call_whose_end_nobody_saw_has_no_price(
+    steer: Steer, fill: Fill, columns: dict[str, Any], unpriced: int
+) -> None:
+    """It may have been billed once it was sent; one at work has its price yet to come, and nothing
+    is known to be sold where no model was asked for."""
+    data = LedgerData(owners=[OwnerRow(ALIVE, "steer-1", "0.1.0", 0, FAR_OFF_US)])
+    data.keyed("order", 0, **(LOST | columns))
+    assert json.loads(steer(*STATS, fill(data)).stdout)["unpriced"] == unpriced
+
+
+def test_an_adopted_call_may_have_no_price(steer: Steer, fill: Fill) -> None:
+    """It is the call itself, which its SDK had given up; other duplicates are not."""
+    data = LedgerData()
+    first = data.call(0, outcome="cancelled", attempts=0, cost_source=None)
+    data.call(1, idem_role="adopted", served_from=first, cost_source="unknown")
+    data.duplicate(data.keyed("order", 2, cost_source="unknown"), "replayed", 3, None)
+    sums = json.loads(steer(*STATS, fill(data)).stdout)
+    assert (sums["unpriced"], sums["duplicates"]) == (2, 2)
+
+
 def test_a_table_of_sums(steer: Steer, file_url: str) -> None:
     """With the group first."""
     result = steer("ledger", "stats", "--by", "day", "--database-url", file_url)
     heading, *lines = result.stdout.splitlines()
     assert heading.split()[:3] == ["day", "calls", "not_ok"]
     assert [line.split()[0] for line in lines] == ["2026-03-04", "2026-03-03", "2026-03-02"]
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_groups_that_are_left_out_are_told(
+    steer: Steer, file_url: str, more: tuple[str, ...]
+) -> None:
+    """Their sums are not all there is; three groups are three."""
+    by_day = ("ledger", "stats", "--by", "day", *more, "--database-url", file_url, "--limit")
+    assert steer(*by_day, "3").stderr == ""
+    result = steer(*by_day, "2")
+    assert result.stderr == "\nThe first 2 groups; --limit shows more.\n"
+    assert len(result.stdout.splitlines()) == (2 if more else 3)
+    assert steer("ledger", "stats", "--limit", "1", "--database-url", file_url).stderr == ""
 
 
 # --- show

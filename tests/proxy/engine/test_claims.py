@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from steer_proxy.engine.claims import (
     Owned,
 )
 from steer_proxy.ledger.protocol import LedgerUnavailable
-from steer_proxy.ledger.values import CallRow, Claim, Finish, Ref
+from steer_proxy.ledger.values import CallRow, ChunkRow, Claim, Finish, Ref
 from tests.support.books import Books, keeping
 
 FAIL = IdempotencyPolicy()
@@ -83,6 +84,22 @@ class Stage:
     def end(self, ref: Ref, state: State = State.COMPLETED, **more: Any) -> Finish:
         """The end of a record."""
         return Finish(ref, state, CallRow(id=ref.id, request_id=ref.id, **more))
+
+    def answered(self, ref: Ref, **more: Any) -> Finish:
+        """The end of a record with an answer of one piece."""
+        end = self.end(ref, status=200, resp_headers="{}", resp_bytes=2, resp_chunks=1, **more)
+        piece = ChunkRow(ref.id, 0, 0, 1, "identity", None, 2, b"ok")
+        return replace(end, chunks=(piece,))
+
+    async def told_without_cost(self, name: str) -> None:
+        """A call's row has its outcome and no cost, and its answer is there."""
+        row = self.books.memory.calls[name]
+        assert (row.idem_state, row.outcome, row.status) == ("completed", "ok", 200)
+        assert (row.cost_nusd, row.wasted_nusd, row.cost_source) == (None, None, "unknown")
+        assert row.tokens_in is None
+        answer = await self.books.memory.answer(name, first=1)
+        assert answer is not None
+        assert [piece.body for piece in answer.first] == [b"ok"]
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -408,11 +425,56 @@ async def test_a_record_ends_without_what_the_ledger_does_not_take(
     async with stage() as at:
         taken = await at.take("call-1", state=State.SENT)
         assert isinstance(taken, Owned)
-        finish = at.end(taken.ref, tokens_in=2**70, ended_us=5)
+        finish = at.end(taken.ref, bytes_out=2**70, upstream="openai", ended_us=5)
         assert await at.claims.finish(finish) is Finished.DONE
         row = at.books.memory.calls["call-1"]
-        assert (row.idem_state, row.tokens_in, row.ended_us) == ("completed", None, 5)
+        assert (row.idem_state, row.bytes_out, row.upstream) == ("completed", None, None)
+        assert row.ended_us == 5
         assert "without its details" in caplog.text
+
+
+DEAR: dict[str, Any] = {
+    "outcome": "ok",
+    "tokens_in": 2**52,
+    "cost_nusd": 2**70,
+    "wasted_nusd": 0,
+    "cost_source": "reported",
+}
+
+
+async def test_a_cost_that_the_ledger_does_not_take_leaves_the_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It was paid for: a later duplicate gets it, whatever the provider counted."""
+    async with stage() as at:
+        taken = await at.take("call-1", state=State.SENT)
+        assert isinstance(taken, Owned)
+        finish = at.answered(taken.ref, **DEAR)
+        assert await at.claims.finish(finish) is Finished.DONE
+        await at.told_without_cost("call-1")
+        assert "without its cost" in caplog.text
+        assert "without its details" not in caplog.text
+
+
+async def test_what_is_owed_with_such_a_cost_keeps_its_answer() -> None:
+    """The next try is without the one, not without the other."""
+    async with stage() as at:
+        taken = await at.take("call-1", state=State.SENT)
+        assert isinstance(taken, Owned)
+        at.claims.owe(at.answered(taken.ref, **DEAR))
+        await asyncio.sleep(3 * AGAIN_EVERY)
+        await at.told_without_cost("call-1")
+
+
+async def test_what_is_owed_with_nothing_that_can_be_written_ends_bare() -> None:
+    """After the cost, the rest goes, too."""
+    async with stage() as at:
+        taken = await at.take("call-1", state=State.SENT)
+        assert isinstance(taken, Owned)
+        at.claims.owe(at.answered(taken.ref, bytes_out=2**70, **DEAR))
+        await asyncio.sleep(4 * AGAIN_EVERY)
+        row = at.books.memory.calls["call-1"]
+        assert (row.idem_state, row.outcome, row.resp_chunks) == ("completed", None, None)
 
 
 async def test_those_are_told_whose_keys_others_took() -> None:

@@ -255,6 +255,18 @@ async def test_the_end_of_a_ledger_that_is_away(
         assert 4.0 < now() - began < 5.1
         assert (books.keeper.queued, books.keeper.dropped) == (0, 2)
         assert "2 rows of the log could not be written and are lost" in caplog.messages
+        assert "in all" not in caplog.text
+
+
+async def test_the_end_tells_all_that_was_lost(caplog: pytest.LogCaptureFixture) -> None:
+    """Rows were dropped while the log kept quiet of them: nobody can ask for the number later."""
+    async with keeping(LedgerTerms(queue=2)) as books:
+        books.ledger.fail("write")
+        for name in "abcde":
+            books.keeper.log(a_call(name))
+        await books.keeper.stop()
+        assert books.keeper.dropped == 5
+        assert "5 rows of the log were lost in all" in caplog.messages
 
 
 async def test_a_ledger_that_comes_back_in_the_last_seconds() -> None:

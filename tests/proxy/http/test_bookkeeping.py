@@ -27,11 +27,11 @@ from steer_proxy.engine.costing import Costing
 from steer_proxy.engine.exchange import Exchange
 from steer_proxy.engine.registry import Registry
 from steer_proxy.http.addresses import Addresses
-from steer_proxy.http.answer import HttpAnswer
+from steer_proxy.http.answer import HELD_PLAIN, HttpAnswer
 from steer_proxy.http.attempt import HttpSender
 from steer_proxy.http.bookkeeping import MAX_LABELS, CallLog
 from steer_proxy.http.call import Call
-from steer_proxy.http.counting import MAX_ENCODED, PARSED_WHOLE
+from steer_proxy.http.counting import MAX_ENCODED, PARSED_WHOLE, ends_of, unpack
 from steer_proxy.http.intake import credential_number
 from steer_proxy.http.journal import LIGHT, Journal
 from steer_proxy.http.outbound import Outbound
@@ -144,7 +144,7 @@ class Bench:
             return self.log.rows(call, status=None, bytes_out=0, spent=spent)
         verdict: Verdict | None = None
         with contextlib.suppress(asyncio.CancelledError):
-            verdict = await _delivered(settled, sink)
+            verdict = await _delivered(call, settled, sink)
         if settled.hold is not None:
             settled.hold.release()
         status = settled.problem.status if settled.problem else None
@@ -161,17 +161,18 @@ class Bench:
         )
 
 
-async def _delivered(settled: Settled[HttpAnswer], sink: Sink) -> Verdict | None:
+async def _delivered(call: Call, settled: Settled[HttpAnswer], sink: Sink) -> Verdict | None:
     answer = settled.answer
     if answer is None:
         return None
     if answer.whole and (answer.reader is None or answer.finished or not answer.verdict.ok):
         sink.body += answer.held
+        await unpack(call, answer)
         return answer.verdict
     caller = cast("Any", sink)
     try:
         if answer.reader is None:
-            return await relay_plain(caller, answer)
+            return await relay_plain(caller, answer, ends=ends_of(call, answer))
         return await relay_stream(caller, answer, answer.reader, None)
     except Broken as broken:
         return broken.verdict
@@ -292,14 +293,24 @@ DOCUMENT = {
 }
 
 
-def _gzipped(value: Any) -> Any:
-    body = gzip.compress(json.dumps(value).encode())
+def _gzipped(value: Any, cut: int = 0) -> Any:
+    body = gzip.compress(json.dumps(value).encode(), 1)
+    body = body[: len(body) - cut]
     return bytes_answer(200, body, (("Content-Encoding", "gzip"),), "application/json")
 
 
 def _noise(size: int) -> list[float]:
     """Numbers that hardly compress."""
     return [(index * 2654435761 % 2**32) / 2**32 for index in range(size // 20)]
+
+
+#: More than is held, also when it is compressed.
+NOISE = _noise(4 * HELD_PLAIN)
+GARBLED: Any = (
+    b"\x1f\x8b" + b"\xff" * 2 * MAX_ENCODED,
+    (("Content-Encoding", "gzip"),),
+    "application/json",
+)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +320,10 @@ def _noise(size: int) -> list[float]:
         pytest.param(json_answer(200, {**DOCUMENT, "data": LARGE * 20}), True, id="not held"),
         pytest.param(_gzipped({**DOCUMENT, "data": []}), True, id="compressed"),
         pytest.param(_gzipped(DOCUMENT), True, id="large and compressed"),
-        pytest.param(_gzipped({**DOCUMENT, "data": _noise(4 * MAX_ENCODED)}), False, id="too much"),
+        pytest.param(_gzipped({**DOCUMENT, "data": _noise(4 * MAX_ENCODED)}), True, id="packed"),
+        pytest.param(_gzipped({**DOCUMENT, "data": NOISE}), True, id="packed, not held"),
+        pytest.param(_gzipped({**DOCUMENT, "data": NOISE}, cut=9), False, id="packed, not whole"),
+        pytest.param(bytes_answer(200, *GARBLED), False, id="packed, but garbled"),
         pytest.param(bytes_answer(200, b"\x1f\x8bnonsense", ()), False, id="not what it says"),
         pytest.param(bytes_answer(200, b"\x00\x01", ()), False, id="anything"),
         pytest.param(bytes_answer(200, b"", ()), False, id="nothing"),
@@ -469,7 +483,7 @@ async def test_one_row_tells_of_both_only_where_they_agree(
     async with bench(tmp_path) as parties:
         call, spent = parties.call("/chat/completions", CHAT), Spent()
         made, settled = await parties.settle(call, spent)
-        verdict = await _delivered(settled, Sink())
+        verdict = await _delivered(call, settled, Sink())
         spent.waited += waited
         row, attempts = parties.log.rows(
             call, made=made, settled=settled, verdict=verdict, status=told, bytes_out=1
@@ -486,7 +500,7 @@ async def test_a_row_made_later_tells_of_the_moment_of_its_end(tmp_path: Path) -
         parties.primary.then(faults.slow_first_token(2))
         call, spent = parties.call("/chat/completions", {**CHAT, "stream": True}), Spent()
         made, settled = await parties.settle(call, spent)
-        verdict = await _delivered(settled, Sink())
+        verdict = await _delivered(call, settled, Sink())
         at = parties.log.moment()
         known: dict[str, Any] = {
             "made": made,
@@ -517,7 +531,7 @@ async def test_a_heavy_call_is_not_kept_for_its_rows(
         fields = (("Accept-Encoding", "gzip"),)
         call, spent = parties.call("/chat/completions", CHAT, fields=fields), Spent()
         made, settled = await parties.settle(call, spent)
-        verdict = await _delivered(settled, Sink())
+        verdict = await _delivered(call, settled, Sink())
         assert settled.hold is not None
         settled.hold.release()
         call.size = size
@@ -674,6 +688,9 @@ def _labelled(metadata: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         ({"a": {"x": 1}, "c": [1]}, None),
         ({"a": "x\0y", "c": "\\u0000"}, None),
         ({"a": "x" * MAX_LABELS, "c": 1}, {"c": 1}),
+        ({"a": 1e21, "c": 1e-7}, {"a": "1e+21", "c": "1e-7"}),
+        ({"a": 2**63, "c": 2**63 - 1}, {"a": "9223372036854775808", "c": 2**63 - 1}),
+        ({"a": 0.1 + 0.2, "c": -0.25}, {"a": "0.30000000000000004", "c": -0.25}),
     ],
     ids=lambda value: str(value)[:24],
 )
@@ -695,12 +712,12 @@ async def test_an_answer_that_another_one_finished(tmp_path: Path) -> None:
         call = parties.call(path, body)
         spent, sink = Spent(), Sink()
         made, settled = await parties.settle(call, spent)
-        verdict = await _delivered(settled, sink)
+        verdict = await _delivered(call, settled, sink)
         _, again = await parties.settle(call, spent)
         assert settled.answer is not None
         assert again.answer is not None
         await settled.answer.discard()
-        assert await _delivered(again, sink) == SUCCESS
+        assert await _delivered(call, again, sink) == SUCCESS
         await again.answer.discard()
         again.answer.end(SUCCESS, parties.clock.now())
         for each in (settled, again):
