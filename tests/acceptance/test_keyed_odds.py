@@ -22,6 +22,7 @@ from tests.provider import (
     Head,
     Pause,
     Repeat,
+    Reset,
     Send,
     WaitUntilClosed,
     faults,
@@ -256,6 +257,42 @@ async def test_what_is_saved(tmp_path: Path, save: str, code: int) -> None:
             assert len(at.provider.attempts) > before
             return
         assert len(at.provider.attempts) == before == 1
+
+
+async def refused_in_half(at: Stage, whole: int, part: int) -> RawReply:
+    """A keyed call whose refusal breaks off: its head; its end was no proper one."""
+    refusal = Head(400, (("Content-Type", "text/plain"),), length=whole)
+    at.provider.always(Answer((refusal, Data(b"x" * part), Pause(1.0), Reset())))
+    async with dialled(at.port) as caller:
+        caller.send(post(b"x", "/tool/x", KEY))
+        head = await caller.head()
+        body, _ = await caller.rest()
+        assert len(body) < whole
+        return head
+
+
+async def test_a_refusal_that_broke_is_not_saved(tmp_path: Path) -> None:
+    """Half of one is nobody's answer: its replay would promise what never comes."""
+    async with tool(tmp_path, save="final") as at:
+        for _ in range(2):
+            assert (await refused_in_half(at, 2_000_000, 1_500_000)).status == 400
+        assert len(at.provider.attempts) == 2
+
+
+async def test_an_answer_that_promises_more_than_is_stored_is_not_begun(tmp_path: Path) -> None:
+    """Its caller would wait for the rest, and take the next answer on the connection for it."""
+    async with tool(tmp_path) as at:
+        at.provider.always(Answer((Head(200, length=3), Data(b"all"), Finish())))
+        data = post(b"x", "/tool/x", KEY)
+        assert (await ask(at.port, data, "POST")).status == 200
+        ledger: Any = at.steer.sidecar.books.ledger
+        (row,) = (each for each in ledger.calls.values() if each.idem_key)
+        longer = row.resp_headers.replace('["Content-Length","3"]', '["Content-Length","4"]')
+        assert longer != row.resp_headers
+        ledger.calls[row.id] = row._replace(resp_headers=longer)
+        again = await ask(at.port, data, "POST")
+        assert (again.status, again.code) == (409, "steer_replay_unavailable")
+        assert len(at.provider.attempts) == 1
 
 
 async def test_a_compressed_stream_is_given_as_it_is(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ def state_after(
     if any(may_have_run(record, call) for record in settled.attempts):
         return State.UNCERTAIN
     failure = settled.attempts[-1].verdict.failure if settled.attempts else None
-    if save is Save.FINAL and settled.answer is not None and failure is not None:
+    # Of a refusal that broke off there is no whole to give again.
+    whole = settled.answer is not None and not settled.answer.broken
+    if save is Save.FINAL and whole and failure is not None:
         traits = TRAITS[failure]
         if not traits.here and traits.elsewhere in (Elsewhere.NEVER, Elsewhere.IF_ROUTE_ASKS):
             return State.COMPLETED

@@ -25,11 +25,12 @@ class HttpAnswer:
     `reader` is set for a stream the dialect understands. `status` None means that no head came.
     `trace` is what is measured of the attempt; of a plain answer that is not held whole, `tail`
     remembers the last bytes that were relayed. `json_end` tells whether an answer was cut where
-    nothing else does.
+    nothing else does; `broken` says that this one was.
     """
 
     __slots__ = (
         "_open",
+        "broken",
         "content_type",
         "held",
         "json_end",
@@ -68,6 +69,7 @@ class HttpAnswer:
         self.content_type = content_type
         self.tail = b""
         self.json_end = json_end
+        self.broken = False
         self.trace = Trace() if trace is None else trace
 
     @classmethod

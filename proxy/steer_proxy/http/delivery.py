@@ -209,6 +209,7 @@ class Delivery(Generic[R]):
             await response.write_eof()
             return verdict
         except Broken as broken:
+            answer.broken = True
             await answer.discard()
             if sent is None or not await self._resume(response, settled, answer, sent):
                 await self._break(response, answer, broken.verdict)

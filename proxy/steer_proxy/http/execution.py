@@ -332,6 +332,7 @@ class Execution:
         keep = (
             ended.state is State.COMPLETED
             and recording.kept
+            and not ended.response.abandoned
             and run.policy.save is not Save.NOTHING
         )
         if not keep or not owned.recorded:
