@@ -25,7 +25,8 @@ class HttpAnswer:
     `reader` is set for a stream the dialect understands. `status` None means that no head came.
     `trace` is what is measured of the attempt; of a plain answer that is not held whole, `tail`
     remembers the last bytes that were relayed. `json_end` tells whether an answer was cut where
-    nothing else does; `broken` says that this one was.
+    nothing else does; `broken` says that this one was. A failing one that was before it could be
+    given to anybody holds nothing: its status is all that is told of it.
     """
 
     __slots__ = (

@@ -126,6 +126,10 @@ class Delivery(Generic[R]):
             problem = settled.problem or Problem(502, "steer_upstream_broken", "No answer came.")
             own = own_lines(call, made, settled, personal=outlet.personal)
             return outlet.problem(call.dialect, problem, own, close=closing), None
+        if answer.broken:
+            problem = _broken_off(answer.status, settled)
+            own = own_lines(call, made, settled, personal=outlet.personal)
+            return outlet.problem(call.dialect, problem, own, close=closing), answer.verdict
         fields, own = answer_head(call, made, settled, answer, personal=outlet.personal)
         if answer.status == 101 and answer.response is not None:
             response = self._shown(outlet.answer(answer, fields, own, b""))
@@ -314,3 +318,14 @@ class Delivery(Generic[R]):
             return failed(Failure.TRUNCATED)
         await response.write_eof()
         return SUCCESS
+
+
+def _broken_off(status: int, settled: Settled[HttpAnswer]) -> Problem:
+    """What to tell in place of a failing answer that was cut: half of it would not pass for one."""
+    return Problem(
+        status,
+        "steer_upstream_broken",
+        f"The provider answered {status}, and its answer broke off.",
+        settled.retry_after,
+        settled.sdk_retry,
+    )
