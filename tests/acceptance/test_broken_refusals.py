@@ -97,3 +97,53 @@ async def test_what_may_have_run_stays_uncertain(tmp_path: Path, code: int) -> N
         assert (reply.status, reply.json["error"]["code"]) == (504, "steer_outcome_uncertain")
         assert reply.headers["Idempotency-Status"] == "uncertain"
         assert len(parties.primary.attempts) == 1
+
+
+# --- Too large to hold ----------------------------------------------------------------------------
+
+LARGE = b"x" * 1_500_000
+
+
+@pytest.mark.parametrize("keyed", [True, False], ids=["keyed", "without a key"])
+@pytest.mark.parametrize("code", [400, 401, 429, 503])
+async def test_a_large_one_is_a_failure(tmp_path: Path, code: int, *, keyed: bool) -> None:
+    """Relayed to its end, and no success for that."""
+    once = {"retry": {"max_attempts": 1}}
+    async with world(tmp_path, fallback=False, route=once) as parties:
+        parties.primary.always(faults.status(code, LARGE))
+        reply = await parties.ask(headers=key() if keyed else {})
+        assert (reply.status, reply.body, reply.cut) == (code, LARGE, False)
+        ((row, (attempt,)),) = await logged(parties)
+        assert (attempt.executed, attempt.wasted) == ("no", 0)
+        assert attempt.failure_class == row.error_class is not None
+        assert attempt.outcome == row.outcome != "ok"
+        assert row.ambiguous == 0
+
+
+@pytest.mark.parametrize("code", [400, 429])
+async def test_a_large_one_that_breaks_is_a_failure_still(tmp_path: Path, code: int) -> None:
+    """How its body ends says nothing of what its head has said."""
+    once = {"retry": {"max_attempts": 1}}
+    async with world(tmp_path, fallback=False, route=once) as parties:
+        cut = faults.cut_after(bytes=1_400_000, how="close")
+        parties.primary.always(faults.status(code, LARGE) | cut)
+        reply = await parties.ask(headers=key())
+        assert (reply.status, reply.cut) == (code, True)
+        ((row, (attempt,)),) = await logged(parties)
+        assert (attempt.executed, attempt.wasted, row.ambiguous) == ("no", 0, 0)
+        assert row.outcome == attempt.outcome != "broken"
+        assert row.idem_state == "released"
+
+
+@pytest.mark.parametrize("code", [408, 502, 504])
+async def test_a_large_one_may_have_been_executed(tmp_path: Path, code: int) -> None:
+    """Its head goes out before its end is known, and says that the key is uncertain."""
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.status(code, LARGE))
+        reply = await parties.ask(headers=key())
+        assert (reply.status, reply.body) == (code, LARGE)
+        assert reply.headers["Idempotency-Status"] == "uncertain"
+        ((row, (attempt,)),) = await logged(parties)
+        assert (attempt.executed, attempt.wasted, row.ambiguous) == ("maybe", 1, 1)
+        assert row.outcome == attempt.outcome != "ok"
+        assert row.idem_state == "uncertain"

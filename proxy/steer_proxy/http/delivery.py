@@ -217,7 +217,8 @@ class Delivery(Generic[R]):
             await answer.discard()
             if sent is None or not await self._resume(response, settled, answer, sent):
                 await self._break(response, answer, broken.verdict)
-            return broken.verdict
+            # Of a failing answer the head has said what it is, however its body ends.
+            return broken.verdict if answer.verdict.ok else answer.verdict
 
     def _alive(self) -> None:
         """The caller took what there was: count anew how long it may take for more."""

@@ -29,6 +29,8 @@ async def relay_plain(
 ) -> Verdict:
     """Relay an answer whose end only its framing tells; `alive` is called as the caller takes it.
 
+    Relayed to its end, it is what its head has said: a failing one remains one.
+
     Raises:
         Broken: when it was cut.
     """
@@ -54,7 +56,7 @@ async def relay_plain(
             raise Broken(failed(error.failure)) from error
         if json_end is not None and json_end.cut:
             raise Broken(failed(Failure.TRUNCATED))
-    return SUCCESS
+    return answer.verdict
 
 
 async def relay_stream(
