@@ -1,4 +1,4 @@
-"""Failing answers that break off, or are too large to hold: told as the failures that they are."""
+"""Failing answers that break off, are large, or come late: told as the failures that they are."""
 
 from __future__ import annotations
 
@@ -146,4 +146,32 @@ async def test_a_large_one_may_have_been_executed(tmp_path: Path, code: int) -> 
         ((row, (attempt,)),) = await logged(parties)
         assert (attempt.executed, attempt.wasted, row.ambiguous) == ("maybe", 1, 1)
         assert row.outcome == attempt.outcome != "ok"
+        assert row.idem_state == "uncertain"
+
+
+# --- Before its first content ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dialect", ["openai", "anthropic", "gemini"])
+async def test_an_error_is_no_execution_after_the_head_either(tmp_path: Path, dialect: str) -> None:
+    """`commit: headers`: the head was given, the call was not executed; its key is free."""
+    async with world(tmp_path, dialect, route={"commit": "headers"}) as parties:
+        parties.primary.always(faults.in_band_error(kind="overloaded", at=0))
+        for number in (1, 2):
+            reply = await parties.ask(stream=True, headers=key())
+            assert (reply.status, reply.headers["Idempotency-Status"]) == (200, "new")
+            assert b"verloaded" in reply.body
+            assert len(parties.primary.attempts) == number
+        rows = [row for row, _ in await logged(parties, 2)]
+        assert [row.idem_state for row in rows] == ["released", "released"]
+
+
+async def test_an_earlier_attempt_may_have_been_executed_all_the_same(tmp_path: Path) -> None:
+    """What the last one was does not undo it."""
+    route = {"commit": "headers", "retry": {"ambiguous": "retry"}}
+    async with world(tmp_path, route=route) as parties:
+        parties.primary.then(faults.reset_before_answer(), faults.in_band_error(kind="overloaded"))
+        await parties.ask(stream=True, headers=key())
+        ((row, attempts),) = await logged(parties)
+        assert [each.executed for each in attempts] == ["maybe", "no"]
         assert row.idem_state == "uncertain"
