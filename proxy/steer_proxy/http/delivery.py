@@ -245,7 +245,8 @@ class Delivery(Generic[R]):
         """End a committed answer that broke, so that nobody takes it for complete."""
         self._progress.until = asyncio.get_running_loop().time() + LAST_WORDS
         self._services.overdue_later()
-        if answer.reader is not None:
+        # What came behind half an event would be taken for the rest of it.
+        if answer.reader is not None and not answer.reader.torn:
             event = answer.reader.error_event or self._call.dialect.error_event(
                 self._call.facts,
                 answer.content_type,
