@@ -16,6 +16,7 @@ from steer_proxy.http.caller import CallerResponse
 from steer_proxy.http.journal import Journal
 from tests.provider import (
     Answer,
+    Close,
     Data,
     Event,
     Finish,
@@ -27,6 +28,7 @@ from tests.provider import (
     WaitUntilClosed,
     faults,
 )
+from tests.provider.steps import Framing
 from tests.support.attempts import every_attempt
 from tests.support.pair import key
 from tests.support.raw import Reply as RawReply
@@ -293,6 +295,21 @@ async def test_an_answer_that_promises_more_than_is_stored_is_not_begun(tmp_path
         again = await ask(at.port, data, "POST")
         assert (again.status, again.code) == (409, "steer_replay_unavailable")
         assert len(at.provider.attempts) == 1
+
+
+@pytest.mark.parametrize("keyed", [True, False], ids=["keyed", "without a key"])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_a_live_answer_that_ends_with_its_head(
+    tmp_path: Path, framing: Framing, *, keyed: bool
+) -> None:
+    """Its caller gets the head that the ledger tells of, and no proper end."""
+    async with tool(tmp_path) as at:
+        live = Head(200, (("Content-Type", "text/event-stream"),), framing, 100)
+        at.provider.always(Answer((live, Pause(1.0), Close())))
+        async with dialled(at.port) as caller:
+            caller.send(post(b"x", "/tool/x", *([KEY] if keyed else [])))
+            assert (await caller.head()).status == 200
+            assert (await caller.rest())[0] == b""
 
 
 async def test_a_compressed_stream_is_given_as_it_is(tmp_path: Path) -> None:

@@ -199,6 +199,8 @@ def abandon(request: BaseRequest) -> None:
     transport, writer = request.transport, request.writer
     if transport is None:
         return
+    if isinstance(writer, StreamWriter) and not transport.is_closing():
+        writer.send_headers()  # one that waits for a first part of the body is told of all the same
     if isinstance(writer, StreamWriter) and not writer.chunked and writer.length is None:
         connection = transport.get_extra_info("socket")
         if connection is not None:
