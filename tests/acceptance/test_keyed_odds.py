@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from aiohttp import ClientConnectionResetError
 from steer_proxy.http import execution
 from steer_proxy.http.caller import CallerResponse
 from steer_proxy.http.journal import Journal
+from steer_proxy.ledger.memory import MemoryLedger
 from tests.provider import (
     Answer,
     Close,
@@ -30,6 +32,7 @@ from tests.provider import (
 )
 from tests.provider.steps import Framing
 from tests.support.attempts import every_attempt
+from tests.support.faulty_ledger import FaultyLedger
 from tests.support.pair import key
 from tests.support.raw import Reply as RawReply
 from tests.support.raw import Stage, ask, chat, dialled, post, request, stage
@@ -295,6 +298,22 @@ async def test_an_answer_that_promises_more_than_is_stored_is_not_begun(tmp_path
         again = await ask(at.port, data, "POST")
         assert (again.status, again.code) == (409, "steer_replay_unavailable")
         assert len(at.provider.attempts) == 1
+
+
+@pytest.mark.parametrize("name", ["no content", "created, empty", "empty chunked", "chunked"])
+async def test_an_answer_that_is_not_stored_says_so(tmp_path: Path, name: str) -> None:
+    """Its head goes out when that is known, though there is nothing to follow it."""
+    route: dict[str, Any] = {"name": "tool", "path": "/tool", "candidates": ["tool"]}
+    route["idempotency"] = {"save": "nothing"}
+    ledger = FaultyLedger(MemoryLedger(time.time))
+    ledger.before("finish", lambda: asyncio.sleep(1.0))
+    async with stage(tmp_path, ledger, routes=[route]) as at:
+        at.provider.always(ANSWERS[name])
+        reply = await ask(at.port, post(b"x", "/tool/x", KEY), "POST")
+        assert reply.status == ANSWERS[name].head.status
+        assert reply.value("Idempotency-Status") == "not-stored"
+        plain = await ask(at.port, post(b"x", "/tool/x"), "POST")
+        assert (plain.status, plain.body) == (reply.status, reply.body)
 
 
 @pytest.mark.parametrize("keyed", [True, False], ids=["keyed", "without a key"])

@@ -111,11 +111,6 @@ class CallerResponse(StreamResponse):
         """The head is written already, with the first part of the body to follow."""
 
     @property
-    def empty(self) -> bool:
-        """Whether no body was given with the response."""
-        return not self._rest
-
-    @property
     def given(self) -> int:
         """How many bytes of the body the caller was given, or will be; without framing."""
         return self._given + len(self._rest)

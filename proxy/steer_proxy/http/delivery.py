@@ -135,14 +135,12 @@ class Delivery(Generic[R]):
             response = self._shown(outlet.answer(answer, fields, own, b""))
             return response, await self._tunnel(response, settled, answer.response)
         verdict = answer.verdict
-        if answer.whole and (answer.reader is None or answer.finished or not verdict.ok):
-            body = answer.held
-        else:
-            body = b""
+        given = answer.whole and (answer.reader is None or answer.finished or not verdict.ok)
+        body = answer.held if given else b""
         response = self._shown(outlet.answer(answer, fields, own, body))
         if closing:
             response.close_connection()
-        if not answer.whole or response.empty:
+        if not given:
             verdict = await self._relay(response, settled, answer)
         elif len(body) > AT_ONCE:
             # More than the kernel takes at once: a caller that never reads must not hold it.
