@@ -49,6 +49,7 @@ async def test_another_answers_in_its_place(
 async def test_its_status_is_told(tmp_path: Path, code: int, cut: Any, *, keyed: bool) -> None:
     """In words of Steer's: half of the provider's would pretend to be all. The key is free."""
     twice = {"retry": {"max_attempts": 2}}
+    again = code in {429, 500, 503}
     async with world(tmp_path, fallback=False, route=twice) as parties:
         parties.primary.always(faults.status(code, retry_after=1) | cut)
         headers = key() if keyed else {}
@@ -58,7 +59,6 @@ async def test_its_status_is_told(tmp_path: Path, code: int, cut: Any, *, keyed:
             assert (reply.status, reply.cut) == (code, False)
             assert reply.json["error"]["code"] == "steer_upstream_broken"
             assert reply.headers.get("Idempotency-Status") == ("new" if keyed else None)
-            again = code in {429, 500, 503}
             assert reply.headers.get("X-Should-Retry") == ("false" if again else None)
             assert reply.headers.get("Retry-After") == ("1" if again else None)
             counts.append(len(parties.primary.attempts))
