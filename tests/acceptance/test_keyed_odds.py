@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,21 @@ from steer_proxy.http.journal import Journal
 from steer_proxy.ledger.memory import MemoryLedger
 from tests.provider import (
     Answer,
+    Close,
     Data,
     Event,
     Finish,
     Head,
     Pause,
     Repeat,
+    Reset,
     Send,
     WaitUntilClosed,
     faults,
 )
+from tests.provider.steps import Framing
 from tests.support.attempts import every_attempt
+from tests.support.faulty_ledger import FaultyLedger
 from tests.support.pair import key
 from tests.support.raw import Reply as RawReply
 from tests.support.raw import Stage, ask, chat, dialled, post, request, stage
@@ -279,6 +284,73 @@ async def test_what_is_saved(tmp_path: Path, save: str, code: int) -> None:
             assert len(at.provider.attempts) > before
             return
         assert len(at.provider.attempts) == before == 1
+
+
+async def refused_in_half(at: Stage, whole: int, part: int) -> RawReply:
+    """A keyed call whose refusal breaks off: its head; its end was no proper one."""
+    refusal = Head(400, (("Content-Type", "text/plain"),), length=whole)
+    at.provider.always(Answer((refusal, Data(b"x" * part), Pause(1.0), Reset())))
+    async with dialled(at.port) as caller:
+        caller.send(post(b"x", "/tool/x", KEY))
+        head = await caller.head()
+        body, _ = await caller.rest()
+        assert len(body) < whole
+        return head
+
+
+async def test_a_refusal_that_broke_is_not_saved(tmp_path: Path) -> None:
+    """Half of one is nobody's answer: its replay would promise what never comes."""
+    async with tool(tmp_path, save="final") as at:
+        for _ in range(2):
+            assert (await refused_in_half(at, 2_000_000, 1_500_000)).status == 400
+        assert len(at.provider.attempts) == 2
+
+
+async def test_an_answer_that_promises_more_than_is_stored_is_not_begun(tmp_path: Path) -> None:
+    """Its caller would wait for the rest, and take the next answer on the connection for it."""
+    async with tool(tmp_path) as at:
+        at.provider.always(Answer((Head(200, length=3), Data(b"all"), Finish())))
+        data = post(b"x", "/tool/x", KEY)
+        assert (await ask(at.port, data, "POST")).status == 200
+        ledger: Any = at.steer.sidecar.books.ledger
+        (row,) = (each for each in ledger.calls.values() if each.idem_key)
+        longer = row.resp_headers.replace('["Content-Length","3"]', '["Content-Length","4"]')
+        assert longer != row.resp_headers
+        ledger.calls[row.id] = row._replace(resp_headers=longer)
+        again = await ask(at.port, data, "POST")
+        assert (again.status, again.code) == (409, "steer_replay_unavailable")
+        assert len(at.provider.attempts) == 1
+
+
+@pytest.mark.parametrize("name", ["no content", "created, empty", "empty chunked", "chunked"])
+async def test_an_answer_that_is_not_stored_says_so(tmp_path: Path, name: str) -> None:
+    """Its head goes out when that is known, though there is nothing to follow it."""
+    route: dict[str, Any] = {"name": "tool", "path": "/tool", "candidates": ["tool"]}
+    route["idempotency"] = {"save": "nothing"}
+    ledger = FaultyLedger(MemoryLedger(time.time))
+    ledger.before("finish", lambda: asyncio.sleep(1.0))
+    async with stage(tmp_path, ledger, routes=[route]) as at:
+        at.provider.always(ANSWERS[name])
+        reply = await ask(at.port, post(b"x", "/tool/x", KEY), "POST")
+        assert reply.status == ANSWERS[name].head.status
+        assert reply.value("Idempotency-Status") == "not-stored"
+        plain = await ask(at.port, post(b"x", "/tool/x"), "POST")
+        assert (plain.status, plain.body) == (reply.status, reply.body)
+
+
+@pytest.mark.parametrize("keyed", [True, False], ids=["keyed", "without a key"])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_a_live_answer_that_ends_with_its_head(
+    tmp_path: Path, framing: Framing, *, keyed: bool
+) -> None:
+    """Its caller gets the head that the ledger tells of, and no proper end."""
+    async with tool(tmp_path) as at:
+        live = Head(200, (("Content-Type", "text/event-stream"),), framing, 100)
+        at.provider.always(Answer((live, Pause(1.0), Close())))
+        async with dialled(at.port) as caller:
+            caller.send(post(b"x", "/tool/x", *([KEY] if keyed else [])))
+            assert (await caller.head()).status == 200
+            assert (await caller.rest())[0] == b""
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])

@@ -128,6 +128,29 @@ async def test_a_reset_is_no_end(tmp_path: Path) -> None:
     assert b"steer_upstream_broken" in reply.body
 
 
+async def test_nothing_is_written_into_half_an_event(tmp_path: Path) -> None:
+    """One too large to hold, torn: what would follow it would be taken for its rest."""
+    torn = delta("Z" * 2_500_000)[:1_500_000]
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(STREAM_HEAD + chunk(delta("hi")) + chunk(torn))
+        await asyncio.sleep(1)
+        reset(writer)
+
+    for fields in ((), ("Idempotency-Key: order-1",)):
+        async with (
+            handmade(talk) as port,
+            before(tmp_path, port) as steer,
+            dialled(steer.sidecar.port) as caller,
+        ):
+            caller.send(chat(*fields, stream=True))
+            await caller.head()
+            data, _ = await caller.rest()
+        assert data.endswith(b"Z\r\n")
+        assert b"steer_stream_broken" not in data
+
+
 async def test_broken_framing_is_noticed_at_once(tmp_path: Path) -> None:
     """Not only when the idle limit has passed."""
 

@@ -133,6 +133,10 @@ class StreamReader(Protocol):
         """How many bytes of an incomplete event are held."""
 
     @property
+    def torn(self) -> bool:
+        """Whether the beginning of an event was returned, and its end has not come."""
+
+    @property
     def text(self) -> str | None:
         """All text so far when the reader was made with `keep_text`; None once anything but text
         (a tool call, say) was seen."""

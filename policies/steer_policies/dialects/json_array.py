@@ -51,6 +51,11 @@ class JsonArraySplitter:
         """How many bytes of an incomplete element are held."""
         return len(self._held)
 
+    @property
+    def torn(self) -> bool:
+        """Whether the beginning of an element was returned, and its end has not come."""
+        return self._skimmer is not None
+
     def feed(self, data: bytes) -> list[bytes]:
         """The pieces that `data` completed, in order; joined, they are what may be relayed."""
         if self.closed:

@@ -64,6 +64,11 @@ class WithoutUsage:
         """How many bytes of an incomplete event are held."""
         return self._splitter.held
 
+    @property
+    def torn(self) -> bool:
+        """Whether the beginning of an event was returned, and its end has not come."""
+        return self._splitter.torn
+
     def feed(self, data: bytes) -> list[bytes]:
         """The pieces that `data` completed, in order; joined, they are what may be relayed."""
         return [self._less(piece) for piece in self._splitter.feed(data)]

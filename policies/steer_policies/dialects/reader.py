@@ -20,6 +20,10 @@ class Splitter(Protocol):
     def held(self) -> int:
         """How many bytes of an incomplete event are held."""
 
+    @property
+    def torn(self) -> bool:
+        """Whether the beginning of an event was returned, and its end has not come."""
+
     def feed(self, data: bytes) -> list[bytes]:
         """The pieces that `data` completed."""
 
@@ -69,6 +73,11 @@ class EventReader:
     def held(self) -> int:
         """How many bytes of an incomplete event are held."""
         return self._splitter.held
+
+    @property
+    def torn(self) -> bool:
+        """Whether the beginning of an event was returned, and its end has not come."""
+        return self._splitter.torn
 
     @property
     def text(self) -> str | None:

@@ -43,6 +43,11 @@ class SseSplitter:
         """How many bytes of an incomplete event are held."""
         return len(self._held)
 
+    @property
+    def torn(self) -> bool:
+        """Whether the beginning of an event was returned, and its end has not come."""
+        return self._skimmer is not None
+
     def feed(self, data: bytes) -> list[bytes]:
         """The pieces that `data` completed, in order; joined, they are what may be relayed."""
         # The usual case, kept free of loops and copies: whole events, nothing held.

@@ -16,12 +16,21 @@ def state_after(
 ) -> State:
     """What has become of a call that has ended: done, provably not done, or who knows."""
     if settled.hold is not None:
-        # It was committed, so it was executed: what is missing of its answer is lost.
-        return State.COMPLETED if verdict is not None and verdict.ok else State.UNCERTAIN
+        if verdict is not None and verdict.ok:
+            return State.COMPLETED
+        earlier = settled.attempts[:-1]
+        unrun = verdict is not None and verdict.executed is Executed.NO
+        if unrun and not any(may_have_run(record, call) for record in earlier):
+            # Committed by its head alone, and the provider's first word was that it failed.
+            return State.RELEASED
+        # It was executed, for all that is known: what is missing of its answer is lost.
+        return State.UNCERTAIN
     if any(may_have_run(record, call) for record in settled.attempts):
         return State.UNCERTAIN
     failure = settled.attempts[-1].verdict.failure if settled.attempts else None
-    if save is Save.FINAL and settled.answer is not None and failure is not None:
+    # Of a refusal that broke off there is no whole to give again.
+    whole = settled.answer is not None and not settled.answer.broken
+    if save is Save.FINAL and whole and failure is not None:
         traits = TRAITS[failure]
         if not traits.here and traits.elsewhere in (Elsewhere.NEVER, Elsewhere.IF_ROUTE_ASKS):
             return State.COMPLETED

@@ -25,11 +25,13 @@ class HttpAnswer:
     `reader` is set for a stream the dialect understands. `status` None means that no head came.
     `trace` is what is measured of the attempt; of a plain answer that is not held whole, `tail`
     remembers the last bytes that were relayed. `witness` tells whether an answer was cut where
-    nothing else does.
+    nothing else does; `broken` says that this one was. A failing one that was before it could be
+    given to anybody holds nothing: its status is all that is told of it.
     """
 
     __slots__ = (
         "_open",
+        "broken",
         "content_type",
         "held",
         "lesson",
@@ -68,6 +70,7 @@ class HttpAnswer:
         self.content_type = content_type
         self.tail = b""
         self.witness = witness
+        self.broken = False
         self.trace = Trace() if trace is None else trace
 
     @classmethod

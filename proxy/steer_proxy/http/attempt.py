@@ -11,7 +11,7 @@ from multidict import istr
 from steer_policies.config import CommitPoint, DialectName
 from steer_policies.dialects.base import Progress, StreamReader
 from steer_policies.dialects.json_end import JsonEnd
-from steer_policies.outcome import SUCCESS, Executed, Failure, failed
+from steer_policies.outcome import SUCCESS, Executed, Failure, Verdict, failed
 from steer_policies.plan import Candidate, Plan
 from steer_policies.trace_context import safe_request_id
 from steer_proxy.engine.attempt import Trace
@@ -141,11 +141,24 @@ class HttpSender:
         )
 
     async def _failing(self, response: UpstreamResponse, trace: Trace) -> HttpAnswer:
-        held = await _read_up_to(response, HELD_PLAIN)
-        seen = _decoded(held, response.headers.get("Content-Encoding", ""))
-        verdict = self._call.dialect.classify(
-            self._call.facts, response.status, response.headers, seen, self._clock.wall()
-        )
+        """An answer that says it is none, looked at as far as it goes."""
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            while size <= HELD_PLAIN and (chunk := await response.read()):
+                chunks.append(chunk)
+                size += len(chunk)
+        except UpstreamError:
+            verdict = self._classified(response, b"".join(chunks))
+            if verdict.executed is not Executed.NO:
+                raise
+            # Its head has said what matters: the call was not executed.
+            response.close()
+            answer = HttpAnswer(verdict, response, trace=trace)
+            answer.broken = True
+            return answer
+        held = b"".join(chunks)
+        verdict = self._classified(response, held)
         # It may be kept for longer than the call's deadline, while others are asked.
         response.disarm()
         return HttpAnswer(verdict, response, held=held, whole=response.exhausted, trace=trace)
@@ -169,6 +182,12 @@ class HttpSender:
         if witness is not None:
             witness = seen_through(coding, witness)
         return await self._plain(response, content_type, witness, trace)
+
+    def _classified(self, response: UpstreamResponse, held: bytes) -> Verdict:
+        seen = _decoded(held, response.headers.get("Content-Encoding", ""))
+        return self._call.dialect.classify(
+            self._call.facts, response.status, response.headers, seen, self._clock.wall()
+        )
 
     async def _plain(
         self,

@@ -16,7 +16,7 @@ from aiohttp.web_request import BaseRequest
 from steer_proxy.http.lines import Field, head, line
 
 #: Statuses and methods whose answers have no body (RFC 9110 §6.4.1).
-_BODILESS: Final = frozenset({204, 304})
+BODILESS: Final = frozenset({204, 304})
 
 _LENGTH: Final = b"content-length"
 
@@ -89,10 +89,10 @@ class CallerResponse(StreamResponse):
         keep_alive = request.keep_alive and not self._closing and _reusable(request)
         length = self._announced
         if length is None:
-            length = _length_in(self._fields)
+            length = length_in(self._fields)
         else:
             lines.append(line("Content-Length", str(length)))
-        if request.method == hdrs.METH_HEAD or self.status in _BODILESS:
+        if request.method == hdrs.METH_HEAD or self.status in BODILESS:
             writer.length = 0
         elif length is not None:
             writer.length = length
@@ -109,11 +109,6 @@ class CallerResponse(StreamResponse):
 
     async def _write_headers(self) -> None:
         """The head is written already, with the first part of the body to follow."""
-
-    @property
-    def empty(self) -> bool:
-        """Whether no body was given with the response."""
-        return not self._rest
 
     @property
     def given(self) -> int:
@@ -173,7 +168,7 @@ class CallerResponse(StreamResponse):
                 transport.write_eof()
 
 
-def _length_in(fields: Sequence[Field]) -> int | None:
+def length_in(fields: Sequence[Field]) -> int | None:
     """The length that a provider's fields announce."""
     for name, value in fields:
         if len(name) == len(_LENGTH) and name.lower() == _LENGTH:
@@ -199,6 +194,8 @@ def abandon(request: BaseRequest) -> None:
     transport, writer = request.transport, request.writer
     if transport is None:
         return
+    if isinstance(writer, StreamWriter) and not transport.is_closing():
+        writer.send_headers()  # one that waits for a first part of the body is told of all the same
     if isinstance(writer, StreamWriter) and not writer.chunked and writer.length is None:
         connection = transport.get_extra_info("socket")
         if connection is not None:

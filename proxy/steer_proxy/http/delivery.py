@@ -129,19 +129,21 @@ class Delivery(Generic[R]):
             problem = settled.problem or Problem(502, "steer_upstream_broken", "No answer came.")
             own = own_lines(call, made, settled, personal=outlet.personal)
             return outlet.problem(call.dialect, problem, own, close=closing), None
+        if answer.broken:
+            problem = _broken_off(answer.status, settled)
+            own = own_lines(call, made, settled, personal=outlet.personal)
+            return outlet.problem(call.dialect, problem, own, close=closing), answer.verdict
         fields, own = answer_head(call, made, settled, answer, personal=outlet.personal)
         if answer.status == 101 and answer.response is not None:
             response = self._shown(outlet.answer(answer, fields, own, b""))
             return response, await self._tunnel(response, settled, answer.response)
         verdict = answer.verdict
-        if answer.whole and (answer.reader is None or answer.finished or not verdict.ok):
-            body = answer.held
-        else:
-            body = b""
+        given = answer.whole and (answer.reader is None or answer.finished or not verdict.ok)
+        body = answer.held if given else b""
         response = self._shown(outlet.answer(answer, fields, own, body))
         if closing:
             response.close_connection()
-        if not answer.whole or response.empty:
+        if not given:
             verdict = await self._relay(response, settled, answer)
         elif len(body) > AT_ONCE:
             await unpack(call, answer)
@@ -214,10 +216,12 @@ class Delivery(Generic[R]):
             await response.write_eof()
             return verdict
         except Broken as broken:
+            answer.broken = True
             await answer.discard()
             if sent is None or not await self._resume(response, settled, answer, sent):
                 await self._break(response, answer, broken.verdict)
-            return broken.verdict
+            # Of a failing answer the head has said what it is, however its body ends.
+            return broken.verdict if answer.verdict.ok else answer.verdict
 
     def _alive(self) -> None:
         """The caller took what there was: count anew how long it may take for more."""
@@ -244,7 +248,8 @@ class Delivery(Generic[R]):
         """End a committed answer that broke, so that nobody takes it for complete."""
         self._progress.until = asyncio.get_running_loop().time() + LAST_WORDS
         self._services.overdue_later()
-        if answer.reader is not None:
+        # What came behind half an event would be taken for the rest of it.
+        if answer.reader is not None and not answer.reader.torn:
             event = answer.reader.error_event or self._call.dialect.error_event(
                 self._call.facts,
                 answer.content_type,
@@ -319,3 +324,14 @@ class Delivery(Generic[R]):
             return failed(Failure.TRUNCATED)
         await response.write_eof()
         return SUCCESS
+
+
+def _broken_off(status: int, settled: Settled[HttpAnswer]) -> Problem:
+    """What to tell in place of a failing answer that was cut: half of it would not pass for one."""
+    return Problem(
+        status,
+        "steer_upstream_broken",
+        f"The provider answered {status}, and its answer broke off.",
+        settled.retry_after,
+        settled.sdk_retry,
+    )

@@ -217,6 +217,9 @@ class Execution:
     async def _execute(self) -> Ended:
         run = self._run
         settled = await self._exchange.run()
+        if settled.hold is None and self._doubtful() and run.status in (Status.NEW, Status.RERUN):
+            # Nothing changes that any more, and the head of a large answer goes out before its end.
+            run.status = Status.UNCERTAIN
         delivery = Delivery(
             self._services,
             self._request,
@@ -333,6 +336,7 @@ class Execution:
         keep = (
             ended.state is State.COMPLETED
             and recording.kept
+            and not ended.response.abandoned
             and run.policy.save is not Save.NOTHING
         )
         if not keep or not owned.recorded:

@@ -22,10 +22,6 @@ class Response(Protocol):
 
     media_type: str
 
-    @property
-    def empty(self) -> bool:
-        """Whether no body was given with the response."""
-
     async def prepare(self, request: BaseRequest) -> object:
         """Begin it: the answer comes in parts."""
 

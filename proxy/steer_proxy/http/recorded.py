@@ -55,11 +55,6 @@ class RecordedResponse:
         """The body that was given with the response."""
         return self._rest
 
-    @property
-    def empty(self) -> bool:
-        """Whether no body was given with the response."""
-        return not self._rest
-
     def close_connection(self) -> None:
         """A recording has no connection."""
 

@@ -34,6 +34,8 @@ async def relay_plain(
     """Relay an answer whose end only its framing tells; `alive` is called as the caller takes it,
     `ends` is given what is compressed. That comes first: who has all of it may hang up at once.
 
+    Relayed to its end, it is what its head has said: a failing one remains one.
+
     Raises:
         Broken: when it was cut.
     """
@@ -65,7 +67,7 @@ async def relay_plain(
             raise Broken(failed(Failure.TRUNCATED))
     if ends is not None:
         ends.put(answer)
-    return SUCCESS
+    return answer.verdict
 
 
 async def relay_stream(

@@ -16,7 +16,7 @@ from steer_policies.idempotency import Status
 from steer_proxy.engine.bookkeeper import Bookkeeper
 from steer_proxy.engine.trouble import Tally
 from steer_proxy.http.call import Call
-from steer_proxy.http.caller import CallerResponse
+from steer_proxy.http.caller import BODILESS, CallerResponse, length_in
 from steer_proxy.http.following import Watched
 from steer_proxy.http.identity import Identity
 from steer_proxy.http.keyed_problems import NOT_STORED, UNREADABLE, status_line
@@ -82,6 +82,7 @@ async def replay(
         try:
             text = books.sealer.open_head(stored.id, stored.headers, stored.keyring_id)
             head = _vouched(call, record, stored, text)
+            _check_length(head, stored.bytes)
             first = await anext(pages, b"")
         except (Unreadable, Damaged, ValueError) as error:
             replays.failed(call, "cannot be read", record, error)
@@ -104,6 +105,20 @@ async def replay(
                 replays.failed(call, "broke off", record, error)
                 response.abandon()
         return response
+
+
+def _check_length(head: RecordedHead, size: int) -> None:
+    """See that a head promises the body that is there: its caller would wait for the rest, and take
+    the next answer on the connection for it.
+
+    Raises:
+        Damaged: when it does not.
+    """
+    if head.status in BODILESS:
+        return
+    length = length_in(head.fields)
+    if length is not None and length != size:
+        raise Damaged(f"it has {size} bytes of {length}")
 
 
 def _response(call: Call, head: RecordedHead, body: bytes) -> CallerResponse:

@@ -10,7 +10,6 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from steer_proxy.http.identity import Identity
 from steer_proxy.http.recording import RecordedHead
 from steer_proxy.ledger.sealing import Sealer
 from steer_proxy.ledger.values import ChunkRow
@@ -35,10 +34,12 @@ class Whole(NamedTuple):
     sha256: str | None
 
 
-def head_text(head: RecordedHead, whose: Identity | None = None, whole: Whole | None = None) -> str:
+def head_text(
+    head: RecordedHead, whose: tuple[str, str] | None = None, whole: Whole | None = None
+) -> str:
     """A head as `resp_headers` holds it.
 
-    One that is to be encrypted tells whose answer it is, and at its end what all of it is: whoever
+    One that is to be encrypted tells whose answer it is (scope, fingerprint), and at its end what all of it is: whoever
     may write the database, and has no key, could say otherwise in its record.
     """
     value: dict[str, Any] = {
@@ -66,7 +67,7 @@ def _kept(name: bytes) -> str | None:
 
 
 def read_head(
-    status: int, text: str, whose: Identity | None = None, whole: Whole | None = None
+    status: int, text: str, whose: tuple[str, str] | None = None, whole: Whole | None = None
 ) -> RecordedHead:
     """A head from what `resp_headers` holds.
 

@@ -314,7 +314,11 @@ def test_events_too_large_to_hold_pass_whole(monkeypatch: pytest.MonkeyPatch) ->
     whole = b"".join(CHAT)
     made = stripping()
     pieces = [whole[start : start + 10] for start in range(0, len(whole), 10)]
-    assert b"".join(map(made.feed, pieces)) + made.finish() == whole
+    torn = [made.torn]
+    first = made.feed(pieces[0])
+    torn.append(made.torn)
+    assert first + b"".join(map(made.feed, pieces[1:])) + made.finish() == whole
+    assert [*torn, made.torn] == [False, True, False]
     # Even when all of an event but its empty line comes at once.
     again = stripping()
     lines = whole.splitlines(keepends=True)

@@ -249,7 +249,11 @@ def test_large_events_are_understood(
     made = make(name, operation, content_type)
     whole = b"".join(stream)
     chunks = [whole[start : start + 10] for start in range(0, len(whole), 10)]
-    assert b"".join(map(made.feed, chunks)) + made.finish() == whole
+    torn = [made.torn]
+    first = made.feed(chunks[0])
+    torn.append(made.torn)
+    assert first + b"".join(map(made.feed, chunks[1:])) + made.finish() == whole
+    assert [*torn, made.torn] == [False, True, False]
     assert progress(made) is Progress.COMPLETE
     assert made.usage is not None
 
