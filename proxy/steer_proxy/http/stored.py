@@ -39,8 +39,8 @@ def head_text(
 ) -> str:
     """A head as `resp_headers` holds it.
 
-    One that is to be encrypted tells whose answer it is (scope, fingerprint), and at its end what all of it is: whoever
-    may write the database, and has no key, could say otherwise in its record.
+    One that is to be encrypted tells whose answer it is (scope, fingerprint), and at its end what
+    all of it is: whoever may write the database, and has no key, could say otherwise in its record.
     """
     value: dict[str, Any] = {
         "reason": None if head.reason is None else _octets(head.reason),
