@@ -144,6 +144,7 @@ _CREDENTIAL_PARAMETERS: Final = frozenset(
         "$httpheaders",  # Google lets a query carry headers
     }
 )
+_SHORTEST_PARAMETER: Final = min(map(len, _CREDENTIAL_PARAMETERS))
 _PARAMETER_END: Final = re.compile(r"([&;])")
 
 # What a browser cannot say in a header, OpenAI's realtime API takes as subprotocols:
@@ -345,27 +346,42 @@ def accept_encoding(asked: str | None, *, identity: bool) -> str:
 
 def strip_query_credentials(query: str) -> str:
     """The query without parameters that carry a credential, all else as it was."""
-    if not query:
+    if not (names := _credential_names(query)):
         return query
-    # Some servers end a parameter at a semicolon, too.
     pieces = _PARAMETER_END.split(query)
     kept: list[str] = []
     for index in range(0, len(pieces), 2):
-        if not is_credential_parameter(pieces[index]):
+        if pieces[index].partition("=")[0] not in names:
             kept += (pieces[index - 1] if kept else "", pieces[index])
     return "".join(kept)
 
 
 def query_credentials(query: str) -> list[str]:
     """The parameters of a query that carry a credential, as they are written: name=value."""
-    if not query:
+    if not (names := _credential_names(query)):
         return []
-    return [pair for pair in _PARAMETER_END.split(query)[::2] if is_credential_parameter(pair)]
+    return [pair for pair in _parameters(query) if pair.partition("=")[0] in names]
+
+
+# One request's query is looked at again and again; and it may be nothing but thousands of names.
+@lru_cache(maxsize=64)
+def _credential_names(query: str) -> frozenset[str]:
+    """The names in a query, as they are written, that mean a credential."""
+    names = {pair.partition("=")[0] for pair in set(_parameters(query))}
+    return frozenset(name for name in names if is_credential_parameter(name))
+
+
+def _parameters(query: str) -> list[str]:
+    # Some servers end a parameter at a semicolon, too.
+    return query.replace(";", "&").split("&")
 
 
 def is_credential_parameter(pair: str) -> bool:
     """By its name, however that is spelled; `$httpHeaders[authorization]` has an index."""
-    name = unquote_plus(pair.partition("=")[0]).strip().lower().replace("_", "-")
+    name = pair.partition("=")[0]
+    if len(name) < _SHORTEST_PARAMETER:  # and spelled in another way it is longer
+        return False
+    name = unquote_plus(name).strip().lower().replace("_", "-")
     name = name.partition("[")[0]
     return name in _CREDENTIAL_PARAMETERS or _is_known_credential(name)
 

@@ -9,6 +9,7 @@ import pytest
 from steer_proxy.ledger import batcher
 from steer_proxy.ledger.batcher import MAX_BATCH, Batcher, Outcome, Work
 from steer_proxy.ledger.protocol import STATEMENT_TIMEOUT, LedgerUnavailable
+from tests.support.virtual_time import VirtualTimeLoop
 
 
 class Recorder:
@@ -111,6 +112,26 @@ async def test_nobody_waits_longer_than_a_statement_may_take(
     await work.close(lambda: None)
     recorder.gate.set()
     assert STATEMENT_TIMEOUT > 1
+
+
+async def test_what_was_done_while_nobody_looked() -> None:
+    """A process that was stopped finds its time over and the work done: it counts."""
+    done = threading.Event()
+
+    def apply(batch: Sequence[Work]) -> Sequence[Outcome]:
+        done.set()
+        return [Outcome(work.function(*work.arguments)) for work in batch]
+
+    work = Batcher("test", apply)
+    waiting = asyncio.ensure_future(work.run(same, 7))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert done.wait(10)
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    loop.advance(10 * STATEMENT_TIMEOUT)
+    assert await waiting == 7
+    await work.close(lambda: None)
 
 
 async def test_a_batch_that_fails_fails_for_everybody_in_it() -> None:

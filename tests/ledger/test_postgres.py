@@ -25,6 +25,7 @@ from tests.ledger_contract.make import call, chunks, claim, ref
 from tests.ledger_contract.postgres import PostgresSubject
 from tests.support.pooler import Pooler, Relay
 from tests.support.postgres import PASSWORD, Server
+from tests.support.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.real_time
 
@@ -266,6 +267,30 @@ async def test_a_silent_server_costs_its_time_once(
             await subject.ledger.find("scope-1")
         relay.hold = False
         await until(works(subject))
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+async def test_a_reply_that_came_while_nobody_looked(arrived: bool) -> None:
+    """A process that was stopped finds a statement's time over, and perhaps its reply there."""
+    loop = VirtualTimeLoop()
+
+    async def stopped() -> list[Any]:
+        job = postgres_pool._Job(sql.NOTIFY, (), loop.create_future())
+        job.expire_at(loop, loop.time() + postgres_pool.PATIENCE)
+        loop.advance(10 * postgres_pool.PATIENCE)
+        if arrived:
+            loop.call_later(0.01, job.answer.set_result, [])
+        return await job.answer
+
+    def run() -> list[Any]:
+        with contextlib.closing(loop):
+            return loop.run_until_complete(stopped())
+
+    if arrived:
+        assert await asyncio.to_thread(run) == []
+    else:
+        with pytest.raises(LedgerUnavailable, match="did not answer within 2 s"):
+            await asyncio.to_thread(run)
 
 
 async def test_the_server_ends_long_statements(

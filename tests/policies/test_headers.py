@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote_plus
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steer_policies import headers
 from steer_policies.headers import (
     CREDENTIAL_HEADERS,
     accept_encoding,
@@ -323,6 +326,23 @@ def test_accept_encoding(asked: str | None, identity: bool, answer: str) -> None
 def test_credentials_in_a_query(query: str, stripped: str) -> None:
     """They go; all else stays as it is written."""
     assert strip_query_credentials(query) == stripped
+
+
+def test_a_query_of_many_parameters_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each name once, however often it is there, and whoever asks: it is foreign input."""
+    looked: list[str] = []
+
+    def noted(name: str) -> str:
+        looked.append(name)
+        return unquote_plus(name)
+
+    monkeypatch.setattr(headers, "unquote_plus", noted)
+    query = "&" * 10_000 + "k%65y=s;" + "".join(f"id={n}&" for n in range(1_000)) + "%69d&k%65y"
+    for _ in range(3):
+        assert query_credentials(query) == ["k%65y=s", "k%65y"]
+        assert "k%65y" not in strip_query_credentials(query)
+    assert sorted(set(looked)) == ["%69d", "k%65y"]
+    assert len(looked) <= 4  # what is stripped is another query
 
 
 def test_underscores_are_read_as_hyphens() -> None:

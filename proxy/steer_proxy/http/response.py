@@ -19,6 +19,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from steer_policies.outcome import Failure
 from steer_proxy.http.errors import bare, brief
+from steer_proxy.lateness import after_a_look, is_late
 
 #: A connection older than this is not used again, in seconds, so that a provider's address change
 #: or a load balancer's draining is followed.
@@ -78,7 +79,8 @@ class UpstreamResponse:
     Two limits watch over it: the moment at which a phase must be over (`arm`), and how long a read
     may wait for a byte (`limit_silence`). One timer serves both. It is set for the earliest moment
     at which either could have passed, and looks again when it fires: moving a limit further away,
-    which every byte of a stream does, costs nothing.
+    which every byte of a stream does, costs nothing. What has arrived before a limit passed is no
+    silence, also where this process was stopped and could not read it.
     """
 
     __slots__ = (
@@ -194,6 +196,15 @@ class UpstreamResponse:
 
     def _look(self) -> None:
         """The earliest moment at which a limit could have passed: has it?"""
+        if is_late(self._loop, self._wakes):
+            self._timer = after_a_look(self._loop, self._judge)
+            self._wakes = self._timer.when()
+        else:
+            self._judge()
+
+    def _judge(self) -> None:
+        if self._connection is None:  # since the timer fired
+            return
         now = self._now()
         self._timer, self._wakes = None, math.inf
         waiting_since = now if self._waiting_since is None else self._waiting_since

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple, TypeVar
 
+from steer_proxy.lateness import after_a_look, is_late
 from steer_proxy.ledger.protocol import STATEMENT_TIMEOUT, LedgerUnavailable
 
 #: The largest batch: it bounds how long one takes.
@@ -85,7 +86,8 @@ class Batcher:
             self._busy = True
             loop.call_soon(self._next, loop)
         # A timer by hand: `asyncio.timeout` costs as much as the rest of this function.
-        timer = loop.call_later(timeout, _expire, future, timeout)
+        due = loop.time() + timeout
+        timer = loop.call_at(due, _overdue, loop, due, future, timeout)
         try:
             return await future
         finally:
@@ -144,6 +146,15 @@ class Batcher:
             pass  # it hangs: the process's end is what lets go of it
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _overdue(
+    loop: asyncio.AbstractEventLoop, due: float, future: asyncio.Future[Any], timeout: float
+) -> None:
+    if is_late(loop, due):  # and the thread may have been done long before
+        after_a_look(loop, _expire, future, timeout)
+    else:
+        _expire(future, timeout)
 
 
 def _expire(future: asyncio.Future[Any], timeout: float) -> None:

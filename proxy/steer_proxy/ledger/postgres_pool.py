@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import asyncpg
 
+from steer_proxy.lateness import after_a_look, is_late
 from steer_proxy.ledger.parameters import Statement
 from steer_proxy.ledger.postgres_errors import (
     DRIVER_ERRORS,
@@ -94,7 +95,17 @@ class _Job:
         if not self.answer.done():
             self.answer.set_exception(error)
 
-    def expire(self) -> None:
+    def expire_at(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        """Give up at `due` (loop time), if what arrived by then is no answer."""
+        self.timer = loop.call_at(due, self._overdue, loop, due)
+
+    def _overdue(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        if is_late(loop, due):
+            self.timer = after_a_look(loop, self._expire)
+        else:
+            self._expire()
+
+    def _expire(self) -> None:
         """Give up; what may still run on the connection is of no interest."""
         self.fail(LedgerUnavailable(f"the database did not answer within {STATEMENT_TIMEOUT:g} s"))
         if self.connection is not None:
@@ -135,7 +146,7 @@ class Pool:
         self._admit()
         loop = asyncio.get_running_loop()
         job = _Job(statement, arguments, loop.create_future())
-        job.timer = loop.call_later(PATIENCE, job.expire)
+        job.expire_at(loop, loop.time() + PATIENCE)
         self._submit(job)
         return await job.answer
 
@@ -147,7 +158,7 @@ class Pool:
             return
         loop = asyncio.get_running_loop()
         job = _Job(statement, arguments, loop.create_future())
-        job.timer = loop.call_later(PATIENCE, job.expire)
+        job.expire_at(loop, loop.time() + PATIENCE)
         # Asked for, so that asyncio does not report that nobody did.
         job.answer.add_done_callback(lambda answer: answer.cancelled() or answer.exception())
         self._submit(job)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from steer_policies.fingerprint import RequestIdentity, fingerprint
 from steer_proxy.engine.config import Listen
+from steer_proxy.http import identity
 from steer_proxy.http.guard import Guard
 from steer_proxy.http.intake import credential_number
 from steer_proxy.http.payload import MAX_STRUCTURE, TooComplex, check_complexity
@@ -62,6 +65,32 @@ def test_the_bound_of_complexity() -> None:
     for mark in (b"[", b"{", b","):
         with pytest.raises(TooComplex):
             check_complexity(b"x" * 2_000_000 + mark * (MAX_STRUCTURE + 1))
+
+
+@pytest.mark.parametrize(
+    ("content", "aside"),
+    [
+        ([0] * identity.ELEMENTS_AT_ONCE, True),
+        ("x" * identity.AT_ONCE, True),
+        ("word " * 20_000, False),
+        ([0] * (identity.ELEMENTS_AT_ONCE - 100), False),
+    ],
+    ids=["many numbers", "long", "less long", "fewer numbers"],
+)
+async def test_what_takes_long_is_digested_aside(
+    content: Any, aside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A keyed body that costs more than its size tells must not hold up all other calls."""
+    places: list[bool] = []
+
+    def noted(secret: bytes, request: RequestIdentity) -> str:
+        places.append(threading.current_thread() is not threading.main_thread())
+        return fingerprint(secret, request)
+
+    monkeypatch.setattr(identity, "fingerprint", noted)
+    async with world(tmp_path) as parties:
+        assert (await parties.ask(headers={"Idempotency-Key": "k"}, x=content)).status == 200
+    assert places == [aside]
 
 
 # --- bodies that one parser reads and another does not
