@@ -30,6 +30,10 @@ from steer_proxy.ledger.values import NANO_USD, AttemptRow, Batch, CallRow, only
 #: call, so the one before the newest is as far back as they usually reach.
 MAX_REVISIONS: Final = 4
 
+#: The largest cost that is believed, in nano-dollars: nine million dollars. An absurd count must not
+#: cost a row, as no column holds more than 2^63, nor make sums of columns overflow.
+MAX_COST: Final = 2**53
+
 #: Operations that are sold by seconds or images: their size says nothing of their cost.
 _NOT_BY_SIZE: Final = ("audio", "http", "images", "realtime")
 
@@ -307,11 +311,12 @@ class Tariff:
 
 
 def _cost(rates: Iterable[Rate], usage: Usage) -> int | None:
-    """Nano-dollars by the first rate that has a price for all of it."""
+    """Nano-dollars by the first rate that has a price for all of it; None for an absurd sum."""
     for rate in rates:
         cost = rate(usage)
         if cost is not None:
-            return round(cost * NANO_USD)
+            cost *= NANO_USD
+            return round(cost) if cost <= MAX_COST else None
     return None
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from steer_policies.dialects.base import Usage
 from steer_proxy.engine.config import Config
-from steer_proxy.engine.costing import MAX_REVISIONS, Costing, CostSource, Sale
+from steer_proxy.engine.costing import MAX_COST, MAX_REVISIONS, Costing, CostSource, Sale
 from steer_proxy.engine.prices import MAX_REMEMBERED, _Price
 from steer_proxy.ledger.values import AttemptRow, Batch, BreakerEventRow, CallRow
 from tests.support.sidecar import configure
@@ -103,6 +103,7 @@ def priced(
             {**COUNTED, "upstream": "local", "model": "half"}, None, "unknown", id="half declared"
         ),
         pytest.param({"model": None}, None, None, id="not sold by tokens"),
+        pytest.param({"tokens_in": 2**52}, None, "unknown", id="more than anybody pays"),
     ],
 )
 def test_an_answer(
@@ -157,6 +158,18 @@ def test_an_attempt_that_its_calls_row_tells_of(config: Config, change: dict[str
         0,
     )
     assert (call.cost_nusd, call.cost_source) == (alone.cost_nusd, alone.cost_source)
+
+
+def test_no_cost_outgrows_what_a_database_can_add_up(config: Config) -> None:
+    """A provider's absurd count: the row is kept, and its cost not known."""
+    costing = Costing(config)
+    tariff = costing.tariff(config.revision)
+    sale = Sale("route", "chat.completions", 4000, None)
+    most = int(MAX_COST / 2_500)
+    assert tariff.quote(sale, "home", "gpt-4o", Usage(input=most))[0] == most * 2_500
+    assert tariff.quote(sale, "home", "gpt-4o", Usage(input=most + 2)) == (None, "unknown")
+    absurd = costing.at_once(config.revision, "home", "gpt-4o", None, Usage(input=2**62))
+    assert absurd == (None, "unknown")
 
 
 def test_what_has_a_price_at_once(config: Config) -> None:
