@@ -27,13 +27,16 @@ _MAX_TOKENS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens"
 COMPLETES_NOTHING: Final = frozenset(
     {
         "batchEmbedContents",
-        "countTokens",
         "embedContent",
         "embeddings",
-        "messages.count_tokens",
         "moderations",
     }
 )
+
+#: Operations that only count a prompt's tokens, which no provider takes money for:
+#: https://docs.anthropic.com/en/docs/build-with-claude/token-counting,
+#: https://ai.google.dev/gemini-api/docs/tokens.
+FREE: Final = frozenset({"countTokens", "messages.count_tokens"})
 
 #: Operations sold by seconds, images or calls rather than by tokens.
 _NOT_TOKENS: Final = frozenset({"audio.speech", "http", "images.generations"})
@@ -105,10 +108,11 @@ class BudgetPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Tokens a call is expected to take."""
+    """Tokens a call is expected to take; of a `free` one nobody is billed for them."""
 
     prompt_tokens: int
     completion_tokens: int
+    free: bool = False
 
     @property
     def total_tokens(self) -> int:
@@ -160,6 +164,8 @@ def estimate(
     if request.model_in not in _PROMPTS or request.operation in _NOT_TOKENS:
         return None
     prompt = -(-body_size // BYTES_PER_TOKEN)
+    if request.operation in FREE:
+        return Estimate(prompt, 0, free=True)
     if request.operation in COMPLETES_NOTHING:
         return Estimate(prompt, 0)
     bound = _bound_in(options)
@@ -181,6 +187,8 @@ def estimate_usd(
     """
     if tokens is None:
         return None
+    if tokens.free:
+        return 0.0
     if declared is not None and declared.input_usd_per_mtok is not None:
         output = declared.output_usd_per_mtok
         if output is not None or tokens.completion_tokens == 0:

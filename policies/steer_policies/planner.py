@@ -170,6 +170,8 @@ class _Narrowing:
 
     def _too_dear(self, each: Candidate, budget: Budget) -> str | None:
         tokens = _tokens(self.route, self.facts, each)
+        if tokens is not None and tokens.free:
+            return None
         if budget.tokens is not None and tokens is not None and tokens.total_tokens > budget.tokens:
             return (
                 f"about {tokens.prompt_tokens} prompt and {tokens.completion_tokens} completion "

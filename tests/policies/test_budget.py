@@ -154,6 +154,18 @@ def test_tokens_are_estimated(
 
 @pytest.mark.parametrize(
     ("operation", "model_in"),
+    [("messages.count_tokens", Where.BODY), ("countTokens", Where.PATH)],
+)
+def test_to_count_tokens_is_free(operation: str, model_in: Where) -> None:
+    """Whatever the price; rules see the prompt all the same."""
+    found = estimate(RequestFacts(operation, True, "m", model_in, max_tokens=9), 400, {}, 1024)
+    assert found == Estimate(100, 0, free=True)
+    assert estimate_usd(found, "up", "m", None, Prices()) == 0
+    assert estimate_usd(found, "up", None, None, None) == 0
+
+
+@pytest.mark.parametrize(
+    ("operation", "model_in"),
     [
         ("images.edits", Where.FORM),
         ("realtime", Where.QUERY),

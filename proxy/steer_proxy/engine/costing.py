@@ -18,7 +18,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from steer_policies.attributes import declared_of
-from steer_policies.budget import BYTES_PER_TOKEN, COMPLETES_NOTHING
+from steer_policies.budget import BYTES_PER_TOKEN, COMPLETES_NOTHING, FREE
 from steer_policies.config import ModelFacts
 from steer_policies.dialects.base import Usage
 from steer_policies.outcome import Executed
@@ -30,8 +30,8 @@ from steer_proxy.ledger.values import NANO_USD, AttemptRow, Batch, CallRow, only
 #: call, so the one before the newest is as far back as they usually reach.
 MAX_REVISIONS: Final = 4
 
-#: The largest cost that is believed, in nano-dollars: nine million dollars. An absurd count must not
-#: cost a row, as no column holds more than 2^63, nor make sums of columns overflow.
+#: The largest cost that is believed, in nano-dollars: nine million dollars. An absurd count must
+#: not cost a row, as no column holds more than 2^63, nor make sums of columns overflow.
 MAX_COST: Final = 2**53
 
 #: Operations that are sold by seconds or images: their size says nothing of their cost.
@@ -253,7 +253,7 @@ class Tariff:
         wasted: bool = False,
     ) -> Quote:
         """What an attempt cost that asked an upstream for a model."""
-        if never_run:
+        if never_run or sale.operation in FREE:
             # It has provably cost nothing, whatever the price.
             return 0, None
         usage = None if counted.input is None and counted.output is None else counted

@@ -143,6 +143,15 @@ def test_what_is_only_a_prompt_can_be_estimated(config: Config) -> None:
     assert (row.cost_nusd, row.cost_source) == (2_500_000, "estimated")
 
 
+@pytest.mark.parametrize("operation", ["messages.count_tokens", "countTokens"])
+@pytest.mark.parametrize("attempt", [OK, LOST])
+def test_to_count_tokens_costs_nothing(config: Config, operation: str, attempt: AttemptRow) -> None:
+    """Providers take no money for it, and where it fails none is wasted."""
+    row, (found,) = priced(config, CALL._replace(operation=operation), attempt)
+    assert (found.cost_nusd, found.cost_source) == (0, None)
+    assert (row.cost_nusd, row.cost_source, row.wasted_nusd) == (0, None, 0)
+
+
 @pytest.mark.parametrize("change", [COUNTED, {}, {**COUNTED, "tokens_cached": 400}])
 def test_an_attempt_that_its_calls_row_tells_of(config: Config, change: dict[str, Any]) -> None:
     """It costs what it would cost with a row of its own."""
