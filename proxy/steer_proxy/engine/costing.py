@@ -30,6 +30,9 @@ from steer_proxy.ledger.values import NANO_USD, AttemptRow, Batch, CallRow, only
 #: call, so the one before the newest is as far back as they usually reach.
 MAX_REVISIONS: Final = 4
 
+#: Calls of which more is remembered than their rows say, until those are priced: a second or so.
+MAX_UNTOLD: Final = 4096
+
 #: The largest cost that is believed, in nano-dollars: nine million dollars. An absurd count must
 #: not cost a row, as no column holds more than 2^63, nor make sums of columns overflow.
 MAX_COST: Final = 2**53
@@ -54,6 +57,16 @@ class Sale(NamedTuple):
     bytes_in: int | None
     answered: str | None
     """The model that answered."""
+    bound: int | None = None
+    """The most tokens of completion that the caller wanted."""
+
+
+class Untold(NamedTuple):
+    """What the rows of a call do not say, although it decides what its attempts cost."""
+
+    bound: int | None
+    usages: Mapping[int, Usage]
+    """By the attempt's number, where more was counted than its row says."""
 
 
 class Total(NamedTuple):
@@ -75,6 +88,7 @@ _REPORTED, _ESTIMATED, _UNKNOWN = (
     CostSource.UNKNOWN.value,
 )
 _NO_PRICE: Final[Quote] = (None, _UNKNOWN)
+_ALL_TOLD: Final = Untold(None, {})
 
 
 class Costing:
@@ -83,6 +97,7 @@ class Costing:
     def __init__(self, config: Config) -> None:
         self._tables: dict[str, Tariff] = {}
         self._newest: Tariff
+        self._untold: dict[str, Untold] = {}
         self.reconfigure(config)
 
     def reconfigure(self, config: Config) -> None:
@@ -92,6 +107,19 @@ class Costing:
         while len(tables) > MAX_REVISIONS:
             del tables[next(iter(tables))]
         self._tables = tables
+
+    def remember(self, call: str, bound: int | None, usages: Mapping[int, Usage | None]) -> None:
+        """Keep what the rows of a call that are priced later do not say."""
+        more = {
+            number: usage
+            for number, usage in usages.items()
+            if usage is not None and (usage.special is not None or usage.streamed is not None)
+        }
+        if bound is None and not more:
+            return
+        while len(self._untold) >= MAX_UNTOLD:
+            del self._untold[next(iter(self._untold))]
+        self._untold[call] = Untold(bound, more)
 
     def priced(self, batch: Batch) -> Batch:
         """The batch with its costs. For a thread: the first look at prices takes 140 ms.
@@ -136,10 +164,9 @@ class Costing:
     ) -> Quote | None:
         """The quote of an attempt that went well, where its like was priced before; else None."""
         rates = self._tables.get(revision, self._newest).rates.get((upstream, model, answered))
-        if rates is None or (counted.input is None and counted.output is None):
+        if rates is None or counted.input is None:
             return None
-        cost = _cost(rates, counted)
-        return _NO_PRICE if cost is None else (cost, _REPORTED)
+        return _quote(rates, counted, _REPORTED)
 
     def _price(
         self, call: CallRow, attempts: Sequence[AttemptRow]
@@ -147,11 +174,14 @@ class Costing:
         if is_priced(call):
             return call, list(attempts)
         tariff = self.tariff(call.config_rev)
-        sale = Sale(call.route, call.operation, call.bytes_in, call.model_answered)
+        bound, usages = self._untold.get(call.id, _ALL_TOLD)
+        sale = Sale(call.route, call.operation, call.bytes_in, call.model_answered, bound)
         if (only := only_attempt(call)) is not None:
             attempts = (only, *attempts)
         priced = [
-            attempt if attempt.cost_source is not None else tariff.priced(attempt, sale)
+            attempt
+            if attempt.cost_source is not None
+            else tariff.priced(attempt, sale, usages.get(attempt.n))
             for attempt in attempts
         ]
         cost, source, wasted = total(priced)
@@ -227,9 +257,9 @@ class Tariff:
             answered is None or answered == model or knows(upstream, answered)
         )
 
-    def priced(self, attempt: AttemptRow, sale: Sale) -> AttemptRow:
-        """An attempt with its cost."""
-        usage = Usage(
+    def priced(self, attempt: AttemptRow, sale: Sale, usage: Usage | None = None) -> AttemptRow:
+        """An attempt with its cost, by what was counted or else by its row."""
+        usage = usage or Usage(
             attempt.tokens_in, attempt.tokens_cached, attempt.tokens_out, attempt.tokens_reasoning
         )
         cost, source = self.quote(
@@ -256,25 +286,22 @@ class Tariff:
         if never_run or sale.operation in FREE:
             # It has provably cost nothing, whatever the price.
             return 0, None
-        usage = None if counted.input is None and counted.output is None else counted
+        # A completion alone is no measure of the whole.
+        usage = None if counted.input is None else counted
         source = _REPORTED
         if wasted:
-            # The last count came before the end, if any came at all.
-            source = _ESTIMATED
-            usage = usage or self._expected(sale, model)
+            source, usage = _ESTIMATED, self._so_far(counted, sale, model)
         elif usage is None and sale.operation in COMPLETES_NOTHING:
             # The prompt is all there is to pay for.
             source, usage = _ESTIMATED, self._expected(sale, model)
         if usage is None:
             # Without a model, it is nothing that is sold by tokens.
             return None, None if model is None else _UNKNOWN
-        cost = self._cost(upstream, model, None if wasted else sale.answered, usage)
-        return _NO_PRICE if cost is None else (cost, source)
+        rates = self._rates(upstream, model, None if wasted else sale.answered)
+        return _quote(rates, usage, source)
 
-    def _cost(
-        self, upstream: str, model: str | None, answered: str | None, usage: Usage
-    ) -> int | None:
-        """Nano-dollars; None when no price is known."""
+    def _rates(self, upstream: str, model: str | None, answered: str | None) -> tuple[Rate, ...]:
+        """What may price an attempt, remembered."""
         key = (upstream, model, answered)
         rates = self.rates.get(key)
         if rates is None:
@@ -282,7 +309,7 @@ class Tariff:
             if len(self.rates) >= MAX_REMEMBERED:
                 self.rates.clear()
             self.rates[key] = rates
-        return _cost(rates, usage)
+        return rates
 
     def _found(self, upstream: str, model: str | None, answered: str | None) -> Iterator[Rate]:
         """What may price an attempt, the best first: the operator's own prices come first."""
@@ -307,7 +334,35 @@ class Tariff:
         prompt = -(-sale.bytes_in // BYTES_PER_TOKEN)
         if operation in COMPLETES_NOTHING:
             return Usage(input=prompt)
-        return Usage(input=prompt, output=self._assumed.get(sale.route or "", 0))
+        completion = self._assumed.get(sale.route or "", 0)
+        if sale.bound is not None:
+            # Not the bound itself: many callers set one that no answer comes near.
+            completion = min(completion, sale.bound)
+        return Usage(input=prompt, output=completion)
+
+    def _so_far(self, counted: Usage, sale: Sale, model: str | None) -> Usage | None:
+        """The tokens an attempt that was lost may have been billed for: what was counted before its
+        end, the rest by what came of it, or by the size of its request."""
+        expected = self._expected(sale, model)
+        if counted.input is None:
+            if expected is None:
+                return None
+            counted = counted._replace(input=expected.input)
+        if counted.output is None:
+            output = counted.streamed
+            if output is None and expected is not None:
+                output = expected.output
+            counted = counted._replace(output=output)
+        return counted
+
+
+def _quote(rates: Iterable[Rate], usage: Usage, source: str) -> Quote:
+    """What it cost. Where the price of something special in it is not known, it is estimated: as if
+    there were only plain tokens."""
+    cost = _cost(rates, usage)
+    if cost is None and usage.special is not None:
+        cost, source = _cost(rates, usage._replace(special=None)), _ESTIMATED
+    return _NO_PRICE if cost is None else (cost, source)
 
 
 def _cost(rates: Iterable[Rate], usage: Usage) -> int | None:
@@ -326,7 +381,11 @@ def _is_complete(facts: ModelFacts) -> bool:
 
 
 def _declared(facts: ModelFacts, usage: Usage) -> float | None:
-    """US dollars by prices the configuration declares; they know no cached tokens."""
+    """US dollars by prices the configuration declares; they know plain tokens alone."""
+    if (special := usage.special) is not None and (
+        special.counts or special.context or special.unpriced
+    ):
+        return None
     prompt, completion = facts.input_usd_per_mtok, facts.output_usd_per_mtok
     if prompt is None or (completion is None and usage.output):
         return None
