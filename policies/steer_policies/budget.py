@@ -181,7 +181,7 @@ def estimate_usd(
     declared: ModelFacts | None,
     prices: PriceTable | None,
 ) -> float | None:
-    """US dollars a call is expected to cost; declared prices override the table.
+    """US dollars a call is expected to cost; declared prices override the table, one by one.
 
     None when nothing is known of the price.
     """
@@ -189,16 +189,24 @@ def estimate_usd(
         return None
     if tokens.free:
         return 0.0
-    if declared is not None and declared.input_usd_per_mtok is not None:
-        output = declared.output_usd_per_mtok
-        if output is not None or tokens.completion_tokens == 0:
-            return (
-                tokens.prompt_tokens * declared.input_usd_per_mtok
-                + tokens.completion_tokens * (output or 0.0)
-            ) / 1e6
+    prompt = completion = None
+    if declared is not None:
+        prompt, completion = declared.input_usd_per_mtok, declared.output_usd_per_mtok
+    if completion is None and tokens.completion_tokens == 0:
+        completion = 0.0
+    known = tokens.prompt_tokens * (prompt or 0.0) + tokens.completion_tokens * (completion or 0.0)
+    known /= 1e6
+    if prompt is not None and completion is not None:
+        return known
     if prices is None or model is None:
         return None
-    return prices.cost_usd(upstream, model, tokens.prompt_tokens, tokens.completion_tokens)
+    # The table has what is not declared: the whole less the part that is, or that part alone.
+    sold = tokens.completion_tokens if completion is None else 0
+    listed = prices.cost_usd(upstream, model, tokens.prompt_tokens, sold)
+    if listed is None or prompt is None:
+        return None if listed is None else known + listed
+    without = prices.cost_usd(upstream, model, tokens.prompt_tokens, 0)
+    return None if without is None else known + listed - without
 
 
 def _bound_in(options: Mapping[str, Any]) -> int | None:

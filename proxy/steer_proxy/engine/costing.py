@@ -12,7 +12,7 @@ of the request. Everything else is *unknown*, and its cost NULL, never zero.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
 from typing import Final, NamedTuple
@@ -311,20 +311,25 @@ class Tariff:
             self.rates[key] = rates
         return rates
 
-    def _found(self, upstream: str, model: str | None, answered: str | None) -> Iterator[Rate]:
+    def _found(self, upstream: str, model: str | None, answered: str | None) -> Sequence[Rate]:
         """What may price an attempt, the best first: the operator's own prices come first."""
         declared = self._declared.get(upstream, {})
-        for name in (model,) if answered is None else (model, answered):
-            facts = declared_of(declared, name)
-            if facts is not None:
-                yield partial(_declared, facts)
-                if _is_complete(facts):
-                    return
+        names = (model,) if answered is None or answered == model else (model, answered)
+        known = [facts for name in names if (facts := declared_of(declared, name)) is not None]
+        if known and _is_complete(known[0]):
+            return [partial(_declared, known[0])]
         # A deployment or an alias is priced as the model that answered for it.
-        for name in (answered, model):
-            rate = None if name is None else self.prices.rate(upstream, name)
-            if rate is not None:
-                yield rate
+        found = [
+            rate
+            for name in reversed(names)
+            if name is not None and (rate := self.prices.rate(upstream, name)) is not None
+        ]
+        for facts in reversed(known):
+            if _is_complete(facts):
+                found = [partial(_declared, facts)]
+            elif facts.input_usd_per_mtok is not None or facts.output_usd_per_mtok is not None:
+                found = [partial(_half_declared, facts, found)]
+        return found
 
     def _expected(self, sale: Sale, model: str | None) -> Usage | None:
         """The tokens an attempt may have been billed for, by the size of its request."""
@@ -382,11 +387,34 @@ def _is_complete(facts: ModelFacts) -> bool:
 
 def _declared(facts: ModelFacts, usage: Usage) -> float | None:
     """US dollars by prices the configuration declares; they know plain tokens alone."""
-    if (special := usage.special) is not None and (
-        special.counts or special.context or special.unpriced
-    ):
+    return None if _is_special(usage) else _as_far_as_declared(facts, usage)
+
+
+def _half_declared(facts: ModelFacts, others: Sequence[Rate], usage: Usage) -> float | None:
+    """US dollars by the only price that is declared, and by another's for the rest."""
+    if _is_special(usage):
         return None
-    prompt, completion = facts.input_usd_per_mtok, facts.output_usd_per_mtok
-    if prompt is None or (completion is None and usage.output):
-        return None
-    return ((usage.input or 0) * prompt + (usage.output or 0) * (completion or 0.0)) / 1e6
+    usage = usage._replace(special=None)
+    known = _as_far_as_declared(facts, usage)
+    by_prompt = facts.input_usd_per_mtok is not None
+    if by_prompt and not usage.output:
+        return known
+    for other in others:
+        prompt = other(usage._replace(output=0))
+        if prompt is not None and not by_prompt:
+            return known + prompt
+        # A completion may cost the more, the longer its prompt is.
+        if prompt is not None and (whole := other(usage)) is not None:
+            return known + whole - prompt
+    return None
+
+
+def _as_far_as_declared(facts: ModelFacts, usage: Usage) -> float:
+    prompt, completion = facts.input_usd_per_mtok or 0.0, facts.output_usd_per_mtok or 0.0
+    return ((usage.input or 0) * prompt + (usage.output or 0) * completion) / 1e6
+
+
+def _is_special(usage: Usage) -> bool:
+    """Whether it has what other prices hold for than those of plain tokens."""
+    special = usage.special
+    return special is not None and bool(special.counts or special.context or special.unpriced)

@@ -57,6 +57,11 @@ def config(tmp_path: Path) -> Config:
             "half": {"input_usd_per_mtok": 2.0},
         },
     }
+    halves = {
+        "input": {"input_usd_per_mtok": 1.0},
+        "output": {"output_usd_per_mtok": 1.0},
+        "gpt-4o": {"output_usd_per_mtok": 2.0},
+    }
     other = {
         **local,
         "models": {**local["models"], "*": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 3.0}},
@@ -66,6 +71,11 @@ def config(tmp_path: Path) -> Config:
             "home": {"dialect": "openai", "base_url": "https://api.openai.com/v1"},
             "claude": {"dialect": "anthropic", "base_url": "https://api.anthropic.com"},
             "router": {"dialect": "openai", "base_url": "https://openrouter.ai/api/v1"},
+            "halves": {
+                "dialect": "openai",
+                "base_url": "https://api.openai.com/v1",
+                "models": halves,
+            },
             "local": local,
             "other": other,
         },
@@ -381,6 +391,36 @@ def test_no_cost_outgrows_what_a_database_can_add_up(config: Config) -> None:
     assert tariff.quote(sale, "home", "gpt-4o", Usage(input=most + 2)) == (None, "unknown")
     absurd = costing.at_once(config.revision, "home", "gpt-4o", None, Usage(input=2**62))
     assert absurd == (None, "unknown")
+
+
+@pytest.mark.parametrize(
+    ("model", "answered", "usage", "cost"),
+    [
+        pytest.param("input", "gpt-4o-2024-08-06", Usage(1000, 400, 100), 2_000_000, id="prompt"),
+        pytest.param("input", None, Usage(1000), 1_000_000, id="prompt alone"),
+        pytest.param("input", "unheard of", Usage(1000, None, 100), None, id="not listed"),
+        pytest.param("output", "gpt-4o-2024-08-06", Usage(1000), 2_500_000, id="no completion"),
+        pytest.param(
+            "output", "gpt-4o-2024-08-06", Usage(1000, 400, 100), 2_100_000, id="completion"
+        ),
+        pytest.param("output", "unheard of", Usage(1000, None, 100), None, id="neither listed"),
+        pytest.param("input", "gpt-4o", Usage(1000, None, 100), 1_200_000, id="two halves"),
+        pytest.param(
+            "input",
+            "gpt-4o",
+            Usage(1000, None, 100, special=Special(WRITTEN)),
+            1_200_000,
+            id="for plain tokens",
+        ),
+    ],
+)
+def test_one_declared_price(
+    config: Config, model: str, answered: str | None, usage: Usage, cost: int | None
+) -> None:
+    """The list has the other: gpt-4o costs 2.50, 1.25 cached, and 10."""
+    tariff = Costing(config).tariff(config.revision)
+    sale = Sale("route", "chat.completions", 4000, answered)
+    assert tariff.quote(sale, "halves", model, usage)[0] == cost
 
 
 def test_what_has_a_price_at_once(config: Config) -> None:
