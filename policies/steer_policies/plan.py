@@ -26,6 +26,7 @@ class Candidate:
     options: Mapping[str, Any] = field(default_factory=lambda: NO_OPTIONS)
     context_tokens: int | None = None
     estimated_usd: float | None = None
+    estimated_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

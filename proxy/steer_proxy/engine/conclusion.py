@@ -23,6 +23,7 @@ class Spent:
     records: list[AttemptRecord] = field(default_factory=list)
     waited: float = 0.0
     usd: float = 0.0
+    tokens: int = 0
 
 
 @dataclass(slots=True)

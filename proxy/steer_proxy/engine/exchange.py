@@ -260,8 +260,12 @@ class Exchange(Generic[A]):
 
     def _too_dear(self, candidate: Candidate) -> bool:
         """Whether one more attempt could exceed the budget, after what may have been billed."""
-        budget, cost = self._terms.budget_usd, candidate.estimated_usd
-        return budget is not None and cost is not None and self._spent.usd + cost > budget
+        terms, spent = self._terms, self._spent
+        usd, tokens = candidate.estimated_usd, candidate.estimated_tokens
+        if terms.budget_usd is not None and usd is not None and spent.usd + usd > terms.budget_usd:
+            return True
+        limit = terms.budget_tokens
+        return limit is not None and tokens is not None and spent.tokens + tokens > limit
 
     def _worth_waiting(self, delay: float, course: Course) -> bool:
         patient = delay <= self._policy.hop_after or not self._others(course)
@@ -293,6 +297,7 @@ class Exchange(Generic[A]):
         visit.waited, visit.source = 0.0, WaitSource.NONE
         if verdict.executed is not Executed.NO:
             self._spent.usd += candidate.estimated_usd or 0.0
+            self._spent.tokens += candidate.estimated_tokens or 0
 
     async def judge(self, visit: Visit[A], tried: Tried[A]) -> bool:
         """Whether this candidate is done with; waits before it says no."""

@@ -63,5 +63,6 @@ def terms(call: Call, deadline: float) -> Terms:
         fallback_on_refusal=policy.fallback_on_refusal,
         keyed="Idempotency-Key" in call.headers,
         budget_usd=None if budget is None else budget.cost_usd,
+        budget_tokens=None if budget is None else budget.tokens,
         announcement=call.announcement,
     )
