@@ -32,9 +32,7 @@ _COMPLETION: Final = {"audio_tokens": "output_audio_tokens", "image_tokens": "ou
 _APART: Final = ("num_sources_used", "num_server_side_tools_used", "num_search_queries")
 
 #: Items of OpenAI's responses that are billed apart, by the call or by the tokens of another model.
-_TOOLS: Final = frozenset(
-    {"web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"}
-)
+_TOOLS: Final = frozenset({"file_search_call", "code_interpreter_call", "image_generation_call"})
 
 _NOTHING: Final[Mapping[str, Any]] = {}
 
@@ -69,9 +67,15 @@ def openai_special(
             _take(counts, mapping(prompt.get("cached_tokens_details")), _CACHED)
     if isinstance(completion, dict):
         _take(counts, completion, _COMPLETION)
-    unpriced = any(get(name) for name in _APART) or any(
-        mapping(item).get("type") in _TOOLS for item in items(output)
-    )
+    unpriced = any(get(name) for name in _APART)
+    for item in items(output):
+        kind = mapping(item).get("type")
+        if kind == "web_search_call":
+            # To open a page, or to find something in it, is no search.
+            if mapping(item.get("action")).get("type", "search") == "search":
+                counts["web_searches"] = counts.get("web_searches", 0) + 1
+        elif isinstance(kind, str) and kind in _TOOLS:
+            unpriced = True
     usd = cost if isinstance(cost, (int, float)) and cost >= 0 and cost is not True else None
     return _special(counts, _tier(tier), unpriced, usd)
 

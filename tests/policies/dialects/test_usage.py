@@ -159,7 +159,21 @@ CHAT = {"prompt_tokens": 10, "completion_tokens": 5}
         ),
         pytest.param({}, {"service_tier": 3}, None, id="no tier"),
         pytest.param(
-            {}, {"output": [{"type": "web_search_call"}]}, Special(unpriced=True), id="searches"
+            {},
+            {
+                "output": [
+                    3,
+                    {"type": []},
+                    {"type": "web_search_call"},
+                    {"type": "web_search_call", "action": {"type": "search"}},
+                    {"type": "web_search_call", "action": {"type": "open_page"}},
+                ]
+            },
+            Special((("web_searches", 2),)),
+            id="searches",
+        ),
+        pytest.param(
+            {}, {"output": [{"type": "file_search_call"}]}, Special(unpriced=True), id="tools"
         ),
         pytest.param({"num_sources_used": 3}, {}, Special(unpriced=True), id="sources"),
         pytest.param({"cost": 0.25}, {}, Special(usd=0.25), id="charged"),
@@ -240,7 +254,12 @@ def _of(**modalities: int) -> list[dict[str, Any]]:
     ("usage", "grounded", "expected"),
     [
         pytest.param({"promptTokensDetails": _of(TEXT=9)}, False, None, id="plain"),
-        pytest.param({"promptTokensDetails": [3, {}], "serviceTier": 3}, False, None, id="noise"),
+        pytest.param(
+            {"promptTokensDetails": [3, {}, *_of(NEW=1, AUDIO=0)], "serviceTier": 3},
+            False,
+            None,
+            id="noise",
+        ),
         pytest.param({}, True, Special(unpriced=True), id="searches"),
         pytest.param({"trafficType": "ON_DEMAND"}, False, None, id="traffic"),
         pytest.param(
