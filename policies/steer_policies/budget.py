@@ -27,13 +27,16 @@ _MAX_TOKENS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens"
 COMPLETES_NOTHING: Final = frozenset(
     {
         "batchEmbedContents",
-        "countTokens",
         "embedContent",
         "embeddings",
-        "messages.count_tokens",
         "moderations",
     }
 )
+
+#: Operations that only count a prompt's tokens, which no provider takes money for:
+#: https://docs.anthropic.com/en/docs/build-with-claude/token-counting,
+#: https://ai.google.dev/gemini-api/docs/tokens.
+FREE: Final = frozenset({"countTokens", "messages.count_tokens"})
 
 #: Operations sold by seconds, images or calls rather than by tokens.
 _NOT_TOKENS: Final = frozenset({"audio.speech", "http", "images.generations"})
@@ -105,10 +108,11 @@ class BudgetPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Tokens a call is expected to take."""
+    """Tokens a call is expected to take; of a `free` one nobody is billed for them."""
 
     prompt_tokens: int
     completion_tokens: int
+    free: bool = False
 
     @property
     def total_tokens(self) -> int:
@@ -160,6 +164,8 @@ def estimate(
     if request.model_in not in _PROMPTS or request.operation in _NOT_TOKENS:
         return None
     prompt = -(-body_size // BYTES_PER_TOKEN)
+    if request.operation in FREE:
+        return Estimate(prompt, 0, free=True)
     if request.operation in COMPLETES_NOTHING:
         return Estimate(prompt, 0)
     bound = _bound_in(options)
@@ -175,22 +181,32 @@ def estimate_usd(
     declared: ModelFacts | None,
     prices: PriceTable | None,
 ) -> float | None:
-    """US dollars a call is expected to cost; declared prices override the table.
+    """US dollars a call is expected to cost; declared prices override the table, one by one.
 
     None when nothing is known of the price.
     """
     if tokens is None:
         return None
-    if declared is not None and declared.input_usd_per_mtok is not None:
-        output = declared.output_usd_per_mtok
-        if output is not None or tokens.completion_tokens == 0:
-            return (
-                tokens.prompt_tokens * declared.input_usd_per_mtok
-                + tokens.completion_tokens * (output or 0.0)
-            ) / 1e6
+    if tokens.free:
+        return 0.0
+    prompt = completion = None
+    if declared is not None:
+        prompt, completion = declared.input_usd_per_mtok, declared.output_usd_per_mtok
+    if completion is None and tokens.completion_tokens == 0:
+        completion = 0.0
+    known = tokens.prompt_tokens * (prompt or 0.0) + tokens.completion_tokens * (completion or 0.0)
+    known /= 1e6
+    if prompt is not None and completion is not None:
+        return known
     if prices is None or model is None:
         return None
-    return prices.cost_usd(upstream, model, tokens.prompt_tokens, tokens.completion_tokens)
+    # The table has what is not declared: the whole less the part that is, or that part alone.
+    sold = tokens.completion_tokens if completion is None else 0
+    listed = prices.cost_usd(upstream, model, tokens.prompt_tokens, sold)
+    if listed is None or prompt is None:
+        return None if listed is None else known + listed
+    without = prices.cost_usd(upstream, model, tokens.prompt_tokens, 0)
+    return None if without is None else known + listed - without
 
 
 def _bound_in(options: Mapping[str, Any]) -> int | None:

@@ -11,7 +11,8 @@ import orjson
 MAX_LABEL: Final = 256
 """Longest name (a model's, say) taken from foreign input, in characters."""
 
-_MAX_COUNT: Final = 2**53
+#: More than any counter here comes to, and little enough that sums of many stay below 2^63.
+_MAX_COUNT: Final = 2**40
 _CODE: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 _NOTHING: Final[Mapping[str, Any]] = {}
 
@@ -47,6 +48,6 @@ def code(value: Any) -> str | None:
 
 
 def count(value: Any) -> int | None:
-    """A whole number from 0 to 2^53, else None."""
+    """A whole number from 0 to 2^40, else None."""
     # The exact type: a bool is an int, too.
     return value if type(value) is int and 0 <= value <= _MAX_COUNT else None

@@ -148,10 +148,7 @@ class _Narrowing:
         if order is Order.CHEAPEST or (budget is not None and budget.cost_usd is not None):
             self.left = [replace(each, estimated_usd=self._usd(each)) for each in self.left]
         if budget is not None and budget.tokens is not None:
-            self.left = [
-                replace(each, estimated_tokens=_tokens_of(self.route, self.facts, each))
-                for each in self.left
-            ]
+            self.left = [replace(each, estimated_tokens=self._billed(each)) for each in self.left]
         if budget is not None:
             self._drop(lambda each: self._too_dear(each, budget), BUDGET_EXCEEDED)
         if quality is not None:
@@ -175,6 +172,8 @@ class _Narrowing:
 
     def _too_dear(self, each: Candidate, budget: Budget) -> str | None:
         tokens = _tokens(self.route, self.facts, each)
+        if tokens is not None and tokens.free:
+            return None
         if budget.tokens is not None and tokens is not None and tokens.total_tokens > budget.tokens:
             return (
                 f"about {tokens.prompt_tokens} prompt and {tokens.completion_tokens} completion "
@@ -202,6 +201,10 @@ class _Narrowing:
         declared = declared_of(self.route.upstreams[each.upstream].models, each.model)
         tokens = _tokens(self.route, self.facts, each)
         return estimate_usd(tokens, each.upstream, each.model, declared, self.route.prices)
+
+    def _billed(self, each: Candidate) -> int | None:
+        tokens = _tokens(self.route, self.facts, each)
+        return None if tokens is None or tokens.free else tokens.total_tokens
 
     def _cheapest_first(self) -> None:
         # A stable sort: equal and unknown prices keep the user's order, unknown ones last.

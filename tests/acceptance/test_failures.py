@@ -97,6 +97,29 @@ async def test_a_persistent_failure_goes_to_the_fallback(
         assert len(parties.fallback.attempts) == 1
 
 
+@pytest.mark.parametrize(
+    ("budget", "fault", "made"),
+    [
+        ('{"tokens": 1500}', faults.cut_after(bytes=40), 1),
+        ('{"tokens": 1500}', faults.status(503), 2),
+        ('{"tokens": 5000}', faults.cut_after(bytes=40), 2),
+        ('{"cost_usd": 1.5}', faults.cut_after(bytes=40), 1),
+        ('{"cost_usd": 5}', faults.cut_after(bytes=40), 2),
+    ],
+)
+async def test_what_may_have_been_billed_is_taken_from_the_budget(
+    tmp_path: Path, budget: str, fault: Any, made: int
+) -> None:
+    """Of tokens as of dollars: an attempt takes a thousand of the first, and one of the others."""
+    models = {"*": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 1e6 / 1024}}
+    upstream = {"models": models}
+    async with world(tmp_path, fallback=False, upstream=upstream) as parties:
+        parties.primary.then(fault, faults.healthy())
+        reply = await parties.ask(headers={"X-Steer-Budget": budget})
+        assert len(parties.primary.attempts) == made
+        assert (reply.status == 200) == (made == 2)
+
+
 @pytest.mark.parametrize("code", [429, 503, 529])
 async def test_without_a_fallback_the_provider_speaks_for_itself(tmp_path: Path, code: int) -> None:
     """The provider's own answer, with advice that keeps the SDK from multiplying the attempts."""

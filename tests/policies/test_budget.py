@@ -154,6 +154,18 @@ def test_tokens_are_estimated(
 
 @pytest.mark.parametrize(
     ("operation", "model_in"),
+    [("messages.count_tokens", Where.BODY), ("countTokens", Where.PATH)],
+)
+def test_to_count_tokens_is_free(operation: str, model_in: Where) -> None:
+    """Whatever the price; rules see the prompt all the same."""
+    found = estimate(RequestFacts(operation, True, "m", model_in, max_tokens=9), 400, {}, 1024)
+    assert found == Estimate(100, 0, free=True)
+    assert estimate_usd(found, "up", "m", None, Prices()) == 0
+    assert estimate_usd(found, "up", None, None, None) == 0
+
+
+@pytest.mark.parametrize(
+    ("operation", "model_in"),
     [
         ("images.edits", Where.FORM),
         ("realtime", Where.QUERY),
@@ -183,7 +195,12 @@ def test_what_is_not_sold_by_tokens_has_no_estimate(operation: str, model_in: Wh
             Prices(),
             7.0,
         ),
-        (Estimate(10, 5), "m", ModelFacts(input_usd_per_mtok=3), Prices(), 20.0),
+        (Estimate(10, 5), "m", ModelFacts(input_usd_per_mtok=3), Prices(), 10 + 3e-5),
+        (Estimate(10, 5), "m", ModelFacts(output_usd_per_mtok=3), Prices(), 10 + 1.5e-5),
+        (Estimate(10, 5), "m", ModelFacts(output_usd_per_mtok=3), None, None),
+        (Estimate(10, 5), "m", ModelFacts(input_usd_per_mtok=3), None, None),
+        (Estimate(10, 5), "unheard-of", ModelFacts(input_usd_per_mtok=3), Prices(), None),
+        (Estimate(10, 5), "unheard-of", ModelFacts(output_usd_per_mtok=3), Prices(), None),
         (Estimate(10**6, 0), "m", ModelFacts(input_usd_per_mtok=3), Prices(), 3.0),
         (Estimate(10, 5), "m", ModelFacts(quality=1), Prices(), 20.0),
         (
@@ -204,4 +221,4 @@ def test_cost_is_estimated(
 ) -> None:
     """Declared prices override the table; nothing known is None, never zero."""
     found = estimate_usd(tokens, "up", model, declared, prices)
-    assert found == (None if expected is None else pytest.approx(expected))
+    assert found == (None if expected is None else pytest.approx(expected, rel=1e-9))

@@ -367,6 +367,14 @@ def test_a_routes_ceiling_can_only_be_lowered() -> None:
     assert refused(policy, call(budget=Budget(cost_usd=0.001))).code == "steer_budget_exceeded"
 
 
+def test_no_budget_keeps_tokens_from_being_counted() -> None:
+    """To count them is free, whatever the price of what is counted."""
+    request = RequestFacts("messages.count_tokens", True, "m", Where.BODY)
+    facts = CallFacts(request=request, body_size=10**6, budget=Budget(tokens=1, cost_usd=0.001))
+    strict = route("priceless", "dear", budget=BudgetPolicy(unknown_price=UnknownPrice.REFUSE))
+    assert order(made(strict, facts)) == ["priceless", "dear"]
+
+
 def test_a_budget_of_time_drops_nobody() -> None:
     """It bounds the deadline, which is the engine's."""
     assert order(made(route("dear", "cheap"), call(budget=Budget(ms=1)))) == ["dear", "cheap"]

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from steer_policies.classify import classify_event
 from steer_policies.dialects.anthropic_errors import RULES
-from steer_policies.dialects.base import Progress
+from steer_policies.dialects.base import Progress, Usage
 from steer_policies.dialects.reader import EventReader
 from steer_policies.dialects.sse import fields
 from steer_policies.dialects.usage import anthropic_usage
@@ -23,16 +23,38 @@ from steer_policies.foreign import label, load, mapping
 _EMPTY_AT_START: Final = frozenset({"text", "thinking"})
 
 
-class MessageReader(EventReader):
-    """Messages: COMPLETE at `message_stop`, FINISHED at a `message_delta` with a stop reason."""
+# What an event is made of that brings more text, but for the text.
+_FRAME: Final = len(
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
+    b'"delta":{"type":"text_delta","text":""}}\n\n'
+)
 
-    __slots__ = ("_counts", "_ran")
+_BYTES_PER_TOKEN: Final = 4
+
+
+class MessageReader(EventReader):
+    """Messages: COMPLETE at `message_stop`, FINISHED at a `message_delta` with a stop reason.
+
+    The output is counted in `message_delta` alone: what `message_start` has in its place is there
+    before there is any. Of a stream that never comes so far, the size of what came is known.
+    """
+
+    __slots__ = ("_came", "_counts", "_ran")
 
     def __init__(self, *, keep_text: bool = False) -> None:
         super().__init__(keep_text=keep_text)
         self._counts: dict[str, Any] = {}
         # A block is over, or tokens were counted: thinking may be left out of the stream.
         self._ran = False
+        self._came = 0
+
+    @property
+    def usage(self) -> Usage | None:
+        """The counts so far."""
+        usage = self._usage
+        if usage is None or usage.output is not None or self.progress is Progress.PRELUDE:
+            return usage
+        return usage._replace(streamed=max(0, self._came) // _BYTES_PER_TOKEN)
 
     def _inspect(self, event: bytes) -> None:
         # The event's name is its first line: a delta after the first one brings no news.
@@ -41,6 +63,7 @@ class MessageReader(EventReader):
             and self.progress is not Progress.PRELUDE
             and not self._keep_text
         ):
+            self._came += len(event) - _FRAME
             return
         name, data = fields(event)
         document = mapping(load(data)) if data else {}
@@ -49,6 +72,7 @@ class MessageReader(EventReader):
             content_seen = self._ran or self.progress is not Progress.PRELUDE
             self.error = classify_event(RULES, document, content_seen=content_seen)
         elif kind == "content_block_delta":
+            self._came += len(event) - _FRAME
             self._delta(mapping(document.get("delta")))
         elif kind == "content_block_start":
             self._block(document)
@@ -57,7 +81,8 @@ class MessageReader(EventReader):
         elif kind == "message_start":
             message = mapping(document.get("message"))
             self.model = label(message.get("model")) or self.model
-            self._count(message.get("usage"))
+            counted = mapping(message.get("usage"))
+            self._count({**counted, "output_tokens": None})
         elif kind == "message_delta":
             # Not before: the token that `message_start` counts is none yet.
             self._ran |= bool(mapping(document.get("usage")).get("output_tokens"))

@@ -32,16 +32,34 @@ class Where(StrEnum):
     NOWHERE = "nowhere"
 
 
+class Special(NamedTuple):
+    """What an answer is billed for that plain tokens and their prices do not tell.
+
+    `counts` have prices of their own: parts of the tokens (written to a cache, audio, images), and
+    searches. `context` is what other prices hold in: a service tier, by name. `unpriced` says that
+    something was sold whose price is not known; `usd` is what the provider says that it charged.
+    """
+
+    counts: tuple[tuple[str, int], ...] = ()
+    context: tuple[tuple[str, str], ...] = ()
+    unpriced: bool = False
+    usd: float | None = None
+
+
 class Usage(NamedTuple):
     """Tokens as the provider counted them; None where it did not say, never zero in its place.
 
-    `input` includes the cached part, `output` includes the reasoning part.
+    `input` includes the cached part, `output` includes the reasoning part. Those four have columns
+    in the ledger. `special` and `streamed` only decide what they cost; `streamed` is about how many
+    tokens of completion came, where the provider's count of them has not.
     """
 
     input: int | None = None
     cached: int | None = None
     output: int | None = None
     reasoning: int | None = None
+    special: Special | None = None
+    streamed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

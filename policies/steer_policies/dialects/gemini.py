@@ -26,6 +26,7 @@ from steer_policies.dialects.base import (
 from steer_policies.dialects.gemini_errors import RULES
 from steer_policies.dialects.gemini_stream import GeminiArrayReader, GeminiReader
 from steer_policies.dialects.rewriting import dump, patch_body
+from steer_policies.dialects.special import is_grounded
 from steer_policies.dialects.sse import is_event_stream
 from steer_policies.dialects.usage import gemini_usage
 from steer_policies.foreign import count, items, label, load, mapping
@@ -144,7 +145,9 @@ class Gemini:
     def read_answer(self, facts: RequestFacts, body: bytes) -> tuple[str | None, Usage | None]:
         """The model and usage a plain answer reports; a token count is no usage."""
         document = mapping(load(body))
-        return label(document.get("modelVersion")), gemini_usage(document.get("usageMetadata"))
+        return label(document.get("modelVersion")), gemini_usage(
+            document.get("usageMetadata"), grounded=is_grounded(document)
+        )
 
     def error(self, status: int, code: str, message: str) -> ErrorAnswer:
         """The API's error body, of which the official SDK makes `ClientError` or `ServerError`."""

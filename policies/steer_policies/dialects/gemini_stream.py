@@ -14,6 +14,7 @@ from steer_policies.dialects.base import Progress, Usage
 from steer_policies.dialects.gemini_errors import RULES
 from steer_policies.dialects.json_array import JsonArraySplitter
 from steer_policies.dialects.reader import EventReader
+from steer_policies.dialects.special import is_grounded
 from steer_policies.dialects.sse import fields
 from steer_policies.dialects.usage import gemini_usage
 from steer_policies.foreign import items, label, load, mapping
@@ -22,7 +23,7 @@ from steer_policies.foreign import items, label, load, mapping
 class GeminiReader(EventReader):
     """The event stream: FINISHED at the finish reasons, COMPLETE when the body then ends."""
 
-    __slots__ = ("_choices", "_finished", "_unread")
+    __slots__ = ("_choices", "_finished", "_grounded", "_unread")
 
     marked = False
 
@@ -30,6 +31,7 @@ class GeminiReader(EventReader):
         super().__init__()
         self._choices = choices
         self._finished: set[int] = set()
+        self._grounded = False
         self._unread = b""
 
     @property
@@ -69,7 +71,9 @@ class GeminiReader(EventReader):
             self.error = classify_event(RULES, response, content_seen=has_run)
             return
         self.model = label(response.get("modelVersion")) or self.model
-        self._usage = gemini_usage(response.get("usageMetadata")) or self._usage
+        self._grounded = self._grounded or is_grounded(response)
+        counted = gemini_usage(response.get("usageMetadata"), grounded=self._grounded)
+        self._usage = counted or self._usage
         if mapping(response.get("promptFeedback")).get("blockReason"):
             # The prompt was refused: this is the whole answer.
             self._reach(Progress.FINISHED)

@@ -16,13 +16,13 @@ from typing import Any, Final
 
 from steer_policies.dialects.rewriting import dump
 
-GLIMPSE: Final = 8 * 1024
-"""Bytes looked at, at either end."""
+GLIMPSE: Final = 16 * 1024
+"""Bytes looked at, at either end: nine thousand of metadata may stand behind a response's usage."""
 
 MAX_TRIES: Final = 16
 """Members of those names, at any depth, looked at in either end."""
 
-_WANTED: Final = re.compile(r'"(model|modelVersion|usage|usageMetadata)"\s*:\s*')
+_WANTED: Final = re.compile(r'"(model|modelVersion|service_tier|usage|usageMetadata)"\s*:\s*')
 
 # A string, or at the end of the text the beginning of one.
 _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)

@@ -93,7 +93,7 @@ class OpenAI:
     def read_answer(self, facts: RequestFacts, body: bytes) -> tuple[str | None, Usage | None]:
         """The model and usage a plain answer reports."""
         document = mapping(load(body))
-        return label(document.get("model")), openai_usage(document.get("usage"))
+        return label(document.get("model")), openai_usage(document.get("usage"), document)
 
     def error(self, status: int, code: str, message: str) -> ErrorAnswer:
         """`{"error": {...}}`, of which the official SDK makes the class of `status`."""

@@ -74,7 +74,7 @@ class ChoicesReader(_OpenAIReader):
         # Groq reports a stream's usage in a member of its own.
         usage = document.get("usage") or mapping(document.get("x_groq")).get("usage")
         if usage:
-            self._usage = openai_usage(usage) or self._usage
+            self._usage = openai_usage(usage, document) or self._usage
         for choice in items(document.get("choices")):
             self._choice(mapping(choice))
 
@@ -147,6 +147,7 @@ class TypedReader(_OpenAIReader):
             kind = name.decode("latin-1")
         response = mapping(document.get("response"))
         if kind == "response.failed":
+            self._count(document, response)
             self._break(response)
         elif kind == "error" or is_error(name, document):
             self._break(document)
@@ -154,11 +155,7 @@ class TypedReader(_OpenAIReader):
             self._learn(kind, document, response)
 
     def _learn(self, kind: str, document: Mapping[str, Any], response: Mapping[str, Any]) -> None:
-        if self.model is None:
-            self.model = label(response.get("model"))
-        usage = response.get("usage") or document.get("usage")
-        if usage:
-            self._usage = openai_usage(usage) or self._usage
+        self._count(document, response)
         if kind in _TERMINAL:
             # Several images end with one event each, all else with one.
             self._awaited -= 1
@@ -166,3 +163,11 @@ class TypedReader(_OpenAIReader):
             self._reach(Progress.COMPLETE if done else Progress.CONTENT)
         elif kind not in _PRELUDE and document.get("delta", True):
             self._reach(Progress.CONTENT)
+
+    def _count(self, document: Mapping[str, Any], response: Mapping[str, Any]) -> None:
+        """A response that failed was paid for, too, and says so."""
+        if self.model is None:
+            self.model = label(response.get("model"))
+        usage = response.get("usage") or document.get("usage")
+        if usage:
+            self._usage = openai_usage(usage, response or document) or self._usage

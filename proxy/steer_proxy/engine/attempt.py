@@ -139,10 +139,10 @@ class Terms:
     `deadline` is absolute on the loop's clock. `unsent_only` is for pinned, non-idempotent
     requests: only a provably unsent one may be repeated. `fallback_on_refusal` lets a
     content-policy refusal go on to other candidates; `keyed` says that the call has an idempotency
-    key. `budget_usd` and `budget_tokens` bound the estimated cost and size of all attempts that may
-    have been billed. An attempt under way at the deadline may go on until `until`, where somebody
-    may still want its answer; no other begins. `announcement` is what must be written down before
-    anything is sent.
+    key. `budget_usd` and `budget_tokens` bound the estimated cost and tokens of all attempts that
+    may have been billed. An attempt under way at the deadline may go on until `until`, where
+    somebody may still want its answer; no other begins. `announcement` is what must be written
+    down before anything is sent.
     """
 
     deadline: float

@@ -12,13 +12,13 @@ of the request. Everything else is *unknown*, and its cost NULL, never zero.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
 from typing import Final, NamedTuple
 
 from steer_policies.attributes import declared_of
-from steer_policies.budget import BYTES_PER_TOKEN, COMPLETES_NOTHING
+from steer_policies.budget import BYTES_PER_TOKEN, COMPLETES_NOTHING, FREE
 from steer_policies.config import ModelFacts
 from steer_policies.dialects.base import Usage
 from steer_policies.outcome import Executed
@@ -29,6 +29,13 @@ from steer_proxy.ledger.values import NANO_USD, AttemptRow, Batch, CallRow, only
 #: Configuration revisions whose prices are remembered: rows are priced about a second after their
 #: call, so the one before the newest is as far back as they usually reach.
 MAX_REVISIONS: Final = 4
+
+#: Calls of which more is remembered than their rows say, until those are priced: a second or so.
+MAX_UNTOLD: Final = 4096
+
+#: The largest cost that is believed, in nano-dollars: nine million dollars. An absurd count must
+#: not cost a row, as no column holds more than 2^63, nor make sums of columns overflow.
+MAX_COST: Final = 2**53
 
 #: Operations that are sold by seconds or images: their size says nothing of their cost.
 _NOT_BY_SIZE: Final = ("audio", "http", "images", "realtime")
@@ -50,6 +57,16 @@ class Sale(NamedTuple):
     bytes_in: int | None
     answered: str | None
     """The model that answered."""
+    bound: int | None = None
+    """The most tokens of completion that the caller wanted."""
+
+
+class Untold(NamedTuple):
+    """What the rows of a call do not say, although it decides what its attempts cost."""
+
+    bound: int | None
+    usages: Mapping[int, Usage]
+    """By the attempt's number, where more was counted than its row says."""
 
 
 class Total(NamedTuple):
@@ -71,6 +88,7 @@ _REPORTED, _ESTIMATED, _UNKNOWN = (
     CostSource.UNKNOWN.value,
 )
 _NO_PRICE: Final[Quote] = (None, _UNKNOWN)
+_ALL_TOLD: Final = Untold(None, {})
 
 
 class Costing:
@@ -79,6 +97,7 @@ class Costing:
     def __init__(self, config: Config) -> None:
         self._tables: dict[str, Tariff] = {}
         self._newest: Tariff
+        self._untold: dict[str, Untold] = {}
         self.reconfigure(config)
 
     def reconfigure(self, config: Config) -> None:
@@ -88,6 +107,19 @@ class Costing:
         while len(tables) > MAX_REVISIONS:
             del tables[next(iter(tables))]
         self._tables = tables
+
+    def remember(self, call: str, bound: int | None, usages: Mapping[int, Usage | None]) -> None:
+        """Keep what the rows of a call that are priced later do not say."""
+        more = {
+            number: usage
+            for number, usage in usages.items()
+            if usage is not None and (usage.special is not None or usage.streamed is not None)
+        }
+        if bound is None and not more:
+            return
+        while len(self._untold) >= MAX_UNTOLD:
+            del self._untold[next(iter(self._untold))]
+        self._untold[call] = Untold(bound, more)
 
     def priced(self, batch: Batch) -> Batch:
         """The batch with its costs. For a thread: the first look at prices takes 140 ms.
@@ -132,10 +164,9 @@ class Costing:
     ) -> Quote | None:
         """The quote of an attempt that went well, where its like was priced before; else None."""
         rates = self._tables.get(revision, self._newest).rates.get((upstream, model, answered))
-        if rates is None or (counted.input is None and counted.output is None):
+        if rates is None or counted.input is None:
             return None
-        cost = _cost(rates, counted)
-        return _NO_PRICE if cost is None else (cost, _REPORTED)
+        return _quote(rates, counted, _REPORTED)
 
     def _price(
         self, call: CallRow, attempts: Sequence[AttemptRow]
@@ -143,11 +174,14 @@ class Costing:
         if is_priced(call):
             return call, list(attempts)
         tariff = self.tariff(call.config_rev)
-        sale = Sale(call.route, call.operation, call.bytes_in, call.model_answered)
+        bound, usages = self._untold.get(call.id, _ALL_TOLD)
+        sale = Sale(call.route, call.operation, call.bytes_in, call.model_answered, bound)
         if (only := only_attempt(call)) is not None:
             attempts = (only, *attempts)
         priced = [
-            attempt if attempt.cost_source is not None else tariff.priced(attempt, sale)
+            attempt
+            if attempt.cost_source is not None
+            else tariff.priced(attempt, sale, usages.get(attempt.n))
             for attempt in attempts
         ]
         cost, source, wasted = total(priced)
@@ -223,9 +257,9 @@ class Tariff:
             answered is None or answered == model or knows(upstream, answered)
         )
 
-    def priced(self, attempt: AttemptRow, sale: Sale) -> AttemptRow:
-        """An attempt with its cost."""
-        usage = Usage(
+    def priced(self, attempt: AttemptRow, sale: Sale, usage: Usage | None = None) -> AttemptRow:
+        """An attempt with its cost, by what was counted or else by its row."""
+        usage = usage or Usage(
             attempt.tokens_in, attempt.tokens_cached, attempt.tokens_out, attempt.tokens_reasoning
         )
         cost, source = self.quote(
@@ -249,28 +283,25 @@ class Tariff:
         wasted: bool = False,
     ) -> Quote:
         """What an attempt cost that asked an upstream for a model."""
-        if never_run:
+        if never_run or sale.operation in FREE:
             # It has provably cost nothing, whatever the price.
             return 0, None
-        usage = None if counted.input is None and counted.output is None else counted
+        # A completion alone is no measure of the whole.
+        usage = None if counted.input is None else counted
         source = _REPORTED
         if wasted:
-            # The last count came before the end, if any came at all.
-            source = _ESTIMATED
-            usage = usage or self._expected(sale, model)
+            source, usage = _ESTIMATED, self._so_far(counted, sale, model)
         elif usage is None and sale.operation in COMPLETES_NOTHING:
             # The prompt is all there is to pay for.
             source, usage = _ESTIMATED, self._expected(sale, model)
         if usage is None:
             # Without a model, it is nothing that is sold by tokens.
             return None, None if model is None else _UNKNOWN
-        cost = self._cost(upstream, model, None if wasted else sale.answered, usage)
-        return _NO_PRICE if cost is None else (cost, source)
+        rates = self._rates(upstream, model, None if wasted else sale.answered)
+        return _quote(rates, usage, source)
 
-    def _cost(
-        self, upstream: str, model: str | None, answered: str | None, usage: Usage
-    ) -> int | None:
-        """Nano-dollars; None when no price is known."""
+    def _rates(self, upstream: str, model: str | None, answered: str | None) -> tuple[Rate, ...]:
+        """What may price an attempt, remembered."""
         key = (upstream, model, answered)
         rates = self.rates.get(key)
         if rates is None:
@@ -278,22 +309,27 @@ class Tariff:
             if len(self.rates) >= MAX_REMEMBERED:
                 self.rates.clear()
             self.rates[key] = rates
-        return _cost(rates, usage)
+        return rates
 
-    def _found(self, upstream: str, model: str | None, answered: str | None) -> Iterator[Rate]:
+    def _found(self, upstream: str, model: str | None, answered: str | None) -> Sequence[Rate]:
         """What may price an attempt, the best first: the operator's own prices come first."""
         declared = self._declared.get(upstream, {})
-        for name in (model,) if answered is None else (model, answered):
-            facts = declared_of(declared, name)
-            if facts is not None:
-                yield partial(_declared, facts)
-                if _is_complete(facts):
-                    return
+        names = (model,) if answered is None or answered == model else (model, answered)
+        known = [facts for name in names if (facts := declared_of(declared, name)) is not None]
+        if known and _is_complete(known[0]):
+            return [partial(_declared, known[0])]
         # A deployment or an alias is priced as the model that answered for it.
-        for name in (answered, model):
-            rate = None if name is None else self.prices.rate(upstream, name)
-            if rate is not None:
-                yield rate
+        found = [
+            rate
+            for name in reversed(names)
+            if name is not None and (rate := self.prices.rate(upstream, name)) is not None
+        ]
+        for facts in reversed(known):
+            if _is_complete(facts):
+                found = [partial(_declared, facts)]
+            elif facts.input_usd_per_mtok is not None or facts.output_usd_per_mtok is not None:
+                found = [partial(_half_declared, facts, found)]
+        return found
 
     def _expected(self, sale: Sale, model: str | None) -> Usage | None:
         """The tokens an attempt may have been billed for, by the size of its request."""
@@ -303,15 +339,44 @@ class Tariff:
         prompt = -(-sale.bytes_in // BYTES_PER_TOKEN)
         if operation in COMPLETES_NOTHING:
             return Usage(input=prompt)
-        return Usage(input=prompt, output=self._assumed.get(sale.route or "", 0))
+        completion = self._assumed.get(sale.route or "", 0)
+        if sale.bound is not None:
+            # Not the bound itself: many callers set one that no answer comes near.
+            completion = min(completion, sale.bound)
+        return Usage(input=prompt, output=completion)
+
+    def _so_far(self, counted: Usage, sale: Sale, model: str | None) -> Usage | None:
+        """The tokens an attempt that was lost may have been billed for: what was counted before its
+        end, the rest by what came of it, or by the size of its request."""
+        expected = self._expected(sale, model)
+        if counted.input is None:
+            if expected is None:
+                return None
+            counted = counted._replace(input=expected.input)
+        if counted.output is None:
+            output = counted.streamed
+            if output is None and expected is not None:
+                output = expected.output
+            counted = counted._replace(output=output)
+        return counted
+
+
+def _quote(rates: Iterable[Rate], usage: Usage, source: str) -> Quote:
+    """What it cost. Where the price of something special in it is not known, it is estimated: as if
+    there were only plain tokens."""
+    cost = _cost(rates, usage)
+    if cost is None and usage.special is not None:
+        cost, source = _cost(rates, usage._replace(special=None)), _ESTIMATED
+    return _NO_PRICE if cost is None else (cost, source)
 
 
 def _cost(rates: Iterable[Rate], usage: Usage) -> int | None:
-    """Nano-dollars by the first rate that has a price for all of it."""
+    """Nano-dollars by the first rate that has a price for all of it; None for an absurd sum."""
     for rate in rates:
         cost = rate(usage)
         if cost is not None:
-            return round(cost * NANO_USD)
+            cost *= NANO_USD
+            return round(cost) if cost <= MAX_COST else None
     return None
 
 
@@ -321,8 +386,35 @@ def _is_complete(facts: ModelFacts) -> bool:
 
 
 def _declared(facts: ModelFacts, usage: Usage) -> float | None:
-    """US dollars by prices the configuration declares; they know no cached tokens."""
-    prompt, completion = facts.input_usd_per_mtok, facts.output_usd_per_mtok
-    if prompt is None or (completion is None and usage.output):
+    """US dollars by prices the configuration declares; they know plain tokens alone."""
+    return None if _is_special(usage) else _as_far_as_declared(facts, usage)
+
+
+def _half_declared(facts: ModelFacts, others: Sequence[Rate], usage: Usage) -> float | None:
+    """US dollars by the only price that is declared, and by another's for the rest."""
+    if _is_special(usage):
         return None
-    return ((usage.input or 0) * prompt + (usage.output or 0) * (completion or 0.0)) / 1e6
+    usage = usage._replace(special=None)
+    known = _as_far_as_declared(facts, usage)
+    by_prompt = facts.input_usd_per_mtok is not None
+    if by_prompt and not usage.output:
+        return known
+    for other in others:
+        prompt = other(usage._replace(output=0))
+        if prompt is not None and not by_prompt:
+            return known + prompt
+        # A completion may cost the more, the longer its prompt is.
+        if prompt is not None and (whole := other(usage)) is not None:
+            return known + whole - prompt
+    return None
+
+
+def _as_far_as_declared(facts: ModelFacts, usage: Usage) -> float:
+    prompt, completion = facts.input_usd_per_mtok or 0.0, facts.output_usd_per_mtok or 0.0
+    return ((usage.input or 0) * prompt + (usage.output or 0) * completion) / 1e6
+
+
+def _is_special(usage: Usage) -> bool:
+    """Whether it has what other prices hold for than those of plain tokens."""
+    special = usage.special
+    return special is not None and bool(special.counts or special.context or special.unpriced)

@@ -260,11 +260,12 @@ class Exchange(Generic[A]):
 
     def _too_dear(self, candidate: Candidate) -> bool:
         """Whether one more attempt could exceed the budget, after what may have been billed."""
-        budget, cost = self._terms.budget_usd, candidate.estimated_usd
-        if budget is not None and cost is not None and self._spent.usd + cost > budget:
+        terms, spent = self._terms, self._spent
+        usd, tokens = candidate.estimated_usd, candidate.estimated_tokens
+        if terms.budget_usd is not None and usd is not None and spent.usd + usd > terms.budget_usd:
             return True
-        most, tokens = self._terms.budget_tokens, candidate.estimated_tokens
-        return most is not None and tokens is not None and self._spent.tokens + tokens > most
+        limit = terms.budget_tokens
+        return limit is not None and tokens is not None and spent.tokens + tokens > limit
 
     def _worth_waiting(self, delay: float, course: Course) -> bool:
         patient = delay <= self._policy.hop_after or not self._others(course)

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from steer_policies.dialects.base import Usage
+from steer_policies.dialects.base import Special, Usage
 
 if TYPE_CHECKING:
+    from genai_prices import Usage as Counts
     from genai_prices import types
 
 #: Prices remembered per upstream and model; model names are foreign input.
@@ -24,9 +26,19 @@ MAX_REMEMBERED: Final = 1024
 MAX_MODEL: Final = 256
 
 
+#: Who says in its usage what it charged, in US dollars.
+_CHARGES: Final = "openrouter"
+
+#: Counts that need a price of their own. All others are parts of the tokens, and have their price
+#: where the list names none: audio costs what text costs with some models.
+_NEEDED: Final = {
+    "web_searches": "web_searches_kcount",
+    "cache_write_1h_tokens": "cache_write_1h_mtok",
+}
+
 Rate = Callable[[Usage], float | None]
 """US dollars for what a provider counted, of which either prompt or completion must be known; None
-when the price does not go with the count."""
+when the price does not go with the count, or with something special in it."""
 
 
 class GenaiPrices:
@@ -95,7 +107,9 @@ class GenaiPrices:
         except LookupError:
             return None
         info = provider.find_model(model, all_providers=snapshot.providers)
-        return None if info is None else _Price(provider, info)
+        if info is None and provider.id != _CHARGES:
+            return None
+        return _Price(provider, info)
 
 
 class _Price:
@@ -104,26 +118,57 @@ class _Price:
 
     __slots__ = ("_flat", "_info", "_provider")
 
-    def __init__(self, provider: types.Provider, info: types.ModelInfo) -> None:
+    def __init__(self, provider: types.Provider, info: types.ModelInfo | None) -> None:
         self._provider = provider
         self._info = info
-        self._flat = _flat(info)
+        self._flat = None if info is None else _flat(info)
 
     def of(self, usage: Usage) -> float | None:
         """See `Rate`."""
-        if self._flat is not None and (cost := self._flat.of(usage)) is not None:
-            return cost
+        special = usage.special
+        if special is None:
+            if self._flat is not None and (cost := self._flat.of(usage)) is not None:
+                return cost
+        elif special.usd is not None and self._provider.id == _CHARGES:
+            return special.usd
+        elif special.unpriced:
+            return None
+        if self._info is None:
+            return None
         from genai_prices import Usage as Counted
 
+        counts = {} if special is None else dict(special.counts)
         counted = Counted(
-            input_tokens=usage.input, cache_read_tokens=usage.cached, output_tokens=usage.output
+            input_tokens=usage.input,
+            cache_read_tokens=usage.cached or None,
+            output_tokens=usage.output,
+            **counts,
         )
         try:
-            return float(self._info.calc_price(counted, self._provider).total_price)
+            if special is None:
+                return float(self._info.calc_price(counted, self._provider).total_price)
+            return self._special(self._info, special, counted)
         except (ValueError, ArithmeticError, LookupError):
             # Counts that contradict each other (more cached than input, say), or units this model
             # is not sold by: a provider's mistake must not fail a call.
             return None
+
+    def _special(self, info: types.ModelInfo, special: Special, counted: Counts) -> float | None:
+        """What the list has other prices for; None for what it has not."""
+        price = info.calc_price(
+            counted, self._provider, price_context=dict(special.context) or None
+        )
+        listed = price.model_price
+        if special.context and (
+            len(special.context) > 1 or listed == info.get_prices(datetime.now(UTC))
+        ):
+            return None  # it knows nothing of that tier
+        if any(
+            name in _NEEDED and getattr(listed, _NEEDED[name], None) is None
+            for name, _ in special.counts
+        ):
+            return None
+        return float(price.total_price)
 
 
 class _Flat(NamedTuple):

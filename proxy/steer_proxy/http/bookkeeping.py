@@ -150,7 +150,7 @@ class CallLog:
             outcome, error_class, ambiguous = OK, None, 0
             waited_us = int(only.waited * MICROSECONDS)
             told = self._told(call, only, (started_us, mark))
-            cost, source, wasted = self._price(call, only, model, usage)
+            cost, source, wasted = self._price(asked[0], call, only, model, usage)
         else:
             last = records[-1] if records else None
             if upstream is None and last is not None:
@@ -180,7 +180,7 @@ class CallLog:
                 retry_count(call.headers),
                 call.size,
                 bytes_out,
-                *usage,
+                *usage[:4],
                 cost,
                 wasted,
                 None,  # nothing was avoided
@@ -251,7 +251,7 @@ class CallLog:
         )
 
     def _price(
-        self, call: Call, only: AttemptRecord, answered: str | None, usage: Usage
+        self, row: str, call: Call, only: AttemptRecord, answered: str | None, usage: Usage
     ) -> tuple[int | None, str | None, int | None]:
         """A call's cost, its source and what was wasted, by its only attempt, which was good; all
         None when finding out would take its time."""
@@ -262,6 +262,7 @@ class CallLog:
         if quote is None:
             tariff = self._costing.tariff(revision)
             if not tariff.knows(only.upstream, only.model, answered):
+                self._costing.remember(row, None, {only.number: usage})
                 return _NO_PRICE
             sale = Sale(call.route.name, call.facts.operation, call.size, answered)
             quote = tariff.quote(sale, only.upstream, only.model, usage)
@@ -282,8 +283,11 @@ class CallLog:
         if self._costing is not None:
             tariff = self._costing.tariff(call.config.revision)
             if not all(tariff.knows(each.upstream, each.model, answered) for each in records):
+                counted = {each.number: each.trace.usage for each in records}
+                self._costing.remember(of[0], call.facts.max_tokens, counted)
                 tariff = None
-        sale = Sale(call.route.name, call.facts.operation, call.size, answered)
+        facts = call.facts
+        sale = Sale(call.route.name, facts.operation, call.size, answered, facts.max_tokens)
         attempts = [self._attempt(call, each, of, tariff, sale) for each in records]
         return attempts, *(_NO_PRICE if tariff is None else total(attempts))
 

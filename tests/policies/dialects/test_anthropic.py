@@ -194,6 +194,20 @@ def test_what_a_stream_tells() -> None:
     assert reader.model == "claude"
 
 
+def test_a_count_of_nothing_yet_is_none() -> None:
+    """What `message_start` has of the output is a placeholder: what came tells more, roughly."""
+    start = {"model": "claude", "usage": {"input_tokens": 3, "output_tokens": 1}}
+    reader = read(MessageReader(), typed("message_start", message=start))
+    assert reader.usage == Usage(input=3)
+    read(reader, *(delta("text_delta", text="x" * 400) for _ in range(13)))
+    assert reader.usage == Usage(input=3, streamed=1300)
+    read(reader, typed("message_delta", usage={"output_tokens": 900}))
+    assert reader.usage == Usage(input=3, output=900)
+    small = read(MessageReader(), typed("message_start", message=start))
+    read(small, b'data:{"type":"content_block_delta","delta":{"text":"x"}}\n\n')
+    assert small.usage == Usage(input=3, streamed=0)
+
+
 @pytest.mark.parametrize(
     ("events", "text"),
     [
@@ -370,8 +384,8 @@ def test_a_reset_is_read() -> None:
 
 def test_read_answer() -> None:
     """Cached and written tokens are part of the input; a count of tokens is no usage."""
-    body = b'{"model": "claude", "usage": {"input_tokens": 1, "cache_creation_input_tokens": 2}}'
-    assert ANTHROPIC.read_answer(RequestFacts("messages", True), body) == ("claude", Usage(3))
+    body = b'{"model": "claude", "usage": {"input_tokens": 1, "cache_read_input_tokens": 2}}'
+    assert ANTHROPIC.read_answer(RequestFacts("messages", True), body) == ("claude", Usage(3, 2))
     counted = ANTHROPIC.read_answer(
         RequestFacts("messages.count_tokens", True), b'{"input_tokens": 5}'
     )

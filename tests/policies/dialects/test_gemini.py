@@ -9,7 +9,14 @@ import pytest
 
 from steer_policies.config import DialectName
 from steer_policies.dialects import dialect
-from steer_policies.dialects.base import Progress, RequestFacts, Rewritten, Usage, Where
+from steer_policies.dialects.base import (
+    Progress,
+    RequestFacts,
+    Rewritten,
+    Special,
+    Usage,
+    Where,
+)
 from steer_policies.dialects.gemini_stream import GeminiArrayReader, GeminiReader
 from steer_policies.outcome import Executed, Failure, HintSource, RetryHint
 from tests.policies.dialects.streams import GEMINI, GEMINI_ARRAY, candidate, data, read
@@ -441,6 +448,19 @@ def test_read_answer() -> None:
     read_answer = GEMINI_DIALECT.read_answer(describe(GENERATE), body)
     assert read_answer == ("g-001", Usage(input=15, cached=4, output=5, reasoning=2))
     assert GEMINI_DIALECT.read_answer(describe(GENERATE), b'{"totalTokens": 3}') == (None, None)
+
+
+def test_an_answer_made_of_searches() -> None:
+    """Those are billed apart; a stream says so in any of its events."""
+    usage = {"promptTokenCount": 3}
+    searched = [{"groundingMetadata": {"webSearchQueries": ["x"]}}]
+    expected = Usage(3, special=Special(unpriced=True))
+    body = orjson.dumps({"candidates": searched, "usageMetadata": usage})
+    assert GEMINI_DIALECT.read_answer(describe(GENERATE), body) == (None, expected)
+    reader = GeminiReader()
+    for event in ({"candidates": searched}, {"candidates": [{}], "usageMetadata": usage}):
+        reader.feed(b"data: " + orjson.dumps(event) + b"\n\n")
+    assert reader.usage == expected
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,13 @@ def test_what_stands_near_the_ends_is_found(value: Any, how: dict[str, Any]) -> 
     assert seen(value, **how) == {"model": "m", "usage": USAGE}
 
 
+def test_a_response_with_all_the_metadata_it_may_have() -> None:
+    """Sixteen members of 512 characters stand behind its usage, and its tier after that."""
+    metadata = {f"{number:064}": "x" * 512 for number in range(16)}
+    value = {"output": FILLER, "service_tier": "flex", "usage": USAGE, "metadata": metadata}
+    assert seen(value) == {"service_tier": "flex", "usage": USAGE}
+
+
 def test_a_gemini_answer() -> None:
     """It has names of its own."""
     value = {"candidates": [FILLER], "usageMetadata": {"n": 1}, "modelVersion": "g"}

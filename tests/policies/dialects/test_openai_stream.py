@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from steer_policies.dialects.base import Progress, Usage
+from steer_policies.dialects.base import Progress, Special, Usage
 from steer_policies.dialects.openai_stream import ChoicesReader, TypedReader
 from steer_policies.outcome import Executed, Failure, HintSource, RetryHint
 from tests.policies.dialects.streams import CHAT, DONE, RESPONSE, chunk, data, named, read, typed
@@ -347,3 +347,23 @@ def test_errors_among_typed_events(event: bytes, failure: Failure, code: str | N
     assert reader.feed(event) == b""
     assert reader.error.failure is failure
     assert reader.error.code == code
+
+
+def test_a_response_that_failed_was_paid_for() -> None:
+    """It says what for, as one that was completed does, and by which tier."""
+    usage = {"input_tokens": 1000, "output_tokens": 500}
+    response = {"model": "gpt", "error": {"code": "server_error"}, "usage": usage}
+    reader = TypedReader()
+    assert reader.feed(typed("response.failed", response=response)) == b""
+    assert reader.error is not None
+    assert (reader.model, reader.usage) == ("gpt", Usage(1000, None, 500))
+
+
+def test_what_a_stream_says_of_its_tier() -> None:
+    """It stands beside the usage."""
+    flex = Special(context=(("service_tier", "flex"),))
+    event = chunk({}, usage={"prompt_tokens": 5}, service_tier="flex")
+    assert read(ChoicesReader(), event).usage == Usage(5, special=flex)
+    response = {"usage": {"input_tokens": 5}, "service_tier": "flex"}
+    event = typed("response.completed", response=response)
+    assert read(TypedReader(), event).usage == Usage(5, special=flex)

@@ -5,14 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from steer_policies.dialects.base import Usage
+from steer_policies.dialects.base import Special, Usage
 from steer_proxy.engine.config import Config
-from steer_proxy.engine.costing import MAX_REVISIONS, Costing, CostSource, Sale
+from steer_proxy.engine.costing import (
+    MAX_COST,
+    MAX_REVISIONS,
+    MAX_UNTOLD,
+    Costing,
+    CostSource,
+    Sale,
+)
 from steer_proxy.engine.prices import MAX_REMEMBERED, _Price
 from steer_proxy.ledger.values import AttemptRow, Batch, BreakerEventRow, CallRow
 from tests.support.sidecar import configure
@@ -49,6 +57,11 @@ def config(tmp_path: Path) -> Config:
             "half": {"input_usd_per_mtok": 2.0},
         },
     }
+    halves = {
+        "input": {"input_usd_per_mtok": 1.0},
+        "output": {"output_usd_per_mtok": 1.0},
+        "gpt-4o": {"output_usd_per_mtok": 2.0},
+    }
     other = {
         **local,
         "models": {**local["models"], "*": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 3.0}},
@@ -56,6 +69,13 @@ def config(tmp_path: Path) -> Config:
     settings = {
         "upstreams": {
             "home": {"dialect": "openai", "base_url": "https://api.openai.com/v1"},
+            "claude": {"dialect": "anthropic", "base_url": "https://api.anthropic.com"},
+            "router": {"dialect": "openai", "base_url": "https://openrouter.ai/api/v1"},
+            "halves": {
+                "dialect": "openai",
+                "base_url": "https://api.openai.com/v1",
+                "models": halves,
+            },
             "local": local,
             "other": other,
         },
@@ -103,6 +123,7 @@ def priced(
             {**COUNTED, "upstream": "local", "model": "half"}, None, "unknown", id="half declared"
         ),
         pytest.param({"model": None}, None, None, id="not sold by tokens"),
+        pytest.param({"tokens_in": 2**52}, None, "unknown", id="more than anybody pays"),
     ],
 )
 def test_an_answer(
@@ -142,6 +163,207 @@ def test_what_is_only_a_prompt_can_be_estimated(config: Config) -> None:
     assert (row.cost_nusd, row.cost_source) == (2_500_000, "estimated")
 
 
+WRITTEN = (("cache_write_tokens", 1000), ("cache_write_1h_tokens", 400))
+
+
+@pytest.mark.parametrize(
+    ("upstream", "model", "usage", "cost", "source"),
+    [
+        # claude-sonnet-4-5: 3 dollars, 3.75 to write to the cache, 6 for an hour, 15 out;
+        # gpt-audio: 32 in and 64 out, of text 2.50 and 10.
+        pytest.param(
+            "claude",
+            "claude-sonnet-4-5",
+            Usage(2000, 0, 100, special=Special(WRITTEN)),
+            1000 * 3_000 + 600 * 3_750 + 400 * 6_000 + 100 * 15_000,
+            "reported",
+            id="written to the cache",
+        ),
+        pytest.param(
+            "claude",
+            "claude-sonnet-4-5",
+            Usage(1000, None, 100, special=Special((("web_searches", 3),))),
+            1000 * 3_000 + 100 * 15_000 + 30_000_000,
+            "reported",
+            id="searches",
+        ),
+        pytest.param(
+            "claude",
+            "claude-3-haiku-20240307",
+            Usage(1000, None, 100, special=Special((("web_searches", 3),))),
+            375_000,
+            "estimated",
+            id="searches without a price",
+        ),
+        pytest.param(
+            "claude",
+            "claude-sonnet-4-5",
+            Usage(1000, None, 100, special=Special(unpriced=True)),
+            4_500_000,
+            "estimated",
+            id="no price",
+        ),
+        pytest.param(
+            "home",
+            "gpt-audio",
+            Usage(
+                1000,
+                0,
+                500,
+                special=Special((("input_audio_tokens", 900), ("output_audio_tokens", 400))),
+            ),
+            100 * 2_500 + 900 * 32_000 + 100 * 10_000 + 400 * 64_000,
+            "reported",
+            id="audio",
+        ),
+        pytest.param(
+            "home",
+            "gpt-audio",
+            Usage(1000, None, 500, special=Special((("input_audio_tokens", 1900),))),
+            7_500_000,
+            "estimated",
+            id="contradiction",
+        ),
+        pytest.param(
+            "home",
+            "gpt-4o",
+            Usage(1000, None, 100, special=Special(context=(("service_tier", "unheard of"),))),
+            WHOLE,
+            "estimated",
+            id="tier without a price",
+        ),
+        pytest.param(
+            "router",
+            "openai/gpt-4o-mini",
+            Usage(1000, None, 500, special=Special(usd=0.0042)),
+            4_200_000,
+            "reported",
+            id="charged",
+        ),
+        pytest.param(
+            "router",
+            "not/listed",
+            Usage(1000, None, 500, special=Special(usd=0.0042)),
+            4_200_000,
+            "reported",
+            id="charged, and not listed",
+        ),
+        pytest.param("router", "not/listed", Usage(1000), None, "unknown", id="not listed"),
+        pytest.param(
+            "home",
+            "gpt-4o",
+            Usage(1000, None, 100, special=Special(usd=0.0042)),
+            WHOLE,
+            "reported",
+            id="what no list is needed for",
+        ),
+        pytest.param(
+            "local",
+            "mine",
+            Usage(1000, None, 100, special=Special(usd=0.0042)),
+            2_400_000,
+            "reported",
+            id="declared",
+        ),
+        pytest.param(
+            "local",
+            "mine",
+            Usage(1000, None, 100, special=Special(WRITTEN)),
+            2_400_000,
+            "estimated",
+            id="declared for plain tokens",
+        ),
+        pytest.param("home", "gpt-4o", Usage(output=9), None, "unknown", id="completion alone"),
+    ],
+)
+def test_what_is_billed_apart(
+    config: Config, upstream: str, model: str, usage: Usage, cost: int | None, source: str
+) -> None:
+    """By the list's own prices for it; where there are none, the rest is a mere estimate."""
+    costing = Costing(config)
+    tariff = costing.tariff(config.revision)
+    sale = Sale("route", "chat.completions", 4000, None)
+    assert tariff.quote(sale, upstream, model, usage) == (cost, source)
+    at_once = costing.at_once(config.revision, upstream, model, None, usage)
+    assert at_once == (None if usage.input is None else (cost, source))
+
+
+def test_a_tier_is_priced_where_the_list_knows_it() -> None:
+    """By the variant of the model's prices that holds for it."""
+    from genai_prices.data_snapshot import get_snapshot
+    from genai_prices.types import ModelPrice, PriceVariant
+
+    provider = get_snapshot().find_provider(None, "openai", None)
+    found = provider.find_model("gpt-4o")
+    assert found is not None
+    cheap = PriceVariant(when={"service_tier": "flex"}, prices=ModelPrice(input_mtok=Decimal(1)))
+    info = replace(found, price_variants=[cheap])
+    provider = replace(provider, models=[info])
+    flex = Special(context=(("service_tier", "flex"),))
+    price = _Price(provider, info)
+    assert price.of(Usage(1000, None, 100, special=flex)) == pytest.approx(0.002)
+    both = Special(context=(("service_tier", "flex"), ("speed", "fast")))
+    assert price.of(Usage(1000, None, 100, special=both)) is None
+
+
+def test_what_rows_do_not_say_is_remembered(config: Config) -> None:
+    """For the while until they are priced: the first of a model are, a second later."""
+    costing = Costing(config)
+    written = Usage(2000, 0, 100, special=Special(WRITTEN))
+    costing.remember("c", 7, {1: None, 2: written, 3: Usage(5)})
+    lost = LOST._replace(upstream="claude", model="claude-sonnet-4-5")
+    good = lost._replace(
+        n=2, outcome="ok", wasted=0, executed="yes", tokens_in=2000, tokens_out=100
+    )
+    batch = Batch([CALL._replace(model_answered=None)], [lost, good])
+    (row,) = costing.priced(batch).calls
+    assert (row.cost_nusd, row.cost_source) == (9_150_000, "reported")
+    assert row.wasted_nusd == 1000 * 3_000 + 7 * 15_000
+    assert costing.priced(batch).calls == [row]
+    costing.remember("plain", None, {1: Usage(5)})
+    assert list(costing._untold) == ["c"]
+    for number in range(MAX_UNTOLD):
+        costing.remember(str(number), 1, {})
+    assert len(costing._untold) == MAX_UNTOLD
+    assert "c" not in costing._untold
+
+
+@pytest.mark.parametrize(
+    ("usage", "bound", "cost"),
+    [
+        pytest.param(Usage(), 5, 1000 * 2_500 + 5 * 10_000, id="bounded by the caller"),
+        pytest.param(Usage(), 50_000, EXPECTED, id="hardly bounded"),
+        pytest.param(Usage(800), None, 800 * 2_500 + 50 * 10_000, id="prompt counted"),
+        pytest.param(Usage(800, streamed=30), 5, 800 * 2_500 + 30 * 10_000, id="partly streamed"),
+        pytest.param(Usage(output=30), None, 1000 * 2_500 + 30 * 10_000, id="completion counted"),
+    ],
+)
+def test_what_is_not_counted_of_waste_is_estimated(
+    config: Config, usage: Usage, bound: int | None, cost: int
+) -> None:
+    """The prompt by the request's size; the completion by what came, or by what was asked for."""
+    sale = Sale("route", "chat.completions", 4000, None, bound)
+    tariff = Costing(config).tariff(config.revision)
+    assert tariff.quote(sale, "home", "gpt-4o", usage, wasted=True) == (cost, "estimated")
+
+
+def test_waste_without_a_size_is_not_known(config: Config) -> None:
+    """As far as it was counted it is, though."""
+    tariff = Costing(config).tariff(config.revision)
+    sale = Sale("route", "chat.completions", None, None)
+    assert tariff.quote(sale, "home", "gpt-4o", Usage(output=1), wasted=True)[0] is None
+    assert tariff.quote(sale, "home", "gpt-4o", Usage(1000), wasted=True)[0] == 2_500_000
+
+
+@pytest.mark.parametrize("operation", ["messages.count_tokens", "countTokens"])
+@pytest.mark.parametrize("attempt", [OK, LOST])
+def test_to_count_tokens_costs_nothing(config: Config, operation: str, attempt: AttemptRow) -> None:
+    """Providers take no money for it, and where it fails none is wasted."""
+    row, (found,) = priced(config, CALL._replace(operation=operation), attempt)
+    assert (found.cost_nusd, found.cost_source) == (0, None)
+    assert (row.cost_nusd, row.cost_source, row.wasted_nusd) == (0, None, 0)
+
+
 @pytest.mark.parametrize("change", [COUNTED, {}, {**COUNTED, "tokens_cached": 400}])
 def test_an_attempt_that_its_calls_row_tells_of(config: Config, change: dict[str, Any]) -> None:
     """It costs what it would cost with a row of its own."""
@@ -157,6 +379,48 @@ def test_an_attempt_that_its_calls_row_tells_of(config: Config, change: dict[str
         0,
     )
     assert (call.cost_nusd, call.cost_source) == (alone.cost_nusd, alone.cost_source)
+
+
+def test_no_cost_outgrows_what_a_database_can_add_up(config: Config) -> None:
+    """A provider's absurd count: the row is kept, and its cost not known."""
+    costing = Costing(config)
+    tariff = costing.tariff(config.revision)
+    sale = Sale("route", "chat.completions", 4000, None)
+    most = int(MAX_COST / 2_500)
+    assert tariff.quote(sale, "home", "gpt-4o", Usage(input=most))[0] == most * 2_500
+    assert tariff.quote(sale, "home", "gpt-4o", Usage(input=most + 2)) == (None, "unknown")
+    absurd = costing.at_once(config.revision, "home", "gpt-4o", None, Usage(input=2**62))
+    assert absurd == (None, "unknown")
+
+
+@pytest.mark.parametrize(
+    ("model", "answered", "usage", "cost"),
+    [
+        pytest.param("input", "gpt-4o-2024-08-06", Usage(1000, 400, 100), 2_000_000, id="prompt"),
+        pytest.param("input", None, Usage(1000), 1_000_000, id="prompt alone"),
+        pytest.param("input", "unheard of", Usage(1000, None, 100), None, id="not listed"),
+        pytest.param("output", "gpt-4o-2024-08-06", Usage(1000), 2_500_000, id="no completion"),
+        pytest.param(
+            "output", "gpt-4o-2024-08-06", Usage(1000, 400, 100), 2_100_000, id="completion"
+        ),
+        pytest.param("output", "unheard of", Usage(1000, None, 100), None, id="neither listed"),
+        pytest.param("input", "gpt-4o", Usage(1000, None, 100), 1_200_000, id="two halves"),
+        pytest.param(
+            "input",
+            "gpt-4o",
+            Usage(1000, None, 100, special=Special(WRITTEN)),
+            1_200_000,
+            id="for plain tokens",
+        ),
+    ],
+)
+def test_one_declared_price(
+    config: Config, model: str, answered: str | None, usage: Usage, cost: int | None
+) -> None:
+    """The list has the other: gpt-4o costs 2.50, 1.25 cached, and 10."""
+    tariff = Costing(config).tariff(config.revision)
+    sale = Sale("route", "chat.completions", 4000, answered)
+    assert tariff.quote(sale, "halves", model, usage)[0] == cost
 
 
 def test_what_has_a_price_at_once(config: Config) -> None:
