@@ -156,7 +156,7 @@ class TypedReader(_OpenAIReader):
 
     def _learn(self, kind: str, document: Mapping[str, Any], response: Mapping[str, Any]) -> None:
         self._count(document, response)
-        if kind in _TERMINAL:
+        if kind in _TERMINAL and document:  # what was cut has its name, and no more
             # Several images end with one event each, all else with one.
             self._awaited -= 1
             done = self._awaited <= 0 or not kind.startswith("image")

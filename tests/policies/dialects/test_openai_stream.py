@@ -359,6 +359,18 @@ def test_a_response_that_failed_was_paid_for() -> None:
     assert (reader.model, reader.usage) == ("gpt", Usage(1000, None, 500))
 
 
+def test_an_end_that_is_cut_is_none() -> None:
+    """Its name alone does not complete a response: there may be nothing behind it."""
+    *begun, end = RESPONSE
+    whole = end.rstrip(b"\n")
+    for size in range(len(end)):
+        reader = read(TypedReader(), *begun)
+        reader.feed(end[:size])
+        reader.finish()
+        complete = reader.progress is Progress.COMPLETE
+        assert complete == (size >= len(whole)), end[:size]
+
+
 def test_what_a_stream_says_of_its_tier() -> None:
     """It stands beside the usage."""
     flex = Special(context=(("service_tier", "flex"),))
