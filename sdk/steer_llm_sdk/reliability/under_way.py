@@ -65,6 +65,14 @@ class Run:
         return self.future.get_loop().is_closed()
 
     @property
+    def thrown_away(self) -> bool:
+        """It is unwound from outside of its task, with its loop: nothing of it can be awaited."""
+        try:
+            return asyncio.current_task() is not self.task
+        except RuntimeError:  # no loop runs
+            return True
+
+    @property
     def begun(self) -> bool:
         """Whether its work may have begun: it does as soon as the key is known to be its own."""
         return self.bound.done() and self.bound.result()
@@ -180,7 +188,10 @@ class Runs:
             )
             if not isinstance(error, asyncio.CancelledError) or not (run.abandoned or run.lost):
                 raise
-        except Exception as error:  # noqa: BLE001 - it is for those who wait
+        except BaseException as error:
+            # Whatever it is, it is for those who wait: a tool may raise what is no Exception.
+            if run.thrown_away:
+                raise
             self._fail(run, error)
         else:
             run.future.set_result(done)
@@ -191,7 +202,7 @@ class Runs:
                 run.bind(False)
 
     @staticmethod
-    def _fail(run: Run, error: Exception) -> None:
+    def _fail(run: Run, error: BaseException) -> None:
         run.future.set_exception(error)
         run.future.exception()  # seen, even when nobody is left to see it
 
