@@ -65,6 +65,15 @@ STILL_RUNNING: Final = KeyedProblem(
         sdk_retry=True,
     )
 )
+TOO_SHORT: Final = KeyedProblem(
+    Problem(
+        504,
+        "steer_deadline",
+        "The call's time was up before the ledger had told whose its idempotency key is: try "
+        "again with the same key.",
+        sdk_retry=True,
+    )
+)
 NOT_STORED: Final = KeyedProblem(
     _final(
         "steer_result_not_stored",
