@@ -288,7 +288,7 @@ class KeyedCalls:
             case NotStored():
                 raise problems.NOT_STORED.refusal(call)
             case Uncertain():
-                raise problems.UNCERTAIN.refusal(call)
+                raise problems.uncertain(record.id).refusal(call)
             case _:
                 raise problems.IN_PROGRESS.refusal(call)
 
