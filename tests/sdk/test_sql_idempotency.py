@@ -219,6 +219,14 @@ async def test_a_failure_that_may_have_had_an_effect(url: str, tmp_path: Path) -
     ]
 
 
+async def test_labels_are_told_as_far_as_they_can_be(url: str, tmp_path: Path) -> None:
+    """Half a surrogate pair is no reason to refuse a run: PostgreSQL would take no such label."""
+    caller = Caller(labels={"team\ud800": "a\udc00b"})
+    async with IdempotencyManager(database_url=url) as manager:
+        await once_of(manager).run(asking(), Worker(), caller=caller)
+    assert rows(tmp_path, "labels") == [('{"team?": "a?b"}',)]
+
+
 @pytest.mark.real_time
 @pytest.mark.parametrize("how", ["cancelled", "closed"])
 async def test_a_first_run_that_is_cut_off_does_not_keep_the_file_locked(
