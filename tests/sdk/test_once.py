@@ -676,6 +676,23 @@ async def test_whatever_a_tool_raises_leaves_nobody_waiting(
         assert work.made == 1
 
 
+async def test_a_run_that_asks_for_itself_is_refused_at_once() -> None:
+    """It would wait for its own end; others join it as ever."""
+    once = once_of(IdempotencyManager())
+
+    async def itself() -> dict[str, Any]:
+        with pytest.raises(KeyInProgressError, match="its own end"):
+            await asyncio.create_task(once.run(asking(), itself))
+        inner = await once.run(asking(key="another"), Worker())
+        return {"content": inner.value}
+
+    began = asyncio.get_running_loop().time()
+    first, second = await asyncio.gather(*(once.run(asking(), itself) for _ in range(2)))
+    assert (first.joined, second.joined) == (False, True)
+    assert first.value == {"content": {"content": "done"}}
+    assert asyncio.get_running_loop().time() - began < 1.0
+
+
 # --- A store that is down -------------------------------------------------------------------------
 
 

@@ -8,9 +8,11 @@ limit costs the others nothing.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from contextvars import ContextVar
+from typing import Any, Final, NamedTuple
 
 from steer_llm_sdk.errors import OrchestratorError
 from steer_llm_sdk.reliability.idempotency_errors import (
@@ -20,6 +22,10 @@ from steer_llm_sdk.reliability.idempotency_errors import (
 )
 from steer_llm_sdk.reliability.once import Outcome
 from steer_policies.idempotency import MAX_JOINERS
+
+#: The numbers of the runs that the code which asks is part of, outermost first.
+_WITHIN: Final[ContextVar[tuple[int, ...]]] = ContextVar("_WITHIN", default=())
+_numbers: Final = itertools.count()
 
 
 class Done(NamedTuple):
@@ -43,12 +49,14 @@ class Run:
         "interruptible",
         "joiners",
         "lost",
+        "number",
         "print",
         "task",
     )
 
     def __init__(self, print_: str, loop: asyncio.AbstractEventLoop) -> None:
         self.print = print_
+        self.number = next(_numbers)
         self.future: asyncio.Future[Done] = loop.create_future()
         self.bound: asyncio.Future[bool] = loop.create_future()
         """Whether the key is bound to this run's request: known once the store has been asked."""
@@ -134,6 +142,11 @@ class Runs:
         """
         running = self._here()
         while (run := running.get(place)) is not None:
+            if run.number in _WITHIN.get():
+                raise KeyInProgressError(
+                    f"the run with the idempotency key {key!r} has come to ask for itself, and "
+                    "would wait for its own end: a tool must not run its own key"
+                )
             if not run.abandoned:
                 if run.print == print_:
                     break
@@ -176,6 +189,7 @@ class Runs:
         )
 
     async def _run(self, place: str, run: Run, carry_out: CarryOut) -> None:
+        _WITHIN.set((*_WITHIN.get(), run.number))  # of this task alone, and those it begins
         try:
             done = await carry_out(run)
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
