@@ -490,8 +490,8 @@ async def test_a_guest_writes_beside_the_writer(path: Path) -> None:
         assert not (await found(subject, "running")).lapsed
 
 
-#: Has the lock, and ends without letting go; its child may let go of what it has of it, and lives on
-#: until its input ends.
+#: Has the lock, and ends without letting go; its child may let go of what it has of it, and lives
+#: on until its input ends.
 FORKING = """
 import os, sys
 from pathlib import Path
