@@ -47,9 +47,13 @@ def flag(field: str, value: Any) -> None:
 
 
 def text(field: str, value: Any) -> None:
-    """Text with at least one visible character."""
+    """Text with at least one visible character, which can be written down."""
     if not isinstance(value, str) or not value.strip():
         raise InvalidValue(field, f"must be text that is not empty, not {shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidValue(field, f"holds half a surrogate pair: {shown(value)}") from None
 
 
 def key(field: str, value: Any) -> None:

@@ -335,6 +335,8 @@ async def test_what_may_have_been_executed_is_not_run_again(tmp_path: Path, faul
         parties.primary.always(faults.healthy())
         again = await parties.ask(headers=key())
         told(again, 409, "steer_key_uncertain")
+        settling = f"steer ledger resolve {record(parties).id} --discard"
+        assert settling in again.json["error"]["message"]
         assert again.headers["x-should-retry"] == "false"
         assert again.headers["Idempotency-Status"] == "uncertain"
         assert len(parties.primary.attempts) == 1

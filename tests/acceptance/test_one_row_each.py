@@ -160,6 +160,30 @@ async def test_a_duplicate_that_ends_before_anybody_has_the_key(
         assert all(row.idem_key == "order-1" and row.idem_scope for row, _ in rows)
 
 
+@pytest.mark.parametrize("made_elsewhere", [False, True])
+async def test_a_keyed_call_whose_time_is_up_before_its_key_is_known(
+    tmp_path: Path, made_elsewhere: bool
+) -> None:
+    """Nobody can say that it runs; caller and row are told the same, and once."""
+    async with faulty(tmp_path, fallback=False, upstream=PRICED) as (parties, ledger):
+        if made_elsewhere:
+            assert (await parties.ask(headers=key())).status == 200
+        ledger.hang("claim")
+        reply = await parties.ask(headers={**key(), "X-Steer-Timeout": "0.5"})
+        assert (reply.status, reply.json["error"]["code"]) == (504, "steer_deadline")
+        assert reply.headers["x-should-retry"] == "true"
+        assert "running" not in reply.json["error"]["message"]
+        ledger.up()
+        await asyncio.sleep(6.0)
+        *before, row = memory(ledger).calls.values()
+        assert len(before) == made_elsewhere
+        assert (row.status, row.outcome, row.error_class) == (504, "timeout", "steer_deadline")
+        assert row.attempts == 0
+        assert len(parties.primary.attempts) == made_elsewhere
+        again = await parties.ask(headers=key())
+        assert again.headers["Idempotency-Status"] == ("replayed" if made_elsewhere else "new")
+
+
 async def test_a_keyed_call_whose_caller_was_told_to_come_again_while_the_ledger_was_away(
     tmp_path: Path,
 ) -> None:

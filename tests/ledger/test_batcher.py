@@ -134,6 +134,27 @@ async def test_what_was_done_while_nobody_looked() -> None:
     await work.close(lambda: None)
 
 
+@pytest.mark.real_time
+async def test_what_hangs_is_let_go_of_when_it_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing waits no longer; the last thing is done all the same, and who queued is told."""
+    monkeypatch.setattr(batcher, "STATEMENT_TIMEOUT", 0.05)
+    recorder, last = Recorder(), threading.Event()
+    work = Batcher("test", recorder)
+    recorder.gate.clear()
+    first = asyncio.ensure_future(work.run(same, 0, timeout=30))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(work.run(same, 1, timeout=30))
+    await asyncio.sleep(0)
+    await work.close(last.set)
+    assert not last.is_set()
+    recorder.gate.set()
+    assert await first == 0
+    with pytest.raises(LedgerUnavailable, match="closed"):
+        await second
+    assert await asyncio.to_thread(last.wait, 10)
+
+
 async def test_a_batch_that_fails_fails_for_everybody_in_it() -> None:
     """A defect of the batch's own code reaches who waits."""
 

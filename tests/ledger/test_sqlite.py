@@ -20,7 +20,7 @@ from steer_policies.idempotency import Move, State
 from steer_proxy.ledger import sqlite_file
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.sqlite import SqliteLedger
-from steer_proxy.ledger.sqlite_locks import Turn
+from steer_proxy.ledger.sqlite_locks import Turn, WriterLock
 from steer_proxy.ledger.values import Batch, Purge
 from tests.ledger_contract.make import (
     LEASE,
@@ -252,7 +252,7 @@ def _foreign_schema(path: Path) -> Path:
         (_inside_a_file, "there is no directory"),
         (_folder, "is a directory"),
         (_text, "not a database"),
-        (_foreign_schema, "of its own"),
+        (_foreign_schema, "of Steer's own"),
         (lambda _: Path("/proc/steer.db"), "cannot be made"),
     ],
     ids=["no folder", "inside a file", "folder", "text", "foreign", "proc"],
@@ -489,6 +489,45 @@ async def test_a_guest_writes_beside_the_writer(path: Path) -> None:
         await guest.close()
         assert await subject.ledger.find("doubted") is None
         assert not (await found(subject, "running")).lapsed
+
+
+#: Has the lock, and ends without letting go; its child may let go of what it has of it, and lives
+#: on until its input ends.
+FORKING = """
+import os, sys
+from pathlib import Path
+from steer_proxy.ledger.protocol import LedgerUnusable
+from steer_proxy.ledger.sqlite_locks import WriterLock
+
+lock = WriterLock(Path(sys.argv[1]))
+lock.acquire()
+ready, tell = os.pipe()
+if os.fork() == 0:
+    if sys.argv[2] == "release":
+        lock.release()
+    os.write(tell, b".")
+    os.read(0, 1)
+    os._exit(0)
+os.read(ready, 1)
+try:
+    WriterLock(Path(sys.argv[1])).acquire()
+except LedgerUnusable:
+    os.write(1, b"kept\\n")
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("child", ["release", "keep"])
+def test_a_forked_child_has_no_part_in_the_lock(path: Path, child: str) -> None:
+    """It neither frees its parent's nor keeps it past its parent's end."""
+    command = [sys.executable, "-c", FORKING, str(path), child]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"kept\n"
+        assert process.wait(60) == 0
+        lock = WriterLock(path)
+        assert lock.acquire()
+        lock.release()
 
 
 async def test_a_guest_makes_no_file(path: Path) -> None:

@@ -78,6 +78,16 @@ async def test_a_claim_whose_reply_was_lost_is_repeated(subjects: Subjects) -> N
         assert len(await subject.rows("requests")) == 1
 
 
+async def test_a_record_of_another_owner_is_never_ones_own(subjects: Subjects) -> None:
+    """Not even where the ids are one: nobody takes another's claim for theirs."""
+    async with subjects() as subject:
+        await alive(subject)
+        mine = await made(subject, claim(subject))
+        theirs = claim(subject, owner=OTHER, id=mine.row.id)
+        assert await subject.ledger.claim(theirs) == await found(subject)
+        assert await subject.ledger.take_over(theirs, await found(subject)) == await found(subject)
+
+
 async def test_a_repeated_claim_finds_who_took_over(subjects: Subjects) -> None:
     """A row that lost its key meanwhile is not mistaken for a made claim."""
     async with subjects() as subject:

@@ -117,6 +117,7 @@ CASES: list[tuple[str, Callable[[], Any]]] = [
     ),
     ("trace_id", lambda: OrchestrationConfig(trace_id="")),
     ("request_id", lambda: OrchestrationConfig(request_id="x" * 256)),
+    ("request_id", lambda: OrchestrationConfig(request_id="half \ud800")),
     ("idempotency_key", lambda: OrchestrationConfig(idempotency_key=" ")),
     ("redactor_cb", lambda: OrchestrationConfig(redactor_cb="no")),  # type: ignore[arg-type]
     ("metadata", lambda: OrchestrationConfig(metadata=[])),  # type: ignore[arg-type]

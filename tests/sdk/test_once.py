@@ -6,6 +6,7 @@ import copy
 import datetime as dt
 import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -647,6 +648,49 @@ def test_a_tool_that_ends_the_program_leaves_nobody_waiting() -> None:
         loop.run_until_complete(once_of(manager).run(asking(), work))
     loop.close()
     assert work.made == 1
+
+
+class Aborted(BaseException):
+    """As what ends a test in pytest, and groups of such."""
+
+
+@pytest.mark.parametrize(
+    "error", [Aborted("no"), BaseExceptionGroup("both", [Aborted("no")]), GeneratorExit("no")]
+)
+@pytest.mark.parametrize("sql", [False, True])
+async def test_whatever_a_tool_raises_leaves_nobody_waiting(
+    error: BaseException, sql: bool, tmp_path: Path
+) -> None:
+    """No Exception, and nothing that ends a loop: it is its callers' all the same."""
+    url = f"sqlite:///{tmp_path / 'steer.db'}" if sql else None
+    async with IdempotencyManager(database_url=url) as manager:
+        once, work = once_of(manager), Worker(error, seconds=0.01)
+        runs = [asyncio.create_task(once.run(asking(), work)) for _ in range(2)]
+        done, waiting = await asyncio.wait(runs, timeout=30.0)
+        for run in waiting:
+            run.cancel()
+        assert not waiting
+        assert {type(run.exception()) for run in done} == {type(error)}
+        with pytest.raises(UncertainOutcomeError):
+            await once.run(asking(), work)
+        assert work.made == 1
+
+
+async def test_a_run_that_asks_for_itself_is_refused_at_once() -> None:
+    """It would wait for its own end; others join it as ever."""
+    once = once_of(IdempotencyManager())
+
+    async def itself() -> dict[str, Any]:
+        with pytest.raises(KeyInProgressError, match="its own end"):
+            await asyncio.create_task(once.run(asking(), itself))
+        inner = await once.run(asking(key="another"), Worker())
+        return {"content": inner.value}
+
+    began = asyncio.get_running_loop().time()
+    first, second = await asyncio.gather(*(once.run(asking(), itself) for _ in range(2)))
+    assert (first.joined, second.joined) == (False, True)
+    assert first.value == {"content": {"content": "done"}}
+    assert asyncio.get_running_loop().time() - began < 1.0
 
 
 # --- A store that is down -------------------------------------------------------------------------

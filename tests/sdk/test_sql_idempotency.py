@@ -33,6 +33,7 @@ from steer_llm_sdk.reliability.in_sql import SqlOnce
 from steer_llm_sdk.reliability.once import Caller, Terms
 from steer_policies.idempotency import Move, OnLedgerDown, OnUncertain
 from steer_policies.trace_context import trace_id_from
+from steer_proxy.ledger import batcher, migrate
 from steer_proxy.ledger.memory import MemoryLedger
 from steer_proxy.ledger.values import CallRow
 from tests.sdk.stubs import Scripted, lasting, reliable, unwell
@@ -216,6 +217,46 @@ async def test_a_failure_that_may_have_had_an_effect(url: str, tmp_path: Path) -
         ("released", "upstream_5xx"),
         ("completed", "ok"),
     ]
+
+
+async def test_labels_are_told_as_far_as_they_can_be(url: str, tmp_path: Path) -> None:
+    """Half a surrogate pair is no reason to refuse a run: PostgreSQL would take no such label."""
+    caller = Caller(labels={"team\ud800": "a\udc00b"})
+    async with IdempotencyManager(database_url=url) as manager:
+        await once_of(manager).run(asking(), Worker(), caller=caller)
+    assert rows(tmp_path, "labels") == [('{"team?": "a?b"}',)]
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("how", ["cancelled", "closed"])
+async def test_a_first_run_that_is_cut_off_does_not_keep_the_file_locked(
+    url: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is being opened is everybody's: it is opened to the end, or let go of."""
+    monkeypatch.setattr(batcher, "STATEMENT_TIMEOUT", 60.0)
+    upgrade, begun, gate = migrate.upgrade, threading.Event(), threading.Event()
+
+    def slow(where: str) -> None:
+        begun.set()
+        assert gate.wait(30)
+        upgrade(where)
+
+    monkeypatch.setattr(migrate, "upgrade", slow)
+    work, manager = Worker(), IdempotencyManager(database_url=url)
+    first = asyncio.create_task(once_of(manager).run(asking(), work))
+    assert await asyncio.to_thread(begun.wait, 30)
+    first.cancel()
+    await asyncio.wait((first,), timeout=20)
+    assert first.cancelled()
+    closing = asyncio.create_task(manager.close()) if how == "closed" else None
+    await asyncio.sleep(0)
+    gate.set()
+    if closing is not None:
+        await closing
+    async with IdempotencyManager(database_url=url) as another:
+        assert not (await once_of(another).run(asking(), work)).replayed
+    await manager.close()
+    assert work.made == 1
 
 
 async def test_a_cancelled_run_is_uncertain(url: str, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ class Clock:
 
 #: Identifiers must differ, not be secret; the system's own source costs a system call each time.
 _dice: Final = random.Random(os.urandom(32))  # noqa: S311
+# Forked processes would all go on with the same numbers, and give one identifier to many things.
+os.register_at_fork(after_in_child=lambda: _dice.seed(os.urandom(32)))
 
 
 def new_id(wall: float) -> str:

@@ -232,13 +232,23 @@ class KeyedCalls:
             async with asyncio.timeout_at(deadline_of(call, call.route.policy.timeouts.total)):
                 return await asyncio.shield(run.resolution)
         except TimeoutError:
-            raise problems.IN_PROGRESS.refusal(call) from None
+            if not first:
+                raise problems.IN_PROGRESS.refusal(call) from None
+            self._log_in_time(progress, run, call, problems.TOO_SHORT.problem)
+            raise problems.TOO_SHORT.refusal(call) from None
         except asyncio.CancelledError:
             if first:
-                progress.told = True
                 problem = problems.DRAINING.problem if progress.cut else None
-                run.resolution.add_done_callback(partial(self._log_first, call, problem))
+                self._log_in_time(progress, run, call, problem)
             raise
+
+    def _log_in_time(
+        self, progress: CallProgress, run: Run, call: Call, problem: Problem | None
+    ) -> None:
+        """Leave a row of who asked first, whose time was up or who has left, once it is known
+        whether the run leaves it."""
+        progress.told = True
+        run.resolution.add_done_callback(partial(self._log_first, call, problem))
 
     def _log_first(
         self, call: Call, problem: Problem | None, resolution: asyncio.Future[Resolution]
@@ -278,7 +288,7 @@ class KeyedCalls:
             case NotStored():
                 raise problems.NOT_STORED.refusal(call)
             case Uncertain():
-                raise problems.UNCERTAIN.refusal(call)
+                raise problems.uncertain(record.id).refusal(call)
             case _:
                 raise problems.IN_PROGRESS.refusal(call)
 

@@ -65,6 +65,15 @@ STILL_RUNNING: Final = KeyedProblem(
         sdk_retry=True,
     )
 )
+TOO_SHORT: Final = KeyedProblem(
+    Problem(
+        504,
+        "steer_deadline",
+        "The call's time was up before the ledger had told whose its idempotency key is: try "
+        "again with the same key.",
+        sdk_retry=True,
+    )
+)
 NOT_STORED: Final = KeyedProblem(
     _final(
         "steer_result_not_stored",
@@ -79,14 +88,6 @@ UNREADABLE: Final = KeyedProblem(
         "The call with this idempotency key was made, and is not made again. Its answer is stored "
         "and cannot be read: look into Steer's log and its key ring.",
     )
-)
-UNCERTAIN: Final = KeyedProblem(
-    _final(
-        "steer_key_uncertain",
-        "The call with this idempotency key may have been executed, and its answer is lost, so it "
-        "is not made again. `steer ledger resolve` settles it.",
-    ),
-    Status.UNCERTAIN,
 )
 TAKEN_OVER: Final = KeyedProblem(
     Problem(
@@ -161,4 +162,17 @@ def no_ledger(why: str) -> KeyedProblem:
             retry_after=1.0,
             sdk_retry=True,
         )
+    )
+
+
+def uncertain(id_: str) -> KeyedProblem:
+    """The call of this row may have been executed, and is not made again."""
+    return KeyedProblem(
+        _final(
+            "steer_key_uncertain",
+            "The call with this idempotency key may have been executed, and its answer is lost, "
+            f"so it is not made again. Find out, then: steer ledger resolve {id_} --discard (it "
+            "was executed) or --rerun (it was not, and the next call with the key is made).",
+        ),
+        Status.UNCERTAIN,
     )

@@ -120,7 +120,9 @@ class _Shadow:
             return problems.NOT_STORED if gone else False
         # Nobody makes it any more. Where it may be made again, the caller's next try does that.
         again = Found(record).decision(record.fingerprint, self._run.policy)
-        return problems.FAILED_ELSEWHERE if isinstance(again, TakeOver) else problems.UNCERTAIN
+        if isinstance(again, TakeOver):
+            return problems.FAILED_ELSEWHERE
+        return problems.uncertain(record.id)
 
     async def _complete(self, following: Following) -> bool:
         """Whether all of a completed answer was copied."""

@@ -60,6 +60,7 @@ class Batcher:
         self._busy = False
         self._closed = False
         self._idle: asyncio.Event | None = None
+        self._ended = False
 
     async def run(
         self,
@@ -95,6 +96,11 @@ class Batcher:
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Hand over what waits, if anything does."""
+        if self._ended:
+            for future, _ in self._queue:
+                if not future.done():
+                    future.set_exception(LedgerUnavailable("the ledger was closed"))
+            self._queue.clear()
         batch: list[tuple[asyncio.Future[Any], Work]] = []
         while self._queue and len(batch) < MAX_BATCH:
             entry = self._queue.popleft()
@@ -131,7 +137,10 @@ class Batcher:
         self._next(loop)
 
     async def close(self, last: Callable[[], None]) -> None:
-        """Do what is queued, call `last` in the thread, and end it; all within bounds."""
+        """Do what is queued, call `last` in the thread, and end it; all within bounds.
+
+        `last` is called in any case: where the thread hangs, as soon as it comes back.
+        """
         if self._closed:
             return
         self._closed = True
@@ -141,11 +150,16 @@ class Batcher:
                 if self._busy:
                     self._idle = asyncio.Event()
                     await self._idle.wait()
-                await loop.run_in_executor(self._thread, last)
+                self._ended = True
+                # Shielded: whoever waits no longer does not take it back.
+                await asyncio.shield(loop.run_in_executor(self._thread, last))
         except TimeoutError:
-            pass  # it hangs: the process's end is what lets go of it
+            pass  # it hangs: what it holds it lets go of when it goes on, or with the process
         finally:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+            if not self._ended:
+                self._ended = True
+                self._thread.submit(last)
+            self._thread.shutdown(wait=False)
 
 
 def _overdue(

@@ -158,7 +158,8 @@ class MemoryLedger:
     def _insert(self, row: CallRow) -> Record | None:
         assert row.idem_scope is not None  # noqa: S101 - see `Claim`
         if (there := self._live.get(row.idem_scope)) is not None:
-            return None if there == row.id else self._record(self.calls[there])
+            record = self._record(self.calls[there])
+            return None if record.made_of(row) else record
         if row.id in self.calls:
             raise LedgerUnavailable("somebody ended this claim while its reply was lost")
         self.calls[row.id] = row

@@ -138,7 +138,7 @@ class PostgresLedger:
                 return None
             found = await self.find(claim.row.idem_scope or "")
             if found is not None:
-                return None if found.id == claim.row.id else found
+                return None if found.made_of(claim.row) else found
         raise await self._lost_claim(claim.row.id)
 
     async def take_over(self, claim: Claim, found: Record) -> Record | None:
@@ -164,7 +164,7 @@ class PostgresLedger:
                 return None
             there = await self.find(row.idem_scope or "")
             if there is not None:
-                return None if there.id == row.id else there
+                return None if there.made_of(row) else there
         raise await self._lost_claim(row.id)
 
     async def mark_sent(self, ref: Ref) -> bool:

@@ -13,6 +13,7 @@ import logging
 import os
 import stat
 import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -124,9 +125,10 @@ def _hand_over(descriptor: int, path: Path) -> None:
 
 
 class WriterLock:
-    """The right to write a file."""
+    """The right to write a file; of one process, not of those it forks."""
 
     def __init__(self, path: Path) -> None:
+        _LOCKS.add(self)
         self._path = beside(real(path), "-lock")
         self._name = path
         self._descriptor: int | None = None
@@ -179,10 +181,29 @@ class WriterLock:
         return identity(self._path) == (ours.st_dev, ours.st_ino)
 
     def release(self) -> None:
-        """Let go of it."""
+        """Let go of it, also where a forked process has its file open still."""
+        if self._descriptor is not None:
+            with suppress(OSError):  # its file system is gone: closing is what is left
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        self.forget()
+
+    def forget(self) -> None:
+        """Close its file. The lock stays with who else has that open: a fork shares it."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
+
+
+_LOCKS: Final[weakref.WeakSet[WriterLock]] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for lock in _LOCKS:
+        lock.forget()
+
+
+# A child would keep its parent's lock for as long as it lives, whatever became of the parent.
+os.register_at_fork(after_in_child=_forget_all)
 
 
 def denied(path: Path) -> str | None:

@@ -150,7 +150,7 @@ def claim(connection: sqlite3.Connection, row: CallRow, now: int) -> Record | No
     if there is None:
         # Our row is there, and not live: this is a repeated claim.
         raise LedgerUnavailable("somebody ended this claim while its reply was lost")
-    return None if there.id == row.id else there
+    return None if there.made_of(row) else there
 
 
 def take_over(

@@ -289,6 +289,11 @@ class Record:
     model_answered: str | None = None
     upstream: str | None = None
 
+    def made_of(self, row: CallRow) -> bool:
+        """Whether a claim of this row has made it, whose reply was lost. By the owner too: what
+        follows from an id alone would make two owners of one call, should ids ever meet."""
+        return self.id == row.id and self.owner_id == (row.owner_id or "")
+
 
 @dataclass(frozen=True, slots=True)
 class Finish:

@@ -93,7 +93,9 @@ def uncertain(key: str, remedy: str = "") -> UncertainOutcomeError:
     """The tool may have been run."""
     return UncertainOutcomeError(
         f"the tool may have been run for the idempotency key {key!r}, and its result is lost, so "
-        f"it is not run again: find out what it did, then {remedy}use a new key"
+        f"it is not run again: find out what it did, then {remedy}use a new key. A tool that tells "
+        "repeats by the key, as HttpTool does, may be run again with the same one "
+        '(on_uncertain="rerun")'
     )
 
 

@@ -113,20 +113,31 @@ class Lifetime:
         self._file = file
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
         self._open: OpenLedger | None = None
+        self._opening: asyncio.Task[None] | None = None
         self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     async def ledger(self, user: object) -> OpenLedger:
         """The ledger, opened by the first who asks.
 
+        It is opened in a task of its own: who asked first may give up, and all share it.
+
         Raises:
             StoreUnavailableError: see `OpenLedger.open`, or another running loop has it.
         """
-        found = self._mine()
-        if found is None:
-            async with self._lock():
-                found = self._mine() or await self._begin()
+        loop = asyncio.get_running_loop()
+        while (found := self._mine()) is None:  # it may be closed by others at once
+            opening = self._opening
+            if opening is None or opening.done() or opening.get_loop() is not loop:
+                opening = self._opening = loop.create_task(self._open_in_turn())
+                opening.add_done_callback(_seen)
+            await asyncio.shield(opening)
         self._users.add(user)
         return found
+
+    async def _open_in_turn(self) -> None:
+        async with self._lock():
+            if self._mine() is None:
+                await self._begin()
 
     async def close(self, user: object) -> None:
         """Close it, unless others use it; it opens again when it is asked for.
@@ -146,7 +157,7 @@ class Lifetime:
                 await opened.close()
             self._users.discard(user)
 
-    async def _begin(self) -> OpenLedger:
+    async def _begin(self) -> None:
         if (old := self._open) is not None:
             if old.loop.is_running():
                 raise self._elsewhere()
@@ -165,7 +176,6 @@ class Lifetime:
         self._open = made
         if file is not None:
             _OPEN[file] = made
-        return made
 
     def _elsewhere(self) -> StoreUnavailableError:
         if self._file is None:
@@ -192,6 +202,12 @@ class Lifetime:
         if self._turn is None or self._turn[0] is not loop:
             self._turn = (loop, asyncio.Lock())
         return self._turn[1]
+
+
+def _seen(opening: asyncio.Task[None]) -> None:
+    """Look at its error: all who waited for it may have given up."""
+    if not opening.cancelled():
+        opening.exception()
 
 
 #: Of files, which have one writer: managers of one process share it.

@@ -201,7 +201,12 @@ def _text(value: Any) -> str | None:
     """Foreign text as a column takes it."""
     if not isinstance(value, str) or not value:
         return None
-    return value[:MAX_TEXT].encode("utf-8", "replace").decode()
+    return _whole(value[:MAX_TEXT])
+
+
+def _whole(text: str) -> str:
+    """Foreign text without halves of surrogate pairs, which no database takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _trace_id(caller: Caller) -> str | None:
@@ -213,5 +218,7 @@ def _trace_id(caller: Caller) -> str | None:
 
 
 def _labels(labels: Mapping[str, str]) -> str | None:
-    text = json.dumps({str(name): str(each) for name, each in labels.items()}) if labels else None
-    return text if text is None or len(text) <= MAX_LABELS else None
+    if not labels:
+        return None
+    text = json.dumps({_whole(str(name)): _whole(str(each)) for name, each in labels.items()})
+    return text if len(text) <= MAX_LABELS else None

@@ -117,9 +117,9 @@ class Execution:
                 await self._end(owned, State.COMPLETED, told)
                 raise
             return await self._complete(owned, row, text, value)
-        except GeneratorExit:  # thrown away with its loop: nothing can be awaited any more
-            raise
         except BaseException as error:
+            if self._run.thrown_away:
+                raise
             if value is not None:
                 raise
             if self._run.lost:

@@ -185,9 +185,9 @@ class _Execution:
             return done
         try:
             value = await self._run.interruptibly(work)
-        except GeneratorExit:  # thrown away with its loop: nothing can be awaited any more
-            raise
         except BaseException as error:
+            if self._run.thrown_away:
+                raise
             if state_after(error, self._terms, self._executed) is State.UNCERTAIN:
                 await self._remember(record_of(State.UNCERTAIN, self._run))
             raise

@@ -8,9 +8,11 @@ limit costs the others nothing.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from contextvars import ContextVar
+from typing import Any, Final, NamedTuple
 
 from steer_llm_sdk.errors import OrchestratorError
 from steer_llm_sdk.reliability.idempotency_errors import (
@@ -20,6 +22,10 @@ from steer_llm_sdk.reliability.idempotency_errors import (
 )
 from steer_llm_sdk.reliability.once import Outcome
 from steer_policies.idempotency import MAX_JOINERS
+
+#: The numbers of the runs that the code which asks is part of, outermost first.
+_WITHIN: Final[ContextVar[tuple[int, ...]]] = ContextVar("_WITHIN", default=())
+_numbers: Final = itertools.count()
 
 
 class Done(NamedTuple):
@@ -43,12 +49,14 @@ class Run:
         "interruptible",
         "joiners",
         "lost",
+        "number",
         "print",
         "task",
     )
 
     def __init__(self, print_: str, loop: asyncio.AbstractEventLoop) -> None:
         self.print = print_
+        self.number = next(_numbers)
         self.future: asyncio.Future[Done] = loop.create_future()
         self.bound: asyncio.Future[bool] = loop.create_future()
         """Whether the key is bound to this run's request: known once the store has been asked."""
@@ -63,6 +71,14 @@ class Run:
     def left_behind(self) -> bool:
         """Its loop ended without a word to those it ran: nothing of it goes on, ever."""
         return self.future.get_loop().is_closed()
+
+    @property
+    def thrown_away(self) -> bool:
+        """It is unwound from outside of its task, with its loop: nothing of it can be awaited."""
+        try:
+            return asyncio.current_task() is not self.task
+        except RuntimeError:  # no loop runs
+            return True
 
     @property
     def begun(self) -> bool:
@@ -126,6 +142,11 @@ class Runs:
         """
         running = self._here()
         while (run := running.get(place)) is not None:
+            if run.number in _WITHIN.get():
+                raise KeyInProgressError(
+                    f"the run with the idempotency key {key!r} has come to ask for itself, and "
+                    "would wait for its own end: a tool must not run its own key"
+                )
             if not run.abandoned:
                 if run.print == print_:
                     break
@@ -168,6 +189,7 @@ class Runs:
         )
 
     async def _run(self, place: str, run: Run, carry_out: CarryOut) -> None:
+        _WITHIN.set((*_WITHIN.get(), run.number))  # of this task alone, and those it begins
         try:
             done = await carry_out(run)
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
@@ -180,7 +202,10 @@ class Runs:
             )
             if not isinstance(error, asyncio.CancelledError) or not (run.abandoned or run.lost):
                 raise
-        except Exception as error:  # noqa: BLE001 - it is for those who wait
+        except BaseException as error:
+            # Whatever it is, it is for those who wait: a tool may raise what is no Exception.
+            if run.thrown_away:
+                raise
             self._fail(run, error)
         else:
             run.future.set_result(done)
@@ -191,7 +216,7 @@ class Runs:
                 run.bind(False)
 
     @staticmethod
-    def _fail(run: Run, error: Exception) -> None:
+    def _fail(run: Run, error: BaseException) -> None:
         run.future.set_exception(error)
         run.future.exception()  # seen, even when nobody is left to see it
 
