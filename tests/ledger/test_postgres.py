@@ -268,6 +268,56 @@ async def test_a_silent_server_costs_its_time_once(
         await until(works(subject))
 
 
+async def test_a_driver_that_stumbles_has_lost_its_connection(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended while it prepares, it fails over its own remains: the statement runs on another one."""
+    prepare, ended_one = asyncpg.Connection.prepare, []
+
+    async def ending(self: asyncpg.Connection[Any], *args: Any, **options: Any) -> Any:
+        if not ended_one:
+            ended_one.append(self)
+            self.terminate()
+            raise AttributeError("'NoneType' object has no attribute 'get_settings'")
+        return await prepare(self, *args, **options)
+
+    async with opened(postgres_url) as subject:
+        monkeypatch.setattr(asyncpg.Connection, "prepare", ending)
+        assert await subject.ledger.claim(claim(subject)) is None
+        assert ended_one
+
+
+async def test_a_bug_shows_no_values(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its statement fails at once, the others go on, and the log has neither values nor address."""
+    prepare, asked = asyncpg.Connection.prepare, []
+
+    async def stumbling(self: asyncpg.Connection[Any], *args: Any, **options: Any) -> Any:
+        asked.append(args)
+        if len(asked) == 1:
+            raise KeyError("hunter2")
+        return await prepare(self, *args, **options)
+
+    failures: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    url = postgres_url + "?password=hunter2"
+    async with opened(url) as subject:
+        subject.ledger._pool.size = 1
+        subject.ledger._pool.drop()
+        monkeypatch.setattr(asyncpg.Connection, "prepare", stumbling)
+        async with asyncio.timeout(2):
+            first, second = await asyncio.gather(
+                subject.ledger.find("hunter2"), subject.ledger.find("x"), return_exceptions=True
+            )
+        assert isinstance(first, LedgerUnavailable)
+        assert [str(first), second] == ["the ledger failed: KeyError", None]
+        assert "hunter2" not in repr(subject.ledger._pool)
+    assert failures == []
+    assert "by KeyError" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
 async def test_the_server_ends_long_statements(
     postgres_server: Server, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
