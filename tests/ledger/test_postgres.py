@@ -292,11 +292,12 @@ async def test_a_bug_shows_no_values(
 ) -> None:
     """Its statement fails at once, the others go on, and the log has neither values nor address."""
     prepare, asked = asyncpg.Connection.prepare, []
+    value = "hunter2"
 
     async def stumbling(self: asyncpg.Connection[Any], *args: Any, **options: Any) -> Any:
         asked.append(args)
         if len(asked) == 1:
-            raise KeyError("hunter2")
+            raise KeyError(value)
         return await prepare(self, *args, **options)
 
     failures: list[Any] = []
@@ -551,6 +552,38 @@ async def test_a_database_may_have_another_isolation(
             )
             (winner,) = [w for w, record in zip(wishes, there, strict=True) if record is None]
             assert {record.id for record in there if record} == {winner.row.id}
+
+
+@pytest.mark.parametrize(
+    ("level", "used"), [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")]
+)
+async def test_a_commit_is_on_disk(
+    postgres_server: Server, postgres_url: str, level: str, used: str
+) -> None:
+    """Where a database would answer before that, it does not here; other levels are its own."""
+    name = urlsplit(postgres_url).path[1:]
+    postgres_server.sql(f"ALTER DATABASE {name} SET synchronous_commit = {level}")
+    async with opened(postgres_url) as subject:
+        (row,) = await subject.ledger._pool.fetch(_SYNCHRONOUS)
+        assert row["level"] == used
+
+
+_SYNCHRONOUS = Statement("SELECT current_setting('synchronous_commit') AS level", (), "level")
+
+
+async def test_a_commit_that_may_be_lost_behind_a_pooler_is_told(
+    postgres_server: Server, postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once: what is set there, others would have too."""
+    name = urlsplit(postgres_url).path[1:]
+    postgres_server.sql(f"ALTER DATABASE {name} SET synchronous_commit = off")
+    async with opened(f"{postgres_url}?prepared=off") as subject:
+        (row,) = await subject.ledger._pool.fetch(_SYNCHRONOUS)
+        assert row["level"] == "off"
+        subject.ledger._pool.drop()
+        assert await subject.ledger.find("scope-1") is None
+    (record,) = (each for each in caplog.records if "synchronous_commit" in each.message)
+    assert "ALTER ROLE" in record.message
 
 
 async def test_a_take_over_that_comes_late_leaves_the_key_alone(postgres_url: str) -> None:

@@ -7,9 +7,10 @@ round trip. It connects when it is first needed, and again when it must.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import asyncpg
 
@@ -42,6 +43,15 @@ from steer_proxy.ledger.values import (
     StoredAnswer,
 )
 
+LOGGER: Final = logging.getLogger("steer.ledger")
+
+#: A pooler gives a connection to others after each transaction, with what is set on it.
+UNSAFE_COMMIT: Final = (
+    "synchronous_commit is off for this role, and cannot be set behind a pooler: after a crash of "
+    "the server, keys may be unknown, and their calls paid twice; ALTER ROLE ... SET "
+    "synchronous_commit = on"
+)
+
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[Any]
 
@@ -54,6 +64,8 @@ class PostgresLedger:
         self._news = News(self._pool)
         self._secret: bytes | None = None
         self._available = False
+        self._told = False
+        """Whether it was said that a crash of the server loses records."""
 
     @property
     def shared(self) -> bool:
@@ -296,7 +308,7 @@ class PostgresLedger:
             row = await connection.fetchrow(sql.META.sql)
         except asyncpg.UndefinedTableError:
             row = None
-        facts = row or {"revision": None, "min_writer": None, "secret": None}
+        facts: Mapping[str, Any] = row or dict.fromkeys(("revision", "min_writer", "secret"))
         state = state_of(facts["revision"], facts["min_writer"])
         try:
             check(state)
@@ -311,6 +323,16 @@ class PostgresLedger:
             self._secret = None
         if not self._secret:
             raise LedgerUnusable("steer_meta has no secret in hexadecimal digits: restore its row")
+        if facts["synchronous_commit"] == "off":
+            await self._commit_to_disk(connection)
+
+    async def _commit_to_disk(self, connection: Connection) -> None:
+        """A claim that a crash of the server takes back is a call that is paid twice."""
+        if not self._pool.pooled:
+            await connection.execute(sql.COMMIT)
+        elif not self._told:
+            self._told = True
+            LOGGER.warning("%s", UNSAFE_COMMIT)
 
     def _check_writer(self, min_writer: str | None) -> None:
         """Notice that a newer version has taken the ledger for itself."""

@@ -71,8 +71,13 @@ def _unnested(row: type[Row | ChunkRow], prefix: str = "") -> tuple[str, str]:
 META: Final = numbered("""
 SELECT (SELECT version_num FROM alembic_version) AS revision,
     (SELECT value FROM steer_meta WHERE name = 'min_writer') AS min_writer,
-    (SELECT value FROM steer_meta WHERE name = 'secret') AS secret
+    (SELECT value FROM steer_meta WHERE name = 'secret') AS secret,
+    current_setting('synchronous_commit') AS synchronous_commit
 """)
+
+#: Have what is answered on disk, which is the least that is asked of a ledger: levels that wait for
+#: more, or for other servers too, are left as they are.
+COMMIT: Final = "SET synchronous_commit = on"
 
 #: Whether the database answers.
 PING: Final = numbered("SELECT 1")
