@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -529,6 +530,24 @@ async def test_a_taker_and_a_renewal_see_each_other(postgres_url: str) -> None:
         assert there is not None
         assert (there.id, there.lapsed) == (found.id, False)
     await other.close()
+
+
+async def test_a_taker_counts_by_the_time_it_was_told(postgres_url: str) -> None:
+    """The database's clock is set after it was asked: that ends no lease for a take-over either."""
+    async with opened(postgres_url) as subject:
+        ledger = subject.ledger
+        told = (await ledger.renew("owner-1", "here", 15, [])).now_us
+        assert told is not None
+        assert await ledger.claim(claim(subject)) is None
+        await subject.advance(20)
+        found = await ledger.find("scope-1")
+        assert found is not None
+        assert found.lapsed
+        assert found.now_us is not None
+        assert abs(found.now_us - told) < 5_000_000
+        earlier = dataclasses.replace(found, now_us=found.now_us - 20_000_000)
+        assert await ledger.take_over(claim(subject), earlier) == found
+        assert await ledger.take_over(claim(subject), found) is None
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["by settings", "behind a pooler"])

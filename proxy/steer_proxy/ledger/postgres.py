@@ -130,9 +130,10 @@ class PostgresLedger:
         before = row["before_us"]
         lapsed = bool(held) if before is None else before <= row["now_us"]
         if not (lapsed or unsure):
-            return Lease(lapsed=False)
+            return Lease(lapsed=False, now_us=row["now_us"])
         kept = await self._fetch(sql.HELD, owner=owner, held=list(held)) if held else []
-        return Lease(lapsed, lost=frozenset(held) - {row["id"] for row in kept})
+        lost = frozenset(held) - {each["id"] for each in kept}
+        return Lease(lapsed, lost, row["now_us"])
 
     async def retire(self, owner: str) -> None:
         """See the protocol."""
@@ -162,6 +163,7 @@ class PostgresLedger:
             "old_epoch": found.epoch,
             "old_owner": found.owner_id,
             "old_state": found.state.value,
+            "old_now_us": found.now_us,
         }
         arguments = sql.TAKE_OVER.arguments({**named(row), **old})
         for _ in range(2):
@@ -386,4 +388,5 @@ def _record(row: Any) -> Record:
         row["outcome"],
         row["model_answered"],
         row["upstream"],
+        row["now_us"],
     )

@@ -13,8 +13,10 @@ from typing import Final, get_type_hints
 from steer_policies.idempotency import Move, State
 from steer_proxy.ledger import statements as common
 from steer_proxy.ledger.parameters import Statement, numbered, numbered_once
+from steer_proxy.ledger.protocol import STATEMENT_TIMEOUT
 from steer_proxy.ledger.statements import ANSWER_COLUMNS, FINISH_COLUMNS, FINISHING, states
 from steer_proxy.ledger.values import (
+    MICROSECONDS,
     AttemptRow,
     BreakerEventRow,
     CallRow,
@@ -44,6 +46,11 @@ _LIVE: Final = "idem_live IS NOT NULL"
 def _common(text: str) -> str:
     """A statement of both databases about one row, as this one takes it."""
     return text.replace(":now", _NOW).replace("AND idem_live = 1", f"AND {_LIVE}")
+
+
+def _timed(text: str) -> str:
+    """A look at a record that tells the time it was found at."""
+    return text.replace("\nFROM requests", ", :now AS now_us\nFROM requests")
 
 
 def _columns(row: type[Row | ChunkRow]) -> str:
@@ -137,6 +144,11 @@ _TAKING: Final = ", ".join(
     for name, hint in get_type_hints(CallRow).items()
 )
 
+#: By when a lease must be over: now, and hardly later than its taker was told, for the clock may
+#: have been set since. Who was told no time does not count by it.
+_SINCE: Final = int(STATEMENT_TIMEOUT * MICROSECONDS)
+_JUDGED: Final = f"LEAST({_NOW}, :old_now_us::bigint + {_SINCE})"
+
 #: Put a claim in the place of a record that may be taken: all or nothing. The old owner's row is
 #: locked, so that it renews its lease before this, and keeps the record, or after, and is told.
 #: Carried out after its taker gave up, and wrote down its call, it meets that row and fails.
@@ -149,7 +161,7 @@ gone AS (
     WHERE id = :old_id AND idem_epoch = :old_epoch::bigint AND {_LIVE} AND id <> :id
         AND idem_state = :old_state
         AND CASE
-            WHEN {_RUNNING} THEN NOT EXISTS (SELECT 1 FROM holder WHERE lease_until_us > {_NOW})
+            WHEN {_RUNNING} THEN NOT EXISTS (SELECT 1 FROM holder WHERE lease_until_us > {_JUDGED})
             ELSE idem_state = 'uncertain' OR coalesce(expires_us <= {_NOW}, FALSE)
         END
     RETURNING id
@@ -161,7 +173,7 @@ ON CONFLICT (idem_scope) WHERE idem_live = 1 DO NOTHING RETURNING id
 """)
 
 #: A key's live record.
-FIND: Final = numbered(common.FIND.replace(":now", _NOW))
+FIND: Final = numbered(_timed(common.FIND).replace(":now", _NOW))
 
 #: Whether a row is there at all.
 EXISTS: Final = numbered("SELECT 1 FROM requests WHERE id = :id")
@@ -253,10 +265,10 @@ CHUNKS: Final = numbered(common.CHUNKS)
 FOLLOW: Final = numbered(f"""
 SELECT head.id, head.idem_epoch, head.idem_state, head.idem_fp, head.owner_id, head.lapsed,
     head.expired, head.stored, head.cost_nusd, head.status, head.outcome, head.model_answered,
-    head.upstream, head.keyring_id,
+    head.upstream, head.keyring_id, head.now_us,
     CASE WHEN row_number() OVER (ORDER BY c.seq) = 1 THEN head.resp_headers END AS resp_headers,
     {", ".join(f"c.{name}" for name in ChunkRow._fields)}
-FROM ({_common(common.FIND_ROW)}) AS head
+FROM ({_common(_timed(common.FIND_ROW))}) AS head
 LEFT JOIN ({common.CHUNKS}) AS c ON TRUE
 ORDER BY c.seq
 """)

@@ -288,6 +288,8 @@ class Record:
     outcome: str | None = None
     model_answered: str | None = None
     upstream: str | None = None
+    now_us: int | None = field(default=None, compare=False)
+    """The ledger's time when it was found, in a ledger that several share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +352,8 @@ class Lease:
 
     lapsed: bool
     lost: frozenset[str] = frozenset()
+    now_us: int | None = field(default=None, compare=False)
+    """The ledger's time, in a ledger that several share."""
 
 
 @dataclass(frozen=True, slots=True)
