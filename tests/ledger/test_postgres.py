@@ -21,7 +21,15 @@ from steer_proxy.ledger.address import Postgres, parse_address
 from steer_proxy.ledger.parameters import Statement
 from steer_proxy.ledger.postgres import PostgresLedger
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable, LedgerUnusable
-from steer_proxy.ledger.values import Batch, CallRow, Finish, Purge, Ref
+from steer_proxy.ledger.values import (
+    AttemptRow,
+    Batch,
+    BreakerEventRow,
+    CallRow,
+    Finish,
+    Purge,
+    Ref,
+)
 from tests.ledger_contract.make import call, chunks, claim, ref
 from tests.ledger_contract.postgres import PostgresSubject
 from tests.support.pooler import Pooler, Relay
@@ -650,6 +658,24 @@ async def test_a_purge_tells_how_long_the_server_worked(postgres_url: str) -> No
         removed = await subject.ledger.purge(Purge(3_000, max_bytes=0))
         assert removed.requests == 300
         assert 0 < removed.busy < time.perf_counter() - began
+
+
+async def test_a_process_with_a_wrong_clock_purges_nothing(postgres_url: str) -> None:
+    """Two months ahead of the database, it counts what is old by the database's clock."""
+    async with opened(postgres_url) as subject:
+        now, day = subject.now_us(), 86_400_000_000
+        done = call(subject, ended_us=now)
+        stray = AttemptRow("gone", 1, "primary", started_us=now)
+        event = BreakerEventRow("event", now, "here", "manual", "primary", None, None, "open", "")
+        await subject.ledger.renew("owner-1", "here", 15, [])
+        await subject.advance(20)
+        await subject.ledger.write(Batch(calls=[done], attempts=[stray], events=[event]))
+        wrong = Purge(now + 60 * day, age_us=30 * day)
+        for tables in (["requests", "attempts", "breaker_events", "owners"], []):
+            await subject.ledger.purge(wrong)
+            kept = ("requests", "attempts", "breaker_events", "owners")
+            assert [name for name in kept if await subject.rows(name)] == tables
+            wrong = Purge(now + 60 * day, age_us=0)
 
 
 async def test_a_purge_waits_for_nobody(postgres_url: str) -> None:

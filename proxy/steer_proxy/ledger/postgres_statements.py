@@ -371,11 +371,14 @@ dropped AS (
 SELECT (SELECT count(*) FROM evicted) AS answers, {_DROPPED}, {_BUSY}
 """)
 
+#: From when on rows stay: by the time of who purges, and by ours, where it told an age.
+_BEFORE: Final = f"LEAST(:before_us::bigint, {_BEGUN} - :age_us::bigint)"
+
 #: Remove calls that ended long ago, with all that belongs to them.
 PURGE_CALLS: Final = numbered_once(f"""
 WITH old AS (
     SELECT id FROM requests
-    WHERE started_us < :before_us AND coalesce(ended_us, 0) < :before_us AND idem_live IS NULL
+    WHERE started_us < {_BEFORE} AND coalesce(ended_us, 0) < {_BEFORE} AND idem_live IS NULL
     ORDER BY started_us LIMIT :limit FOR UPDATE SKIP LOCKED
 ),
 gone AS (DELETE FROM requests WHERE id IN (SELECT id FROM old) RETURNING id),
@@ -391,7 +394,7 @@ SELECT (SELECT count(*) FROM gone) AS requests, (SELECT count(*) FROM tried) AS 
 PURGE_ATTEMPTS: Final = numbered_once(f"""
 WITH old AS (
     SELECT request, n FROM attempts AS a
-    WHERE started_us < :before_us
+    WHERE started_us < {_BEFORE}
         AND NOT EXISTS (SELECT 1 FROM requests WHERE requests.id = a.request)
     ORDER BY started_us LIMIT :limit FOR UPDATE OF a SKIP LOCKED
 ),
@@ -402,7 +405,7 @@ SELECT count(*) AS removed, {_BUSY} FROM gone
 #: Remove old events.
 PURGE_EVENTS: Final = numbered_once(f"""
 WITH old AS (
-    SELECT id FROM breaker_events WHERE at_us < :before_us
+    SELECT id FROM breaker_events WHERE at_us < {_BEFORE}
     ORDER BY at_us LIMIT :limit FOR UPDATE SKIP LOCKED
 ),
 gone AS (DELETE FROM breaker_events WHERE id IN (SELECT id FROM old) RETURNING 1)
@@ -412,6 +415,6 @@ SELECT count(*) AS removed, {_BUSY} FROM gone
 #: Forget processes that ended long ago: without a row they count as ended too.
 PURGE_OWNERS: Final = numbered_once(f"""
 DELETE FROM owners WHERE id IN (
-    SELECT id FROM owners WHERE lease_until_us < LEAST(:before_us::bigint, {_BEGUN})
+    SELECT id FROM owners WHERE lease_until_us < LEAST({_BEFORE}, {_BEGUN})
     LIMIT :limit FOR UPDATE SKIP LOCKED)
 """)

@@ -365,6 +365,9 @@ class Purge:
     max_bytes: int | None = None
     limit: int = 500
     """Rows of one slice, a call with its attempts counted as one."""
+    age_us: int | None = None
+    """How old rows must be at least by the clock of a ledger that several share: theirs may be
+    wrong."""
 
 
 @dataclass(frozen=True, slots=True)
