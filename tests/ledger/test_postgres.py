@@ -357,6 +357,10 @@ async def test_the_server_ends_long_statements(
         (lambda url: url.replace("127.0.0.1", "127.0.0.1:x:hunter2@h"), "not understood"),
         (lambda url: f"{url}?sslmode=hunter2", "not understood"),
         (lambda url: f"{url}?target_session_attrs=standby", "cannot be reached"),
+        (
+            lambda url: f"{url}?nosuchoption=hunter2",
+            "not the server's: unrecognized .*nosuchoption",
+        ),
     ],
 )
 async def test_reasons_are_told_without_secrets(

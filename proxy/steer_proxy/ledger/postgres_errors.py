@@ -30,6 +30,9 @@ _LOST: Final = ("08", "57P0", "25006", "F0", "XX")
 #: The server, or a pooler before it, does not know a prepared statement, or knows another one.
 _PREPARED: Final = ("26000", "42P05", "08P01")
 
+#: A setting that the server does not know, or a value that is none of it.
+_SETTINGS: Final = ("42704", "22023")
+
 #: A role's rights do not suffice.
 _DENIED: Final = "42501"
 _RIGHTS: Final = "use one that may SELECT, INSERT, UPDATE and DELETE in all of its tables"
@@ -87,6 +90,8 @@ def of_connecting(error: BaseException) -> LedgerUnavailable | LedgerUnusable:
     if isinstance(error, asyncpg.InterfaceError | ValueError):
         # Its words may quote the URL, and that a password.
         return LedgerUnusable("database.url is not understood: see its options and port")
+    if sqlstate(error) in _SETTINGS:
+        return LedgerUnusable(f"an option in database.url is not the server's: {_reason(error)}")
     if sqlstate(error) == _DENIED:  # it was reached
         return LedgerUnavailable(f"the database: {_reason(error)}")
     return LedgerUnavailable(f"the database cannot be reached: {_reason(error)}")
