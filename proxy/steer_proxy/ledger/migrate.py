@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from steer_proxy.ledger.address import Memory, Postgres, Sqlite, parse_address
+from steer_proxy.ledger.postgres_tls import tls_problem
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.schema import (
     HEAD,
@@ -245,6 +246,8 @@ async def _transaction(server: Postgres) -> AsyncIterator[asyncpg.Connection[Any
 async def _connect(server: Postgres) -> asyncpg.Connection[Any]:
     import asyncpg
 
+    if (problem := tls_problem(server.dsn)) is not None:
+        raise LedgerUnusable(problem)
     try:
         # No statement cache: PgBouncer may give every transaction another connection.
         return await asyncpg.connect(server.dsn, timeout=10, statement_cache_size=0)

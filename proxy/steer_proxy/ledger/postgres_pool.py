@@ -39,6 +39,7 @@ from steer_proxy.ledger.postgres_errors import (
     of_statement,
     refuses_settings,
 )
+from steer_proxy.ledger.postgres_tls import tls_problem
 from steer_proxy.ledger.protocol import STATEMENT_TIMEOUT, LedgerUnavailable, LedgerUnusable
 
 if TYPE_CHECKING:
@@ -182,8 +183,10 @@ class Pool:
 
         Raises:
             LedgerUnavailable: the database cannot be reached.
-            LedgerUnusable: the URL cannot be understood.
+            LedgerUnusable: the URL cannot be understood, or names a file that is not there.
         """
+        if (problem := tls_problem(self.dsn)) is not None:
+            raise LedgerUnusable(problem)
         try:
             return await self._opened()
         except (*DRIVER_ERRORS, ValueError) as error:

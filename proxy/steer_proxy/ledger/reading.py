@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from steer_proxy.ledger.address import Address, Memory, Postgres, Sqlite
 from steer_proxy.ledger.parameters import numbered
+from steer_proxy.ledger.postgres_tls import tls_problem
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.schema import Standing, State, check, sqlite_state, state_of
 from steer_proxy.ledger.sqlite_health import told
@@ -242,6 +243,8 @@ def _state(reader: Reader) -> State:
 def _postgres(server: Postgres) -> Iterator[Reader]:
     import asyncpg
 
+    if (problem := tls_problem(server.dsn)) is not None:
+        raise LedgerUnusable(problem)
     with asyncio.Runner() as runner:
         try:
             # No statement cache: PgBouncer may give every transaction another connection.
