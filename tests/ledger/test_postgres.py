@@ -281,7 +281,8 @@ async def test_a_driver_that_stumbles_has_lost_its_connection(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ended while it prepares, it fails over its own remains: the statement runs on another one."""
-    prepare, ended_one = asyncpg.Connection.prepare, []
+    prepare = asyncpg.Connection.prepare
+    ended_one: list[Any] = []
 
     async def ending(self: asyncpg.Connection[Any], *args: Any, **options: Any) -> Any:
         if not ended_one:
@@ -381,10 +382,30 @@ async def test_a_password_may_hold_anything(postgres_server: Server, postgres_ur
     """Escaped in the URL, any password is one."""
     grant = "GRANT SELECT ON ALL TABLES IN SCHEMA public TO strict"
     postgres_server.sql(grant, urlsplit(postgres_url).path[1:])
-    async with opened(postgres_url.replace("postgres@", f"strict:{quote(PASSWORD, '')}@")) as it:
-        with pytest.raises(LedgerUnavailable, match="permission denied") as told:
-            await it.ledger.claim(claim(it))
-        assert PASSWORD not in str(told.value)
+    url = postgres_url.replace("postgres@", f"strict:{quote(PASSWORD, '')}@")
+    ledger = PostgresLedger(Postgres(url))
+    with pytest.raises(LedgerUnavailable, match="its role may not write it") as told:
+        await ledger.open()
+    assert PASSWORD not in str(told.value)
+    await ledger.close()
+
+
+async def test_a_role_without_a_right_is_unavailable(
+    postgres_server: Server, postgres_url: str
+) -> None:
+    """From the start, also where it could claim keys; it is named what is missing."""
+    name = urlsplit(postgres_url).path[1:]
+    grant = (
+        f"CREATE ROLE part_{name} LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO part_{name}"
+    )
+    revoke = f"REVOKE DELETE ON owners, response_chunks FROM part_{name}"
+    postgres_server.sql(f"{grant}; {revoke}", name)
+    ledger = PostgresLedger(Postgres(postgres_url.replace("postgres@", f"part_{name}@")))
+    missing = r"may not write it \(DELETE on owners, DELETE on response_chunks\): use one that may"
+    with pytest.raises(LedgerUnavailable, match=missing):
+        await ledger.open()
+    await ledger.close()
+    postgres_server.sql(f"DROP OWNED BY part_{name}; DROP ROLE part_{name}", name)
 
 
 async def test_a_standby_is_unavailable(postgres_server: Server, postgres_url: str) -> None:

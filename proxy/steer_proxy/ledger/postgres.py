@@ -20,6 +20,7 @@ from steer_proxy.ledger import postgres_statements as sql
 from steer_proxy.ledger.address import Postgres
 from steer_proxy.ledger.migrate import WRITER, check, state_of
 from steer_proxy.ledger.parameters import Statement
+from steer_proxy.ledger.postgres_errors import without_rights
 from steer_proxy.ledger.postgres_news import News
 from steer_proxy.ledger.postgres_pool import Pool
 from steer_proxy.ledger.postgres_purge import purge_slice
@@ -325,6 +326,8 @@ class PostgresLedger:
             self._secret = None
         if not self._secret:
             raise LedgerUnusable("steer_meta has no secret in hexadecimal digits: restore its row")
+        if facts["missing"]:
+            raise without_rights(facts["missing"])
         if facts["synchronous_commit"] == "off":
             await self._commit_to_disk(connection)
 

@@ -97,6 +97,15 @@ def of_connecting(error: BaseException) -> LedgerUnavailable | LedgerUnusable:
     return LedgerUnavailable(f"the database cannot be reached: {_reason(error)}")
 
 
+def without_rights(missing: str) -> LedgerUnavailable:
+    """A role's rights do not suffice for the ledger's tables: somebody may grant them any time."""
+    return LedgerUnavailable(f"the database: {_denied(missing)}")
+
+
+def _denied(words: str) -> str:
+    return f"its role may not write it ({words}): {_RIGHTS}"
+
+
 def of_statement(error: BaseException, statement: Statement) -> LedgerUnavailable | LedgerRefused:
     """Why a statement failed."""
     if isinstance(error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError):
@@ -117,7 +126,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, asyncpg.PostgresError):
         # Not str(): it adds the server's details, which quote values.
         words = str(getattr(error, "message", "") or type(error).__name__).partition("\n")[0]
-        return f"its role may not write it ({words}): {_RIGHTS}" if code == _DENIED else words
+        return _denied(words) if code == _DENIED else words
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, OSError) and error.strerror:

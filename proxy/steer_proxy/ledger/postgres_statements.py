@@ -79,7 +79,11 @@ META: Final = numbered("""
 SELECT (SELECT version_num FROM alembic_version) AS revision,
     (SELECT value FROM steer_meta WHERE name = 'min_writer') AS min_writer,
     (SELECT value FROM steer_meta WHERE name = 'secret') AS secret,
-    current_setting('synchronous_commit') AS synchronous_commit
+    current_setting('synchronous_commit') AS synchronous_commit,
+    (SELECT string_agg(may || ' on ' || name, ', ' ORDER BY name, may)
+        FROM unnest(ARRAY['attempts', 'breaker_events', 'owners', 'requests', 'response_chunks'])
+            AS name, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS may
+        WHERE NOT has_table_privilege(name, may)) AS missing
 """)
 
 #: Have what is answered on disk, which is the least that is asked of a ledger: levels that wait for
