@@ -100,8 +100,6 @@ def resolve(
     sidecar need not be stopped.
     """
     from steer_policies.idempotency import Move
-    from steer_proxy.ledger.reading import reading
-    from steer_proxy.ledger.reports import named
 
     if rerun == discard:
         raise fail(
@@ -110,10 +108,10 @@ def resolve(
     with told():
         address = source_of(config, database_url=database_url).database().address()
     with answering():
-        with reading(address) as reader:
-            call = one(named(reader, name), name)
-            if call["idem_role"] in SERVED and call["served_from"] is not None:
-                call = one(named(reader, call["served_from"]), name)
+        call, may_live = _look(address, name)
+        if may_live:
+            _let_renew()
+            call, _ = _look(address, name)
         move = Move.REOPEN if rerun else Move.SETTLE
         _check(call, move)
         event = _event(call, move)
@@ -125,6 +123,34 @@ def resolve(
         else "completed without an answer: a duplicate is refused (409), never made"
     )
     typer.echo(f"key {call['idem_key']!r} (call {call['id']}): {call['state']} -> {outcome}.")
+
+
+def _look(address: Address, name: str) -> tuple[Row, bool]:
+    """The call whose key is meant; and whether its lease may be over although its process lives: it
+    is the last that had one, and a process writes the file. Then the clock has been set, say."""
+    from steer_proxy.ledger.address import Sqlite
+    from steer_proxy.ledger.reading import reading
+    from steer_proxy.ledger.reports import named
+    from steer_proxy.ledger.sqlite_locks import has_writer
+
+    with reading(address) as reader:
+        call = one(named(reader, name), name)
+        if call["idem_role"] in SERVED and call["served_from"] is not None:
+            call = one(named(reader, call["served_from"]), name)
+        lapsed = call["idem_state"] in ("claimed", "sent") and call["state"] != call["idem_state"]
+        if not (lapsed and isinstance(address, Sqlite)):
+            return call, False
+        last = reader.row("SELECT id FROM owners ORDER BY lease_until_us DESC LIMIT 1", {})
+    of_the_last = last is not None and last["id"] == call["owner_id"]
+    return call, of_the_last and has_writer(Path(address.path))
+
+
+def _let_renew() -> None:
+    """Wait for as long as a process that lives takes to renew its lease."""
+    from steer_proxy.engine.lease import AGAIN, RENEW
+
+    typer.echo("steer: its process may be there, looking again in a moment", err=True)
+    time.sleep(RENEW + AGAIN)
 
 
 def _event(call: Row, move: Move) -> BreakerEventRow:

@@ -235,6 +235,53 @@ async def test_beside_a_running_sidecar(steer: Steer, tmp_path: Path) -> None:
         await running.close()
 
 
+@pytest.mark.real_time
+@pytest.mark.parametrize("lives", [True, False])
+async def test_a_lease_that_the_clock_has_ended(
+    steer: Steer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lives: bool
+) -> None:
+    """The file's writer is there: it has the time to renew it before its call counts as over."""
+    running = SqliteLedger(tmp_path / "steer.db", time.time)
+    await running.open()
+    loop = asyncio.get_running_loop()
+    waited = []
+
+    def renew() -> None:
+        waited.append(lives)
+        if lives:
+            renewal = running.renew("dead", "here", 60.0, ("first",))
+            asyncio.run_coroutine_threadsafe(renewal, loop).result(10)
+
+    monkeypatch.setattr("steer_proxy.cli.ledger_change._let_renew", renew)
+    try:
+        await running.renew("dead", "here", 0.0, ())
+        assert await running.claim(claim_of("first")) is None
+        url = f"sqlite:///{tmp_path}/steer.db"
+        result = await asyncio.to_thread(
+            steer, "ledger", "resolve", "k", "--rerun", "--database-url", url
+        )
+        assert waited == [lives]
+        assert ("is in use" in result.output) is lives
+        assert (await running.find("s") is None) is not lives
+    finally:
+        await running.close()
+
+
+def test_a_lease_of_a_process_that_is_gone(
+    steer: Steer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is waited for."""
+    monkeypatch.delattr("steer_proxy.cli.ledger_change._let_renew")
+    ledger = FilledSqlite(tmp_path / "steer.db")
+    with closing(sqlite3.connect(ledger.path)) as connection, connection:
+        connection.execute("DELETE FROM owners")
+        connection.execute("INSERT INTO owners VALUES ('last', 'here', '1', 0, 1)")
+        sent = f"SET idem_state = 'sent', owner_id = 'last' WHERE id = '{ORDER_2}'"
+        connection.execute(f"UPDATE requests {sent}")
+    url = f"sqlite:///{ledger.path}"
+    assert steer("ledger", "resolve", ORDER_2, "--rerun", "--database-url", url).exit_code == 0
+
+
 def test_a_free_key_that_was_refused_before(steer: Steer, tmp_path: Path) -> None:
     """A duplicate that was refused has the key in its row, and is not what is meant."""
     ledger = FilledSqlite(tmp_path / "steer.db")
