@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 import socket
@@ -16,10 +17,11 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from steer_proxy.engine.purging import Pace
 from steer_proxy.ledger.postgres import PostgresLedger
 from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.sqlite import SqliteLedger
-from steer_proxy.ledger.values import CallRow, ChunkRow, Claim, Record
+from steer_proxy.ledger.values import CallRow, ChunkRow, Claim, Purge, Purged, Record
 from tests.proxy.cli.conftest import Steer
 from tests.support.filled import Filled, FilledPostgres, FilledSqlite, fill
 from tests.support.ledger_data import BASE_US, DAY, LedgerData
@@ -323,6 +325,33 @@ def test_what_would_go_and_what_goes(run: Run, ledger: Filled) -> None:
         (key, 1) for key in ("order-1", "order-2", "order-3", "order-4", "order-5", "order-7")
     ]
     assert run("purge", "--before", "2026-03-05").stdout.startswith("Removed 0 calls, 0 attempts,")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_purge_that_is_interrupted(
+    steer: Steer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    """It tells what has gone by then."""
+    ledger = FilledSqlite(tmp_path / "steer.db")
+    purge = SqliteLedger.purge
+
+    async def in_part(self: SqliteLedger, what: Purge) -> Purged:
+        return dataclasses.replace(await purge(self, what), more=True)
+
+    def interrupted(self: Pace, busy: float, *, behind: bool = False) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SqliteLedger, "purge", in_part)
+    monkeypatch.setattr(Pace, "rest", interrupted)
+    how = ("--json",) if as_json else ()
+    url = f"sqlite:///{ledger.path}"
+    result = steer("ledger", "purge", "--before", "2026-03-05", *how, "--database-url", url)
+    assert result.exit_code == 130
+    if as_json:
+        assert json.loads(result.stdout)["requests"] == 33
+    else:
+        assert result.stdout.startswith("Removed 33 calls, 18 attempts,")
+    assert "interrupted" in result.stderr
 
 
 @pytest.mark.real_time
