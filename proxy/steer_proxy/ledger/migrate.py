@@ -65,7 +65,7 @@ FILE_PATIENCE: Final = 5.0
 
 #: How long to wait for the lock of a server's table at a time, in seconds: everybody else waits
 #: behind, and a statement of theirs has two. How long they have their way then.
-LOCK_TIME: Final = 1.0
+LOCK_TIME: Final = 0.5
 PAUSE: Final = 1.0
 
 #: Tells upgraders of Steer's schema from other users of advisory locks ("steer" in ASCII).
