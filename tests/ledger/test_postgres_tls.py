@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from steer_proxy.ledger import migrate
 from steer_proxy.ledger.address import Postgres
 from steer_proxy.ledger.postgres import PostgresLedger
+from steer_proxy.ledger.postgres_errors import of_connecting
 from steer_proxy.ledger.postgres_tls import tls_problem
 from steer_proxy.ledger.protocol import LedgerUnusable
 from steer_proxy.ledger.reading import reading
@@ -66,6 +68,12 @@ async def test_a_ledger_says_so() -> None:
     with pytest.raises(LedgerUnusable, match="give sslrootcert=PATH"):
         await ledger.open()
     await ledger.close()
+
+
+def test_a_certificate_that_is_none_of_its() -> None:
+    """It is refused by TLS, which is told: the URL is understood."""
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    assert str(of_connecting(error)) == "the database cannot be reached: certificate verify failed"
 
 
 def test_commands_say_so() -> None:

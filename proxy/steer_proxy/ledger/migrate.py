@@ -257,11 +257,11 @@ async def _connect(server: Postgres) -> asyncpg.Connection[Any]:
         asyncpg.InsufficientPrivilegeError,
     ) as error:
         raise LedgerUnusable(f"{server}: {_words(error)}; see database.url") from None
+    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+        raise LedgerUnavailable(f"{server} cannot be reached: {_words(error)}") from None
     except (asyncpg.InterfaceError, ValueError):
         # The driver's own words may quote the URL, and that a password.
         raise LedgerUnusable("database.url is not understood: see its options and port") from None
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-        raise LedgerUnavailable(f"{server} cannot be reached: {_words(error)}") from None
 
 
 def _words(error: BaseException) -> str:

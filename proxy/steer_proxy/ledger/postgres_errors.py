@@ -87,7 +87,8 @@ def refuses_settings(error: BaseException) -> bool:
 
 def of_connecting(error: BaseException) -> LedgerUnavailable | LedgerUnusable:
     """Why there is no connection."""
-    if isinstance(error, asyncpg.InterfaceError | ValueError):
+    # A certificate that is refused is both.
+    if isinstance(error, asyncpg.InterfaceError | ValueError) and not isinstance(error, OSError):
         # Its words may quote the URL, and that a password.
         return LedgerUnusable("database.url is not understood: see its options and port")
     if sqlstate(error) in _SETTINGS:

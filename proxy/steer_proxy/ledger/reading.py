@@ -253,9 +253,14 @@ def _postgres(server: Postgres) -> Iterator[Reader]:
                     server.dsn, timeout=_CONNECT, command_timeout=PATIENCE, statement_cache_size=0
                 )
             )
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, TimeoutError, asyncpg.PostgresError) as error:
             raise LedgerUnavailable(
                 f"{server} cannot be reached: {error or 'no answer in time'}"
+            ) from None
+        except (asyncpg.InterfaceError, ValueError):
+            # The driver's own words may quote the URL, and that a password.
+            raise LedgerUnusable(
+                "database.url is not understood: see its options and port"
             ) from None
         try:
             # One read-only transaction: everything a command shows is of one moment. Unlike a
