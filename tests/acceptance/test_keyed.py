@@ -12,11 +12,13 @@ import pytest
 
 from steer_policies.config import DialectName
 from steer_policies.dialects import dialect as shape
+from steer_proxy.engine.clock import Clock
 from steer_proxy.ledger.memory import MemoryLedger
 from steer_proxy.ledger.values import CallRow
 from tests.provider import faults
 from tests.provider.steps import Pause, Signal
 from tests.support.attempts import every_attempt
+from tests.support.sidecar import EPOCH
 from tests.support.world import Reply, World, world
 
 DIALECTS = ["openai", "anthropic", "gemini"]
@@ -433,6 +435,27 @@ async def test_the_callers_deadline_leaves_the_call_running(tmp_path: Path) -> N
         assert again.status == 200
         assert again.headers["Idempotency-Status"] == "joined"
         assert len(parties.primary.attempts) == 1
+
+
+@pytest.mark.parametrize("step", [-3600.0, 3600.0])
+async def test_a_clock_that_is_set_in_the_middle_of_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    """It ends after it has begun, and its key is kept for its time from then."""
+    wall = [EPOCH]
+    monkeypatch.setattr("steer_proxy.app.Clock", lambda: Clock(wall=lambda: wall[0]))
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.silence(5.0))
+        first = asyncio.create_task(parties.ask(headers=key()))
+        await asyncio.sleep(1.0)
+        wall[0] += step
+        assert (await first).status == 200
+        row = record(parties)
+        took, kept = (row.ended_us or 0) - row.started_us, (row.expires_us or 0)
+        assert took >= (row.duration_us or 0) > 0
+        assert kept - (row.ended_us or 0) == pytest.approx(86_400_000_000, abs=10_000_000)
+        again = await parties.ask(headers=key())
+        assert again.headers["Idempotency-Status"] == "replayed"
 
 
 async def test_a_joiner_waits_no_longer_than_it_may(tmp_path: Path) -> None:

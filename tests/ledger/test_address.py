@@ -39,6 +39,12 @@ from steer_proxy.ledger.address import (
         ),
         ("postgresql://a:1,b:2/db", Postgres("postgresql://a:1,b:2/db"), "PostgreSQL a:1,b:2/db"),
         ("postgresql://", Postgres("postgresql://"), "PostgreSQL localhost"),
+        (
+            "postgresql://h/d?connect_timeout=10&sslmode=require&keepalives=1&channel_binding=prefer",
+            Postgres("postgresql://h/d?sslmode=require"),
+            "PostgreSQL h/d",
+        ),
+        ("postgresql://h/d?gssencmode=disable", Postgres("postgresql://h/d"), "PostgreSQL h/d"),
     ],
 )
 def test_forms(url: str, expected: Address, shown: str) -> None:
@@ -71,6 +77,11 @@ def test_forms(url: str, expected: Address, shown: str) -> None:
         ("postgresql://h/db#x", "# as %23"),
         ("postgresql://u:p/w@h/db", "/ as %2F"),
         ("postgresql://u:p?w@h/db", "? as %3F"),
+        (
+            "postgresql://h/db?channel_binding=require",
+            "channel_binding other than disable or prefer",
+        ),
+        ("postgresql://h/db?a=1&require%5Fauth=scram-sha-256", "option require_auth here"),
         ("postgresql+psycopg://h/db", "expected sqlite:///PATH"),
         ("sqlite:///a\nb.db", "one line"),
         ("sqlite:///" + "x" * 5000, "one line"),

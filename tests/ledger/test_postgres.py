@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -20,7 +21,15 @@ from steer_proxy.ledger.address import Postgres, parse_address
 from steer_proxy.ledger.parameters import Statement
 from steer_proxy.ledger.postgres import PostgresLedger
 from steer_proxy.ledger.protocol import LedgerRefused, LedgerUnavailable, LedgerUnusable
-from steer_proxy.ledger.values import Batch, CallRow, Finish, Purge, Ref
+from steer_proxy.ledger.values import (
+    AttemptRow,
+    Batch,
+    BreakerEventRow,
+    CallRow,
+    Finish,
+    Purge,
+    Ref,
+)
 from tests.ledger_contract.make import call, chunks, claim, ref
 from tests.ledger_contract.postgres import PostgresSubject
 from tests.support.pooler import Pooler, Relay
@@ -293,6 +302,58 @@ async def test_a_reply_that_came_while_nobody_looked(arrived: bool) -> None:
             await asyncio.to_thread(run)
 
 
+async def test_a_driver_that_stumbles_has_lost_its_connection(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended while it prepares, it fails over its own remains: the statement runs on another one."""
+    prepare = asyncpg.Connection.prepare
+    ended_one: list[Any] = []
+
+    async def ending(self: asyncpg.Connection[Any], *args: Any, **options: Any) -> Any:
+        if not ended_one:
+            ended_one.append(self)
+            self.terminate()
+            raise AttributeError("'NoneType' object has no attribute 'get_settings'")
+        return await prepare(self, *args, **options)
+
+    async with opened(postgres_url) as subject:
+        monkeypatch.setattr(asyncpg.Connection, "prepare", ending)
+        assert await subject.ledger.claim(claim(subject)) is None
+        assert ended_one
+
+
+async def test_a_bug_shows_no_values(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its statement fails at once, the others go on, and the log has neither values nor address."""
+    prepare, asked = asyncpg.Connection.prepare, []
+    value = "hunter2"
+
+    async def stumbling(self: asyncpg.Connection[Any], *args: Any, **options: Any) -> Any:
+        asked.append(args)
+        if len(asked) == 1:
+            raise KeyError(value)
+        return await prepare(self, *args, **options)
+
+    failures: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    url = postgres_url + "?password=hunter2"
+    async with opened(url) as subject:
+        subject.ledger._pool.size = 1
+        subject.ledger._pool.drop()
+        monkeypatch.setattr(asyncpg.Connection, "prepare", stumbling)
+        async with asyncio.timeout(2):
+            first, second = await asyncio.gather(
+                subject.ledger.find("hunter2"), subject.ledger.find("x"), return_exceptions=True
+            )
+        assert isinstance(first, LedgerUnavailable)
+        assert [str(first), second] == ["the ledger failed: KeyError", None]
+        assert "hunter2" not in repr(subject.ledger._pool)
+    assert failures == []
+    assert "by KeyError" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
 async def test_the_server_ends_long_statements(
     postgres_server: Server, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +383,10 @@ async def test_the_server_ends_long_statements(
         (lambda url: url.replace("127.0.0.1", "127.0.0.1:x:hunter2@h"), "not understood"),
         (lambda url: f"{url}?sslmode=hunter2", "not understood"),
         (lambda url: f"{url}?target_session_attrs=standby", "cannot be reached"),
+        (
+            lambda url: f"{url}?nosuchoption=hunter2",
+            "not the server's: unrecognized .*nosuchoption",
+        ),
     ],
 )
 async def test_reasons_are_told_without_secrets(
@@ -342,10 +407,30 @@ async def test_a_password_may_hold_anything(postgres_server: Server, postgres_ur
     """Escaped in the URL, any password is one."""
     grant = "GRANT SELECT ON ALL TABLES IN SCHEMA public TO strict"
     postgres_server.sql(grant, urlsplit(postgres_url).path[1:])
-    async with opened(postgres_url.replace("postgres@", f"strict:{quote(PASSWORD, '')}@")) as it:
-        with pytest.raises(LedgerUnavailable, match="permission denied") as told:
-            await it.ledger.claim(claim(it))
-        assert PASSWORD not in str(told.value)
+    url = postgres_url.replace("postgres@", f"strict:{quote(PASSWORD, '')}@")
+    ledger = PostgresLedger(Postgres(url))
+    with pytest.raises(LedgerUnavailable, match="its role may not write it") as told:
+        await ledger.open()
+    assert PASSWORD not in str(told.value)
+    await ledger.close()
+
+
+async def test_a_role_without_a_right_is_unavailable(
+    postgres_server: Server, postgres_url: str
+) -> None:
+    """From the start, also where it could claim keys; it is named what is missing."""
+    name = urlsplit(postgres_url).path[1:]
+    grant = (
+        f"CREATE ROLE part_{name} LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO part_{name}"
+    )
+    revoke = f"REVOKE DELETE ON owners, response_chunks FROM part_{name}"
+    postgres_server.sql(f"{grant}; {revoke}", name)
+    ledger = PostgresLedger(Postgres(postgres_url.replace("postgres@", f"part_{name}@")))
+    missing = r"may not write it \(DELETE on owners, DELETE on response_chunks\): use one that may"
+    with pytest.raises(LedgerUnavailable, match=missing):
+        await ledger.open()
+    await ledger.close()
+    postgres_server.sql(f"DROP OWNED BY part_{name}; DROP ROLE part_{name}", name)
 
 
 async def test_a_standby_is_unavailable(postgres_server: Server, postgres_url: str) -> None:
@@ -505,6 +590,24 @@ async def test_a_taker_and_a_renewal_see_each_other(postgres_url: str) -> None:
     await other.close()
 
 
+async def test_a_taker_counts_by_the_time_it_was_told(postgres_url: str) -> None:
+    """The database's clock is set after it was asked: that ends no lease for a take-over either."""
+    async with opened(postgres_url) as subject:
+        ledger = subject.ledger
+        told = (await ledger.renew("owner-1", "here", 15, [])).now_us
+        assert told is not None
+        assert await ledger.claim(claim(subject)) is None
+        await subject.advance(20)
+        found = await ledger.find("scope-1")
+        assert found is not None
+        assert found.lapsed
+        assert found.now_us is not None
+        assert abs(found.now_us - told) < 5_000_000
+        earlier = dataclasses.replace(found, now_us=found.now_us - 20_000_000)
+        assert await ledger.take_over(claim(subject), earlier) == found
+        assert await ledger.take_over(claim(subject), found) is None
+
+
 @pytest.mark.parametrize("told", [True, False], ids=["by settings", "behind a pooler"])
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
 async def test_a_database_may_have_another_isolation(
@@ -526,6 +629,38 @@ async def test_a_database_may_have_another_isolation(
             )
             (winner,) = [w for w, record in zip(wishes, there, strict=True) if record is None]
             assert {record.id for record in there if record} == {winner.row.id}
+
+
+@pytest.mark.parametrize(
+    ("level", "used"), [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")]
+)
+async def test_a_commit_is_on_disk(
+    postgres_server: Server, postgres_url: str, level: str, used: str
+) -> None:
+    """Where a database would answer before that, it does not here; other levels are its own."""
+    name = urlsplit(postgres_url).path[1:]
+    postgres_server.sql(f"ALTER DATABASE {name} SET synchronous_commit = {level}")
+    async with opened(postgres_url) as subject:
+        (row,) = await subject.ledger._pool.fetch(_SYNCHRONOUS)
+        assert row["level"] == used
+
+
+_SYNCHRONOUS = Statement("SELECT current_setting('synchronous_commit') AS level", (), "level")
+
+
+async def test_a_commit_that_may_be_lost_behind_a_pooler_is_told(
+    postgres_server: Server, postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once: what is set there, others would have too."""
+    name = urlsplit(postgres_url).path[1:]
+    postgres_server.sql(f"ALTER DATABASE {name} SET synchronous_commit = off")
+    async with opened(f"{postgres_url}?prepared=off") as subject:
+        (row,) = await subject.ledger._pool.fetch(_SYNCHRONOUS)
+        assert row["level"] == "off"
+        subject.ledger._pool.drop()
+        assert await subject.ledger.find("scope-1") is None
+    (record,) = (each for each in caplog.records if "synchronous_commit" in each.message)
+    assert "ALTER ROLE" in record.message
 
 
 async def test_a_take_over_that_comes_late_leaves_the_key_alone(postgres_url: str) -> None:
@@ -573,6 +708,24 @@ async def test_a_purge_tells_how_long_the_server_worked(postgres_url: str) -> No
         removed = await subject.ledger.purge(Purge(3_000, max_bytes=0))
         assert removed.requests == 300
         assert 0 < removed.busy < time.perf_counter() - began
+
+
+async def test_a_process_with_a_wrong_clock_purges_nothing(postgres_url: str) -> None:
+    """Two months ahead of the database, it counts what is old by the database's clock."""
+    async with opened(postgres_url) as subject:
+        now, day = subject.now_us(), 86_400_000_000
+        done = call(subject, ended_us=now)
+        stray = AttemptRow("gone", 1, "primary", started_us=now)
+        event = BreakerEventRow("event", now, "here", "manual", "primary", None, None, "open", "")
+        await subject.ledger.renew("owner-1", "here", 15, [])
+        await subject.advance(20)
+        await subject.ledger.write(Batch(calls=[done], attempts=[stray], events=[event]))
+        wrong = Purge(now + 60 * day, age_us=30 * day)
+        for tables in (["requests", "attempts", "breaker_events", "owners"], []):
+            await subject.ledger.purge(wrong)
+            kept = ("requests", "attempts", "breaker_events", "owners")
+            assert [name for name in kept if await subject.rows(name)] == tables
+            wrong = Purge(now + 60 * day, age_us=0)
 
 
 async def test_a_purge_waits_for_nobody(postgres_url: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from steer_proxy.ledger import migrate, reading, reports, schema
-from steer_proxy.ledger.address import Memory, Sqlite
+from steer_proxy.ledger.address import Memory, Postgres, Sqlite
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.sqlite import SqliteLedger
 from steer_proxy.ledger.values import Batch, CallRow
@@ -47,6 +47,14 @@ async def test_beside_the_writer(tmp_path: Path) -> None:
             assert count(reader) == 1
         other.execute("ROLLBACK")
     await ledger.close()
+
+
+def test_a_url_that_the_driver_does_not_understand() -> None:
+    """Its words may quote a part of the password: they are not told."""
+    url = "postgresql://u:pass@word:hunter2@h/d"  # its @ should be encoded
+    with pytest.raises(LedgerUnusable, match="not understood") as told:
+        reading.reading(Postgres(url)).__enter__()
+    assert "hunter2" not in str(told.value)
 
 
 def test_it_cannot_write(file: Sqlite) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import stat
 import subprocess
@@ -421,6 +422,62 @@ def test_a_role_that_may_not_look_is_told_so(
             migrate.current(postgres_place.url.replace("postgres@", "stranger@"))
     finally:
         postgres_server.sql("DROP ROLE stranger")
+
+
+def _held_up(monkeypatch: pytest.MonkeyPatch, place: PostgresPlace, patience: float) -> None:
+    """A schema that an upgrade would change, and little patience."""
+    migrate.upgrade(place.url)
+    migrate.downgrade(place.url, migrate.REVISIONS[-2])
+    monkeypatch.setattr(migrate, "PATIENCE", patience)
+    monkeypatch.setattr(migrate, "LOCK_TIME", 0.05)
+    monkeypatch.setattr(migrate, "PAUSE", 0.1)
+
+
+@pytest.mark.real_time
+def test_who_is_in_the_way_of_an_upgrade_is_named(
+    postgres_place: PostgresPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the server's process that reads, and for as long as the upgrade was worth waiting."""
+    _held_up(monkeypatch, postgres_place, 0.2)
+
+    async def beside(reader: asyncpg.Connection[asyncpg.Record]) -> None:
+        async with reader.transaction():
+            pid = await reader.fetchval(
+                "SELECT pg_backend_pid() FROM requests RIGHT JOIN (VALUES (1)) AS v ON TRUE"
+            )
+            with pytest.raises(LedgerUnavailable, match=rf"is locked by another: .*\b{pid}\b"):
+                await asyncio.to_thread(migrate.upgrade, postgres_place.url)
+
+    postgres_place._with(beside)
+    assert migrate.current(postgres_place.url).standing is migrate.Standing.BEHIND
+
+
+@pytest.mark.real_time
+def test_an_upgrade_that_waits_stops_nobody(
+    postgres_place: PostgresPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While somebody reads, it asks for its locks now and then: others queue behind it briefly."""
+    _held_up(monkeypatch, postgres_place, 60.0)
+
+    async def beside(reader: asyncpg.Connection[asyncpg.Record]) -> None:
+        transaction = reader.transaction()
+        await transaction.start()
+        await reader.execute("SELECT 1 FROM requests")
+        upgrading = asyncio.create_task(asyncio.to_thread(migrate.upgrade, postgres_place.url))
+        other = await asyncpg.connect(postgres_place.url)
+        waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'"
+        for _ in range(3):
+            async with asyncio.timeout(20):
+                while not await other.fetchval(waits):
+                    assert not upgrading.done()
+                await other.execute("SET statement_timeout = '5s'")
+                await other.execute("SELECT 1 FROM requests")
+        await other.close()
+        await transaction.rollback()
+        await upgrading
+
+    postgres_place._with(beside)
+    assert migrate.current(postgres_place.url).standing is migrate.Standing.CURRENT
 
 
 def test_a_locked_schema_is_unavailable(

@@ -39,7 +39,9 @@ def ledger(config: Config, *, online: bool) -> Iterator[Finding]:
         case Sqlite():
             yield from file(address, _mount_of(Path(address.path).absolute()))
         case Postgres():
-            yield server(address, online=online, required=database.required)
+            yield (standing := server(address, online=online, required=database.required))
+            if online and standing.level is Level.OK:
+                yield from commits(address)
         case _:
             yield note(
                 "ledger",
@@ -108,6 +110,29 @@ def server(address: Postgres, *, online: bool, required: bool) -> Finding:
         if required:
             return failure("ledger", str(error), "database.required: Steer does not start without")
         return warning("ledger", str(error), "unkeyed calls go on without it, keyed ones fail")
+
+
+def commits(address: Postgres) -> Iterator[Finding]:
+    """The server has on disk what it says is committed."""
+    from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
+    from steer_proxy.ledger.reading import reading
+
+    settings = "current_setting('synchronous_commit') AS commits, current_setting('fsync') AS fsync"
+    try:
+        with reading(address) as reader:
+            (row,) = reader.rows(f"SELECT {settings}", {})
+    except (LedgerUnavailable, LedgerUnusable):
+        return  # it was there a moment ago
+    again = "after a crash of it, keys may be unknown, and their calls paid twice"
+    if row["commits"] == "off":
+        yield warning(
+            "ledger",
+            "synchronous_commit is off for this role: Steer sets it on, which is in vain behind a "
+            f"pooler of transactions, and there {again}",
+            "ALTER ROLE ... SET synchronous_commit = on",
+        )
+    if row["fsync"] == "off":
+        yield warning("ledger", f"the server's fsync is off: {again}", "fsync = on")
 
 
 def schema(address: Address) -> Finding:

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from steer_proxy.ledger.protocol import Ledger
     from steer_proxy.ledger.reading import Row
     from steer_proxy.ledger.values import BreakerEventRow
+
+#: What a purge counts.
+_KINDS: Final = ("requests", "attempts", "events", "keys", "chunks", "stored_bytes")
+
+#: How a shell tells that Ctrl-C ended a command.
+_INTERRUPTED: Final = 130
 
 
 def purge(
@@ -65,15 +71,29 @@ def purge(
     if keys is not None:
         one_of(keys, ("expired",), "--keys")
     before_us = moment(before, time.time(), "--before") or 0
+    interrupted = False
     with told():
         address = source_of(config, database_url=database_url).database().address()
     with answering():
         with reading(address) as reader:  # also to say best what is wrong with the place
             found = removable(reader, before_us) if dry_run else {}
-        found = found or asyncio.run(_purged(address, before_us))
+        if not dry_run:
+            found = dict.fromkeys(_KINDS, 0)
+            try:
+                asyncio.run(_purge(address, before_us, found))
+            except KeyboardInterrupt:
+                interrupted = True
     if as_json:
         typer.echo(json.dumps(found))
-        return
+    else:
+        _tell(found, dry_run=dry_run)
+    if interrupted:
+        typer.echo("steer: interrupted, there may be more to remove", err=True)
+        raise typer.Exit(_INTERRUPTED)
+
+
+def _tell(found: dict[str, int], *, dry_run: bool) -> None:
+    """What was removed, or would be, in one line."""
     removed, freed = ("Would remove", "would free") if dry_run else ("Removed", "freed")
     told_as = (
         "{requests} calls, {attempts} attempts, {events} events, {chunks} pieces of answers "
@@ -100,8 +120,6 @@ def resolve(
     sidecar need not be stopped.
     """
     from steer_policies.idempotency import Move
-    from steer_proxy.ledger.reading import reading
-    from steer_proxy.ledger.reports import named
 
     if rerun == discard:
         raise fail(
@@ -110,10 +128,10 @@ def resolve(
     with told():
         address = source_of(config, database_url=database_url).database().address()
     with answering():
-        with reading(address) as reader:
-            call = one(named(reader, name), name)
-            if call["idem_role"] in SERVED and call["served_from"] is not None:
-                call = one(named(reader, call["served_from"]), name)
+        call, may_live = _look(address, name)
+        if may_live:
+            _let_renew()
+            call, _ = _look(address, name)
         move = Move.REOPEN if rerun else Move.SETTLE
         _check(call, move)
         event = _event(call, move)
@@ -125,6 +143,34 @@ def resolve(
         else "completed without an answer: a duplicate is refused (409), never made"
     )
     typer.echo(f"key {call['idem_key']!r} (call {call['id']}): {call['state']} -> {outcome}.")
+
+
+def _look(address: Address, name: str) -> tuple[Row, bool]:
+    """The call whose key is meant; and whether its lease may be over although its process lives: it
+    is the last that had one, and a process writes the file. Then the clock has been set, say."""
+    from steer_proxy.ledger.address import Sqlite
+    from steer_proxy.ledger.reading import reading
+    from steer_proxy.ledger.reports import named
+    from steer_proxy.ledger.sqlite_locks import has_writer
+
+    with reading(address) as reader:
+        call = one(named(reader, name), name)
+        if call["idem_role"] in SERVED and call["served_from"] is not None:
+            call = one(named(reader, call["served_from"]), name)
+        lapsed = call["idem_state"] in ("claimed", "sent") and call["state"] != call["idem_state"]
+        if not (lapsed and isinstance(address, Sqlite)):
+            return call, False
+        last = reader.row("SELECT id FROM owners ORDER BY lease_until_us DESC LIMIT 1", {})
+    of_the_last = last is not None and last["id"] == call["owner_id"]
+    return call, of_the_last and has_writer(Path(address.path))
+
+
+def _let_renew() -> None:
+    """Wait for as long as a process that lives takes to renew its lease."""
+    from steer_proxy.engine.lease import AGAIN, RENEW
+
+    typer.echo("steer: its process may be there, looking again in a moment", err=True)
+    time.sleep(RENEW + AGAIN)
 
 
 def _event(call: Row, move: Move) -> BreakerEventRow:
@@ -209,13 +255,11 @@ async def _settled(address: Address, id_: str, move: Move, event: BreakerEventRo
         return True
 
 
-async def _purged(address: Address, before_us: int) -> dict[str, int]:
-    """Remove slice after slice; how many rows went, by kind, as a dry run tells them."""
+async def _purge(address: Address, before_us: int, total: dict[str, int]) -> None:
+    """Remove slice after slice; `total` is how many rows went so far, as a dry run tells them."""
     from steer_proxy.engine.purging import Pace
     from steer_proxy.ledger.values import Purge
 
-    kinds = ("requests", "attempts", "events", "keys", "chunks", "stored_bytes")
-    total = dict.fromkeys(kinds, 0)
     async with _writing(address) as ledger:
         pace = Pace(ledger.shared)
         while True:
@@ -223,5 +267,5 @@ async def _purged(address: Address, before_us: int) -> dict[str, int]:
             for name in total:
                 total[name] += getattr(removed, name)
             if not removed.more:
-                return total
+                return
             await asyncio.sleep(pace.rest(removed.busy, behind=True))  # somebody waits for it

@@ -162,8 +162,9 @@ class Bookkeeper:
         """A record as it counts here and now: its owner, whose lease is over, may just not have
         come back to the ledger yet. For all who decide by a record: one that has lapsed and is not
         to be judged is running."""
-        alone = not self.ledger.shared
-        if alone or not record.lapsed or not is_running(record.state) or self._lease.may_judge:
+        if not self.ledger.shared or not record.lapsed or not is_running(record.state):
+            return record
+        if self._lease.may_judge(record.now_us):
             return record
         return dataclasses.replace(record, lapsed=False)
 

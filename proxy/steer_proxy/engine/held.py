@@ -23,7 +23,7 @@ class Whose(Enum):
     THEIRS = auto()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # a secret is in it
 class Held:
     """A record that this process runs, or asks for: its row as it was last written.
 

@@ -4,6 +4,9 @@ That a lease is over says little of its owner when the ledger was away: then tho
 too, and who is the first to come back must not judge the others. A process that lives is back no
 later than its next renewal. So whoever judges must have been in touch with the ledger for that
 long, without a renewal that failed: all the time it could have heard of the owner, had it lived.
+
+The same holds after the ledger's clock was set, or a server with another clock has taken its place:
+then the leases of all may be over at once.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Final
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.trouble import LOGGER, Reach, Seldom
 from steer_proxy.ledger.protocol import Ledger, LedgerUnavailable, LedgerUnusable
+from steer_proxy.ledger.values import MICROSECONDS
 
 #: How long a process's records are its own after it was last heard of, in seconds.
 LEASE: Final = 15.0
@@ -24,6 +28,10 @@ RENEW: Final = 5.0
 
 #: How soon a renewal that failed is tried again, in seconds.
 AGAIN: Final = 1.0
+
+#: By how much the ledger's clock runs ahead of ours before it counts as set, in seconds: replies
+#: take no longer, and less ends no lease of a process that lives.
+STEP: Final = 2.0
 
 
 class LeaseKeeper:
@@ -56,6 +64,8 @@ class LeaseKeeper:
         self._admit = admit
         self._until = float("-inf")
         self._in_touch_since = float("inf")
+        self._ahead: float | None = None
+        """How far the ledger's clock was ahead of this process's monotonic one."""
         self._renewal: asyncio.Task[LedgerUnavailable | None] | None = None
         self._told = Seldom(clock.now)
 
@@ -64,10 +74,24 @@ class LeaseKeeper:
         """Whether the lease is known to be valid now."""
         return self._clock.now() < self._until
 
-    @property
-    def may_judge(self) -> bool:
-        """Whether a process whose lease is over counts as dead: it could have renewed it."""
+    def may_judge(self, now_us: int | None) -> bool:
+        """Whether a process whose lease is over, by the ledger's time just now, counts as dead: it
+        could have renewed it."""
+        self._compare(now_us, self._clock.now())
         return self._clock.now() >= self._in_touch_since + RENEW
+
+    def _compare(self, now_us: int | None, now: float, *, renewed: bool = False) -> None:
+        """Notice that the ledger's clock was set, by what it told, and when that came."""
+        if now_us is None:
+            return
+        ahead = now_us / MICROSECONDS - now
+        if self._ahead is not None and abs(ahead - self._ahead) > STEP:
+            # A renewal may be on its way at this moment: one more second for its reply.
+            since = now + AGAIN if self._in_touch_since < float("inf") else float("inf")
+            self._in_touch_since = since
+            self._ahead = ahead
+        if renewed:
+            self._ahead = ahead
 
     async def ensure(self) -> None:
         """Have a valid lease.
@@ -121,6 +145,7 @@ class LeaseKeeper:
             found = await self._ledger.renew(
                 self._owner, self._instance, LEASE, tuple(self._held()), unsure=unsure
             )
+            replied = self._clock.now()
             await self._admit()
             if found.lost:
                 self._until = float("-inf")  # whoever counts on it asks first
@@ -141,6 +166,7 @@ class LeaseKeeper:
         if unsure or found.lapsed or self._in_touch_since == float("inf"):
             # The first one, or one after a while without: asleep, or without a ledger.
             self._in_touch_since = self._clock.now()
+        self._compare(found.now_us, replied, renewed=True)
         return None
 
     async def _tell(self, lost: frozenset[str]) -> None:

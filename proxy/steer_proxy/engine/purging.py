@@ -91,9 +91,10 @@ class Purger:
         """
         pace = Pace(self.ledger.shared)
         began = self.clock.now()
-        before = int((self.clock.wall() - self.terms.retention) * MICROSECONDS)
+        age = int(self.terms.retention * MICROSECONDS)
+        before = int(self.clock.wall() * MICROSECONDS) - age
         while True:
-            purged = await self.ledger.purge(Purge(before, self.terms.max_bytes, pace.limit))
+            purged = await self.ledger.purge(Purge(before, self.terms.max_bytes, pace.limit, age))
             self.removed += _rows(purged)
             if not purged.more:
                 return

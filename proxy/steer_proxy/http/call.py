@@ -17,7 +17,7 @@ from steer_proxy.engine.registry import UpstreamState
 from steer_proxy.http.body import ReplayBody
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # the caller's credential is in it
 class Call:
     """A request as it was admitted, bound to the configuration revision it began with.
 

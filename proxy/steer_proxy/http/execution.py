@@ -129,11 +129,18 @@ class Execution:
             idem_epoch=1,
             owner_id=books.owner,
             sent_us=now_us if at_once else None,
-            expires_us=self._expires_us(),
+            expires_us=self._expires_us(now_us),
         )
 
-    def _expires_us(self) -> int:
-        return self._now_us() + int(self._run.policy.retention * MICROSECONDS)
+    def _expires_us(self, from_us: int) -> int:
+        return from_us + int(self._run.policy.retention * MICROSECONDS)
+
+    def _timed(self, row: CallRow) -> CallRow:
+        """The row of the call's end, which comes after its beginning: since the claim was written,
+        the clock may have been set back."""
+        ended_us = max(row.ended_us or 0, self.row.started_us + (row.duration_us or 0))
+        expires_us = self._expires_us(max(ended_us, self._now_us()))
+        return row._replace(ended_us=ended_us, expires_us=expires_us)
 
     @property
     def announced(self) -> bool:
@@ -348,9 +355,8 @@ class Execution:
             chunker = Chunker(sealer, owned.ref.id)
             chunks = await chunker.cut(recording.pieces(), self._now_us())
         whole = Whole(ended.response.status, chunker.size, chunker.count, chunker.sha256)
-        row = row._replace(
+        row = self._timed(row)._replace(
             id=owned.ref.id,
-            expires_us=self._expires_us(),
             keyring_id=sealer.key_id,
             resp_headers=self._sealed(owned, ended.response.head, whole),
             resp_bytes=whole.bytes,
@@ -361,7 +367,7 @@ class Execution:
 
     async def _unkept(self, owned: Owned, ended: Ended, row: CallRow) -> Finish:
         """The record's end without an answer; who follows it elsewhere gets what it lacks."""
-        row = row._replace(id=owned.ref.id, expires_us=self._expires_us())
+        row = self._timed(row)._replace(id=owned.ref.id)
         followed = ended.state is State.COMPLETED and owned.recorded
         if followed and not ended.response.prepared:
             self._began(ended.response)  # it came all at once: nobody elsewhere has any of it
@@ -395,7 +401,7 @@ class Execution:
                 row = row._replace(status=None, outcome=gone, error_class=gone, bytes_out=0)
             if begun is not None:  # and was broken off
                 row = row._replace(status=begun.status, outcome=Outcome.BROKEN.value)
-            redacted = self._books.redacted(row)._replace(expires_us=self._expires_us())
+            redacted = self._timed(self._books.redacted(row))
             ending = Ending(Finish(owned.ref, state, redacted), row, attempts)
             if not owned.recorded:
                 self._books.log(row, attempts)

@@ -50,7 +50,7 @@ def presents_caller(call: Call, upstream: Upstream) -> bool:
     return upstream.passthrough and upstream.name == call.route.home and not call.token_is_key
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)  # a credential is in it
 class OutboundRequest:
     """One request, ready to be written."""
 

@@ -21,6 +21,36 @@ _MAX_LENGTH: Final = 4096
 #: Our own option, which no driver knows.
 _PREPARED: Final = frozenset({"prepared=on", "prepared=off"})
 
+#: Options of libpq that our driver does not know, and would send to the server, which knows them no
+#: better: these change nothing for us, whatever they are. Our own time-outs are shorter.
+_IDLE: Final = frozenset(
+    {
+        "connect_timeout",
+        "fallback_application_name",
+        "keepalives",
+        "keepalives_count",
+        "keepalives_idle",
+        "keepalives_interval",
+        "sslcompression",
+        "tcp_user_timeout",
+    }
+)
+#: These ask for nothing with the values given here, and for what we do not have with others.
+_REFUSED: Final = {
+    "channel_binding": ("disable", "prefer"),
+    "gssdelegation": ("0",),
+    "gssencmode": ("disable", "prefer"),
+    "hostaddr": (),
+    "load_balance_hosts": ("disable",),
+    "replication": ("false", "off", "no", "0"),
+    "require_auth": (),
+    "requirepeer": (),
+    "requiressl": ("0",),
+    "sslcertmode": ("allow",),
+    "sslcrldir": (),
+    "sslsni": ("1",),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -130,8 +160,30 @@ def _postgres(rest: str) -> Postgres:
             "@ as %40, / as %2F, # as %23, ? as %3F"
         )
     place, mark, query = rest.partition("?")
-    options = [option for option in query.split("&") if option not in _PREPARED]
+    options = [option for option in query.split("&") if option and not _dropped(option)]
     return Postgres(
         f"postgresql:{place}{mark if options else ''}{'&'.join(options)}",
         prepared="prepared=off" not in query.split("&"),
+    )
+
+
+def _dropped(option: str) -> bool:
+    """Whether the driver need not see an option.
+
+    Raises:
+        ValueError: it cannot be had.
+    """
+    if option in _PREPARED:
+        return True
+    name, _, value = map(unquote, option.partition("="))
+    if name in _IDLE:
+        return True
+    if name not in _REFUSED:
+        return False
+    if value in _REFUSED[name]:
+        return True
+    only = f" other than {' or '.join(_REFUSED[name])}" if _REFUSED[name] else ""
+    raise ValueError(
+        f"a PostgreSQL URL cannot have the option {name}{only} here, where the driver lacks it: "
+        "leave it out"
     )

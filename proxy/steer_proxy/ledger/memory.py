@@ -126,13 +126,13 @@ class MemoryLedger:
         lapsed = known.lease_until_us <= now if known else bool(held)
         self._owners[owner] = _Owner(instance, now + int(lease * MICROSECONDS))
         if not (lapsed or unsure):
-            return Lease(lapsed=False)
+            return Lease(lapsed=False, now_us=now)
         kept = {
             id_
             for id_ in held
             if (row := self._live_row(id_)) is not None and row.owner_id == owner
         }
-        return Lease(lapsed, lost=frozenset(held) - kept)
+        return Lease(lapsed, lost=frozenset(held) - kept, now_us=now)
 
     async def retire(self, owner: str) -> None:
         """See the protocol."""
@@ -434,6 +434,7 @@ class MemoryLedger:
             outcome=row.outcome,
             model_answered=row.model_answered,
             upstream=row.upstream,
+            now_us=self._now(),
         )
 
     def _change(self, row: CallRow, **values: Any) -> None:

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from steer_proxy.ledger.address import Memory, Postgres, Sqlite, parse_address
+from steer_proxy.ledger.postgres_tls import tls_problem
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.schema import (
     HEAD,
+    NAMES,
     REVISIONS,
     WRITER,
     Standing,
@@ -56,10 +58,15 @@ __all__ = [
 
 LOGGER: Final = logging.getLogger("steer.ledger")
 
-#: How long to wait for another upgrader, and for a lock on a table, in seconds: a server's tables
-#: may be large; a file's upgrader is done in a moment, and a start waits for it.
+#: How long to wait for another upgrader, and for those who use the tables, in seconds: a server's
+#: tables may be large; a file's upgrader is done in a moment, and a start waits for it.
 PATIENCE: Final = 30.0
 FILE_PATIENCE: Final = 5.0
+
+#: How long to wait for the lock of a server's table at a time, in seconds: everybody else waits
+#: behind, and a statement of theirs has two. How long they have their way then.
+LOCK_TIME: Final = 0.5
+PAUSE: Final = 1.0
 
 #: Tells upgraders of Steer's schema from other users of advisory locks ("steer" in ASCII).
 _ADVISORY_LOCK: Final = 0x7374656572
@@ -239,6 +246,8 @@ async def _transaction(server: Postgres) -> AsyncIterator[asyncpg.Connection[Any
 async def _connect(server: Postgres) -> asyncpg.Connection[Any]:
     import asyncpg
 
+    if (problem := tls_problem(server.dsn)) is not None:
+        raise LedgerUnusable(problem)
     try:
         # No statement cache: PgBouncer may give every transaction another connection.
         return await asyncpg.connect(server.dsn, timeout=10, statement_cache_size=0)
@@ -248,11 +257,11 @@ async def _connect(server: Postgres) -> asyncpg.Connection[Any]:
         asyncpg.InsufficientPrivilegeError,
     ) as error:
         raise LedgerUnusable(f"{server}: {_words(error)}; see database.url") from None
+    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+        raise LedgerUnavailable(f"{server} cannot be reached: {_words(error)}") from None
     except (asyncpg.InterfaceError, ValueError):
         # The driver's own words may quote the URL, and that a password.
         raise LedgerUnusable("database.url is not understood: see its options and port") from None
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-        raise LedgerUnavailable(f"{server} cannot be reached: {_words(error)}") from None
 
 
 def _words(error: BaseException) -> str:
@@ -266,13 +275,64 @@ async def _postgres_current(server: Postgres) -> State:
 
 
 async def _move_postgres(server: Postgres, wanted: _Wanted) -> None:
+    """Move it as soon as nobody is in the way. Whoever waits for a table keeps all others from it
+    who come later, readers too: so it is asked for again and again, and given up in between."""
+    now = asyncio.get_running_loop().time
+    deadline = now() + PATIENCE
+    made: dict[tuple[str | None, str], str] = {}
+    while (in_the_way := await _try_to_move(server, wanted, made)) is not None:
+        if now() > deadline:
+            processes = ", ".join(map(str, in_the_way)) or "that have come and gone"
+            raise LedgerUnavailable(
+                f"{server} is locked by another: its tables are in use by transactions of server "
+                f"processes {processes}; end these (SELECT pg_terminate_backend(...)), or try again"
+            )
+        await asyncio.sleep(PAUSE)
+
+
+async def _try_to_move(
+    server: Postgres, wanted: _Wanted, made: dict[tuple[str | None, str], str]
+) -> list[int] | None:
+    """Move it, if its tables can be had soon; else the server's processes that are in the way.
+
+    `made` remembers the SQL of a way, which takes its time.
+    """
+    import asyncpg
+
     async with _transaction(server) as connection:
-        # Both end with the transaction, which is also what PgBouncer needs.
+        # All of these end with the transaction, which is also what PgBouncer needs.
+        with suppress(asyncpg.PostgresError):  # not all servers can, on all systems
+            async with connection.transaction():
+                await connection.execute(_NOTICE_OUR_END)
         await connection.execute(f"SET LOCAL lock_timeout = '{PATIENCE * 1000:.0f}ms'")
         await connection.execute(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
         way = wanted(await postgres_state(connection))
-        if way is not None:
-            await connection.execute("\n".join(_statements("postgresql", *way)))
+        if way is None:
+            return None
+        if way not in made:
+            made[way] = "\n".join(_statements("postgresql", *way))
+        await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIME * 1000:.0f}ms'")
+        try:
+            async with connection.transaction():
+                await connection.execute(made[way])
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+            rows = await connection.fetch(_IN_THE_WAY, NAMES, LOCK_TIME)
+            return [row["pid"] for row in rows]
+    return None
+
+
+#: An upgrade that was killed does not go on waiting for a lock, with all others behind it.
+_NOTICE_OUR_END: Final = "SET LOCAL client_connection_check_interval = '1s'"
+
+#: Whose transactions have had a table of ours for longer than we have waited for it.
+_IN_THE_WAY: Final = """
+SELECT DISTINCT l.pid FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation
+LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+WHERE l.granted AND l.pid <> pg_backend_pid() AND c.relname = ANY($1::text[])
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND coalesce(a.xact_start < clock_timestamp() - make_interval(secs => $2::float8), TRUE)
+ORDER BY l.pid LIMIT 5
+"""
 
 
 # --- SQL ------------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ round trip. It connects when it is first needed, and again when it must.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import asyncpg
 
@@ -19,6 +20,7 @@ from steer_proxy.ledger import postgres_statements as sql
 from steer_proxy.ledger.address import Postgres
 from steer_proxy.ledger.migrate import WRITER, check, state_of
 from steer_proxy.ledger.parameters import Statement
+from steer_proxy.ledger.postgres_errors import without_rights
 from steer_proxy.ledger.postgres_news import News
 from steer_proxy.ledger.postgres_pool import Pool
 from steer_proxy.ledger.postgres_purge import purge_slice
@@ -42,6 +44,15 @@ from steer_proxy.ledger.values import (
     StoredAnswer,
 )
 
+LOGGER: Final = logging.getLogger("steer.ledger")
+
+#: A pooler gives a connection to others after each transaction, with what is set on it.
+UNSAFE_COMMIT: Final = (
+    "synchronous_commit is off for this role, and cannot be set behind a pooler: after a crash of "
+    "the server, keys may be unknown, and their calls paid twice; ALTER ROLE ... SET "
+    "synchronous_commit = on"
+)
+
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[Any]
 
@@ -54,6 +65,8 @@ class PostgresLedger:
         self._news = News(self._pool)
         self._secret: bytes | None = None
         self._available = False
+        self._told = False
+        """Whether it was said that a crash of the server loses records."""
 
     @property
     def shared(self) -> bool:
@@ -118,9 +131,10 @@ class PostgresLedger:
         before = row["before_us"]
         lapsed = bool(held) if before is None else before <= row["now_us"]
         if not (lapsed or unsure):
-            return Lease(lapsed=False)
+            return Lease(lapsed=False, now_us=row["now_us"])
         kept = await self._fetch(sql.HELD, owner=owner, held=list(held)) if held else []
-        return Lease(lapsed, lost=frozenset(held) - {row["id"] for row in kept})
+        lost = frozenset(held) - {each["id"] for each in kept}
+        return Lease(lapsed, lost, row["now_us"])
 
     async def retire(self, owner: str) -> None:
         """See the protocol."""
@@ -150,6 +164,7 @@ class PostgresLedger:
             "old_epoch": found.epoch,
             "old_owner": found.owner_id,
             "old_state": found.state.value,
+            "old_now_us": found.now_us,
         }
         arguments = sql.TAKE_OVER.arguments({**named(row), **old})
         for _ in range(2):
@@ -296,7 +311,7 @@ class PostgresLedger:
             row = await connection.fetchrow(sql.META.sql)
         except asyncpg.UndefinedTableError:
             row = None
-        facts = row or {"revision": None, "min_writer": None, "secret": None}
+        facts: Mapping[str, Any] = row or dict.fromkeys(("revision", "min_writer", "secret"))
         state = state_of(facts["revision"], facts["min_writer"])
         try:
             check(state)
@@ -311,6 +326,18 @@ class PostgresLedger:
             self._secret = None
         if not self._secret:
             raise LedgerUnusable("steer_meta has no secret in hexadecimal digits: restore its row")
+        if facts["missing"]:
+            raise without_rights(facts["missing"])
+        if facts["synchronous_commit"] == "off":
+            await self._commit_to_disk(connection)
+
+    async def _commit_to_disk(self, connection: Connection) -> None:
+        """A claim that a crash of the server takes back is a call that is paid twice."""
+        if not self._pool.pooled:
+            await connection.execute(sql.COMMIT)
+        elif not self._told:
+            self._told = True
+            LOGGER.warning("%s", UNSAFE_COMMIT)
 
     def _check_writer(self, min_writer: str | None) -> None:
         """Notice that a newer version has taken the ledger for itself."""
@@ -364,4 +391,5 @@ def _record(row: Any) -> Record:
         row["outcome"],
         row["model_answered"],
         row["upstream"],
+        row["now_us"],
     )

@@ -30,6 +30,9 @@ _LOST: Final = ("08", "57P0", "25006", "F0", "XX")
 #: The server, or a pooler before it, does not know a prepared statement, or knows another one.
 _PREPARED: Final = ("26000", "42P05", "08P01")
 
+#: A setting that the server does not know, or a value that is none of it.
+_SETTINGS: Final = ("42704", "22023")
+
 #: A role's rights do not suffice.
 _DENIED: Final = "42501"
 _RIGHTS: Final = "use one that may SELECT, INSERT, UPDATE and DELETE in all of its tables"
@@ -84,12 +87,24 @@ def refuses_settings(error: BaseException) -> bool:
 
 def of_connecting(error: BaseException) -> LedgerUnavailable | LedgerUnusable:
     """Why there is no connection."""
-    if isinstance(error, asyncpg.InterfaceError | ValueError):
+    # A certificate that is refused is both.
+    if isinstance(error, asyncpg.InterfaceError | ValueError) and not isinstance(error, OSError):
         # Its words may quote the URL, and that a password.
         return LedgerUnusable("database.url is not understood: see its options and port")
+    if sqlstate(error) in _SETTINGS:
+        return LedgerUnusable(f"an option in database.url is not the server's: {_reason(error)}")
     if sqlstate(error) == _DENIED:  # it was reached
         return LedgerUnavailable(f"the database: {_reason(error)}")
     return LedgerUnavailable(f"the database cannot be reached: {_reason(error)}")
+
+
+def without_rights(missing: str) -> LedgerUnavailable:
+    """A role's rights do not suffice for the ledger's tables: somebody may grant them any time."""
+    return LedgerUnavailable(f"the database: {_denied(missing)}")
+
+
+def _denied(words: str) -> str:
+    return f"its role may not write it ({words}): {_RIGHTS}"
 
 
 def of_statement(error: BaseException, statement: Statement) -> LedgerUnavailable | LedgerRefused:
@@ -112,7 +127,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, asyncpg.PostgresError):
         # Not str(): it adds the server's details, which quote values.
         words = str(getattr(error, "message", "") or type(error).__name__).partition("\n")[0]
-        return f"its role may not write it ({words}): {_RIGHTS}" if code == _DENIED else words
+        return _denied(words) if code == _DENIED else words
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, OSError) and error.strerror:

@@ -20,6 +20,8 @@ its text, so that whoever prepared it on a connection prepared the same.
 from __future__ import annotations
 
 import asyncio
+import logging
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -38,12 +40,15 @@ from steer_proxy.ledger.postgres_errors import (
     of_statement,
     refuses_settings,
 )
+from steer_proxy.ledger.postgres_tls import tls_problem
 from steer_proxy.ledger.protocol import STATEMENT_TIMEOUT, LedgerUnavailable, LedgerUnusable
 
 if TYPE_CHECKING:
     from asyncpg.prepared_stmt import PreparedStatement
 
     Connection: TypeAlias = asyncpg.Connection[Any]
+
+LOGGER: Final = logging.getLogger("steer.ledger")
 
 #: Connections at most. A commit waits for the disk, not for us: more of them do not write faster.
 SIZE: Final = 10
@@ -77,7 +82,11 @@ _SETTINGS: Final = {
 }
 
 
-@dataclass(slots=True, eq=False)
+# Neither is ever shown: event loops log the callbacks that fail with what they are bound to, and
+# here that is statements' values, and a password.
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class _Job:
     statement: Statement
     arguments: Sequence[object]
@@ -112,7 +121,7 @@ class _Job:
             self.connection.terminate()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Pool:
     """Connections to one database; `greet` looks at each new one, and may refuse the database.
 
@@ -185,8 +194,10 @@ class Pool:
 
         Raises:
             LedgerUnavailable: the database cannot be reached.
-            LedgerUnusable: the URL cannot be understood.
+            LedgerUnusable: the URL cannot be understood, or names a file that is not there.
         """
+        if (problem := tls_problem(self.dsn)) is not None:
+            raise LedgerUnusable(problem)
         try:
             return await self._opened()
         except (*DRIVER_ERRORS, ValueError) as error:
@@ -266,9 +277,7 @@ class Pool:
     def _left(self, worker: asyncio.Task[None]) -> None:
         self._workers.discard(worker)
         if not worker.cancelled() and (error := worker.exception()) is not None:
-            # A bug: it must not leave callers waiting until their time is over.
-            self._fail_waiting(LedgerUnavailable(f"the ledger failed: {type(error).__name__}"))
-            raise error
+            _tell_bug(error)  # its job has failed; the others wait for another connection
         if self._waiting and not self._closed:
             self._hire()
 
@@ -312,9 +321,14 @@ class Pool:
             connection = await self.connect()
             async with asyncio.timeout(STATEMENT_TIMEOUT):
                 await self.greet(connection)
-        except (LedgerUnavailable, LedgerUnusable, *DRIVER_ERRORS) as error:
-            told = error if isinstance(error, LedgerUnavailable | LedgerUnusable) else None
-            self._refusal = told or of_connecting(error)
+        except Exception as error:  # noqa: BLE001 - a bug: the next connection may meet it too
+            if isinstance(error, LedgerUnavailable | LedgerUnusable):
+                self._refusal = error
+            elif isinstance(error, DRIVER_ERRORS):
+                self._refusal = of_connecting(error)
+            else:
+                _tell_bug(error)
+                self._refusal = _failed(error)
             self._retry_at = asyncio.get_running_loop().time() + BACK_OFF
             if connection is not None:
                 connection.terminate()
@@ -345,6 +359,18 @@ class Pool:
             self._idle.remove(call)
             _wake(call, None)
 
+    async def _rows(
+        self, job: _Job, connection: Connection, prepared: dict[str, PreparedStatement[Any]]
+    ) -> list[Any]:
+        statement = job.statement
+        if self.pooled:
+            return list(await connection.fetch(statement.sql, *job.arguments))
+        known = prepared.get(statement.label)
+        if known is None:
+            known = await connection.prepare(statement.sql, name=statement.label)
+            prepared[statement.label] = known
+        return list(await known.fetch(*job.arguments))
+
     async def _run(
         self, job: _Job, connection: Connection, prepared: dict[str, PreparedStatement[Any]]
     ) -> None:
@@ -353,16 +379,13 @@ class Pool:
         job.connection = connection
         statement = job.statement
         try:
-            if self.pooled:
-                rows = await connection.fetch(statement.sql, *job.arguments)
-            else:
-                known = prepared.get(statement.label)
-                if known is None:
-                    known = await connection.prepare(statement.sql, name=statement.label)
-                    prepared[statement.label] = known
-                rows = await known.fetch(*job.arguments)
-        except DRIVER_ERRORS as error:
+            rows = await self._rows(job, connection, prepared)
+        except Exception as error:  # a driver's, or a bug: it is raised again below
             job.connection = None
+            # Ended in the middle of its work (`expire`), the driver stumbles over what is gone.
+            if not isinstance(error, DRIVER_ERRORS) and not connection.is_closed():
+                job.fail(_failed(error))
+                raise
             if is_conflict(error) and job.conflicts < MAX_CONFLICTS:
                 job.conflicts += 1
                 self._submit(job)
@@ -398,6 +421,16 @@ def _wake(call: asyncio.Future[_Job | None], job: _Job | None) -> bool:
         return False
     call.set_result(job)
     return True
+
+
+def _failed(error: BaseException) -> LedgerUnavailable:
+    return LedgerUnavailable(f"the ledger failed: {type(error).__name__}")
+
+
+def _tell_bug(error: BaseException) -> None:
+    """Log where an unexpected error comes from; its words may quote values."""
+    place = "".join(traceback.format_tb(error.__traceback__))
+    LOGGER.error("a connection to the database ended by %s:\n%s", type(error).__name__, place)
 
 
 async def _close(connection: Connection) -> None:

@@ -23,16 +23,16 @@ class Fetch(Protocol):
 
 async def purge_slice(fetch: Fetch, purge: Purge) -> Purged:
     """Remove a slice, by some short statements, each of one kind of rows."""
-    limit, before_us = purge.limit, purge.before_us
+    limit, old = purge.limit, {"before_us": purge.before_us, "age_us": purge.age_us}
     (expired,) = await fetch(sql.EXPIRE, limit=limit)
     evicted = await _evict(fetch, purge)
-    (calls,) = await fetch(sql.PURGE_CALLS, before_us=before_us, limit=limit)
+    (calls,) = await fetch(sql.PURGE_CALLS, limit=limit, **old)
     others = []
     if calls["requests"] < limit:
         # Only now: for strays all attempts are looked at whose calls are still to go.
         for statement in (sql.PURGE_ATTEMPTS, sql.PURGE_EVENTS):
-            others += await fetch(statement, before_us=before_us, limit=limit)
-        await fetch(sql.PURGE_OWNERS, before_us=before_us, limit=limit)
+            others += await fetch(statement, limit=limit, **old)
+        await fetch(sql.PURGE_OWNERS, limit=limit, **old)
     strays, events = [row["removed"] for row in others] or (0, 0)
     counts = (expired["keys"], evicted["answers"], calls["requests"], strays, events)
     return Purged(

@@ -13,8 +13,10 @@ from typing import Final, get_type_hints
 from steer_policies.idempotency import Move, State
 from steer_proxy.ledger import statements as common
 from steer_proxy.ledger.parameters import Statement, numbered, numbered_once
+from steer_proxy.ledger.protocol import STATEMENT_TIMEOUT
 from steer_proxy.ledger.statements import ANSWER_COLUMNS, FINISH_COLUMNS, FINISHING, states
 from steer_proxy.ledger.values import (
+    MICROSECONDS,
     AttemptRow,
     BreakerEventRow,
     CallRow,
@@ -46,6 +48,11 @@ def _common(text: str) -> str:
     return text.replace(":now", _NOW).replace("AND idem_live = 1", f"AND {_LIVE}")
 
 
+def _timed(text: str) -> str:
+    """A look at a record that tells the time it was found at."""
+    return text.replace("\nFROM requests", ", :now AS now_us\nFROM requests")
+
+
 def _columns(row: type[Row | ChunkRow]) -> str:
     return ", ".join(row._fields)
 
@@ -71,8 +78,17 @@ def _unnested(row: type[Row | ChunkRow], prefix: str = "") -> tuple[str, str]:
 META: Final = numbered("""
 SELECT (SELECT version_num FROM alembic_version) AS revision,
     (SELECT value FROM steer_meta WHERE name = 'min_writer') AS min_writer,
-    (SELECT value FROM steer_meta WHERE name = 'secret') AS secret
+    (SELECT value FROM steer_meta WHERE name = 'secret') AS secret,
+    current_setting('synchronous_commit') AS synchronous_commit,
+    (SELECT string_agg(may || ' on ' || name, ', ' ORDER BY name, may)
+        FROM unnest(ARRAY['attempts', 'breaker_events', 'owners', 'requests', 'response_chunks'])
+            AS name, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS may
+        WHERE NOT has_table_privilege(name, may)) AS missing
 """)
+
+#: Have what is answered on disk, which is the least that is asked of a ledger: levels that wait for
+#: more, or for other servers too, are left as they are.
+COMMIT: Final = "SET synchronous_commit = on"
 
 #: Whether the database answers.
 PING: Final = numbered("SELECT 1")
@@ -132,6 +148,11 @@ _TAKING: Final = ", ".join(
     for name, hint in get_type_hints(CallRow).items()
 )
 
+#: By when a lease must be over: now, and hardly later than its taker was told, for the clock may
+#: have been set since. Who was told no time does not count by it.
+_SINCE: Final = int(STATEMENT_TIMEOUT * MICROSECONDS)
+_JUDGED: Final = f"LEAST({_NOW}, :old_now_us::bigint + {_SINCE})"
+
 #: Put a claim in the place of a record that may be taken: all or nothing. The old owner's row is
 #: locked, so that it renews its lease before this, and keeps the record, or after, and is told.
 #: Carried out after its taker gave up, and wrote down its call, it meets that row and fails.
@@ -144,7 +165,7 @@ gone AS (
     WHERE id = :old_id AND idem_epoch = :old_epoch::bigint AND {_LIVE} AND id <> :id
         AND idem_state = :old_state
         AND CASE
-            WHEN {_RUNNING} THEN NOT EXISTS (SELECT 1 FROM holder WHERE lease_until_us > {_NOW})
+            WHEN {_RUNNING} THEN NOT EXISTS (SELECT 1 FROM holder WHERE lease_until_us > {_JUDGED})
             ELSE idem_state = 'uncertain' OR coalesce(expires_us <= {_NOW}, FALSE)
         END
     RETURNING id
@@ -156,7 +177,7 @@ ON CONFLICT (idem_scope) WHERE idem_live = 1 DO NOTHING RETURNING id
 """)
 
 #: A key's live record.
-FIND: Final = numbered(common.FIND.replace(":now", _NOW))
+FIND: Final = numbered(_timed(common.FIND).replace(":now", _NOW))
 
 #: Whether a row is there at all.
 EXISTS: Final = numbered("SELECT 1 FROM requests WHERE id = :id")
@@ -248,10 +269,10 @@ CHUNKS: Final = numbered(common.CHUNKS)
 FOLLOW: Final = numbered(f"""
 SELECT head.id, head.idem_epoch, head.idem_state, head.idem_fp, head.owner_id, head.lapsed,
     head.expired, head.stored, head.cost_nusd, head.status, head.outcome, head.model_answered,
-    head.upstream, head.keyring_id,
+    head.upstream, head.keyring_id, head.now_us,
     CASE WHEN row_number() OVER (ORDER BY c.seq) = 1 THEN head.resp_headers END AS resp_headers,
     {", ".join(f"c.{name}" for name in ChunkRow._fields)}
-FROM ({_common(common.FIND_ROW)}) AS head
+FROM ({_common(_timed(common.FIND_ROW))}) AS head
 LEFT JOIN ({common.CHUNKS}) AS c ON TRUE
 ORDER BY c.seq
 """)
@@ -354,11 +375,14 @@ dropped AS (
 SELECT (SELECT count(*) FROM evicted) AS answers, {_DROPPED}, {_BUSY}
 """)
 
+#: From when on rows stay: by the time of who purges, and by ours, where it told an age.
+_BEFORE: Final = f"LEAST(:before_us::bigint, {_BEGUN} - :age_us::bigint)"
+
 #: Remove calls that ended long ago, with all that belongs to them.
 PURGE_CALLS: Final = numbered_once(f"""
 WITH old AS (
     SELECT id FROM requests
-    WHERE started_us < :before_us AND coalesce(ended_us, 0) < :before_us AND idem_live IS NULL
+    WHERE started_us < {_BEFORE} AND coalesce(ended_us, 0) < {_BEFORE} AND idem_live IS NULL
     ORDER BY started_us LIMIT :limit FOR UPDATE SKIP LOCKED
 ),
 gone AS (DELETE FROM requests WHERE id IN (SELECT id FROM old) RETURNING id),
@@ -374,7 +398,7 @@ SELECT (SELECT count(*) FROM gone) AS requests, (SELECT count(*) FROM tried) AS 
 PURGE_ATTEMPTS: Final = numbered_once(f"""
 WITH old AS (
     SELECT request, n FROM attempts AS a
-    WHERE started_us < :before_us
+    WHERE started_us < {_BEFORE}
         AND NOT EXISTS (SELECT 1 FROM requests WHERE requests.id = a.request)
     ORDER BY started_us LIMIT :limit FOR UPDATE OF a SKIP LOCKED
 ),
@@ -385,7 +409,7 @@ SELECT count(*) AS removed, {_BUSY} FROM gone
 #: Remove old events.
 PURGE_EVENTS: Final = numbered_once(f"""
 WITH old AS (
-    SELECT id FROM breaker_events WHERE at_us < :before_us
+    SELECT id FROM breaker_events WHERE at_us < {_BEFORE}
     ORDER BY at_us LIMIT :limit FOR UPDATE SKIP LOCKED
 ),
 gone AS (DELETE FROM breaker_events WHERE id IN (SELECT id FROM old) RETURNING 1)
@@ -395,6 +419,6 @@ SELECT count(*) AS removed, {_BUSY} FROM gone
 #: Forget processes that ended long ago: without a row they count as ended too.
 PURGE_OWNERS: Final = numbered_once(f"""
 DELETE FROM owners WHERE id IN (
-    SELECT id FROM owners WHERE lease_until_us < LEAST(:before_us::bigint, {_BEGUN})
+    SELECT id FROM owners WHERE lease_until_us < LEAST({_BEFORE}, {_BEGUN})
     LIMIT :limit FOR UPDATE SKIP LOCKED)
 """)

@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from steer_proxy.ledger.address import Address, Memory, Postgres, Sqlite
 from steer_proxy.ledger.parameters import numbered
+from steer_proxy.ledger.postgres_tls import tls_problem
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.schema import Standing, State, check, sqlite_state, state_of
 from steer_proxy.ledger.sqlite_health import told
@@ -242,6 +243,8 @@ def _state(reader: Reader) -> State:
 def _postgres(server: Postgres) -> Iterator[Reader]:
     import asyncpg
 
+    if (problem := tls_problem(server.dsn)) is not None:
+        raise LedgerUnusable(problem)
     with asyncio.Runner() as runner:
         try:
             # No statement cache: PgBouncer may give every transaction another connection.
@@ -250,9 +253,14 @@ def _postgres(server: Postgres) -> Iterator[Reader]:
                     server.dsn, timeout=_CONNECT, command_timeout=PATIENCE, statement_cache_size=0
                 )
             )
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, TimeoutError, asyncpg.PostgresError) as error:
             raise LedgerUnavailable(
                 f"{server} cannot be reached: {error or 'no answer in time'}"
+            ) from None
+        except (asyncpg.InterfaceError, ValueError):
+            # The driver's own words may quote the URL, and that a password.
+            raise LedgerUnusable(
+                "database.url is not understood: see its options and port"
             ) from None
         try:
             # One read-only transaction: everything a command shows is of one moment. Unlike a

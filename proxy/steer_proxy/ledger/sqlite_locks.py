@@ -206,6 +206,26 @@ def _forget_all() -> None:
 os.register_at_fork(after_in_child=_forget_all)
 
 
+def has_writer(path: Path) -> bool:
+    """Whether a process has the right to write a file now.
+
+    Asking takes it for an instant where nobody has it: to be asked only where somebody should.
+    """
+    try:
+        descriptor = os.open(
+            beside(real(path), "-lock"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        )
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def denied(path: Path) -> str | None:
     """Why a lock's file that is there is not ours to open, and what to do; None when it is not."""
     try:

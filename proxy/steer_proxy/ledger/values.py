@@ -288,6 +288,8 @@ class Record:
     outcome: str | None = None
     model_answered: str | None = None
     upstream: str | None = None
+    now_us: int | None = field(default=None, compare=False)
+    """The ledger's time when it was found, in a ledger that several share."""
 
     def made_of(self, row: CallRow) -> bool:
         """Whether a claim of this row has made it, whose reply was lost. By the owner too: what
@@ -355,6 +357,8 @@ class Lease:
 
     lapsed: bool
     lost: frozenset[str] = frozenset()
+    now_us: int | None = field(default=None, compare=False)
+    """The ledger's time, in a ledger that several share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +370,9 @@ class Purge:
     max_bytes: int | None = None
     limit: int = 500
     """Rows of one slice, a call with its attempts counted as one."""
+    age_us: int | None = None
+    """How old rows must be at least by the clock of a ledger that several share: theirs may be
+    wrong."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from steer_proxy.ledger.address import Postgres, Sqlite
 from steer_proxy.ledger.sealing import Sealer
 from steer_proxy.settings import load
 from tests.proxy.cli.conftest import Steer
+from tests.support.postgres import Server
 from tests.support.unprivileged import unprivileged
 
 OK, NOTE, WARNING, FAILURE = Level.OK, Level.NOTE, Level.WARNING, Level.FAILURE
@@ -146,10 +147,20 @@ def test_a_server_is_asked_only_when_online() -> None:
 @pytest.mark.real_time
 def test_a_server(postgres_url: str, postgres_empty_url: str) -> None:
     """With its schema's revision, or the command that makes it."""
-    (finding,) = found(postgres_url, online=True)
+    finding, unsafe = found(postgres_url, online=True)
     assert (finding.level, finding.text.endswith(f"revision {migrate.HEAD}")) == (OK, True)
+    assert (unsafe.level, "fsync is off" in unsafe.text) == (WARNING, True)  # a test's server
     (finding,) = found(postgres_empty_url, online=True)
     assert (finding.level, "steer db upgrade" in finding.text) == (FAILURE, True)
+
+
+@pytest.mark.real_time
+def test_a_server_that_forgets(postgres_server: Server, postgres_url: str) -> None:
+    """What it answers before it is on disk is told."""
+    database = postgres_url.rpartition("/")[2]
+    postgres_server.sql(f"ALTER DATABASE {database} SET synchronous_commit = off")
+    _, finding, _ = found(postgres_url, online=True)
+    assert (finding.level, "synchronous_commit is off" in finding.text) == (WARNING, True)
 
 
 def test_a_reference_that_no_longer_resolves() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 import socket
@@ -16,10 +17,11 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from steer_proxy.engine.purging import Pace
 from steer_proxy.ledger.postgres import PostgresLedger
 from steer_proxy.ledger.protocol import LedgerUnavailable
 from steer_proxy.ledger.sqlite import SqliteLedger
-from steer_proxy.ledger.values import CallRow, ChunkRow, Claim, Record
+from steer_proxy.ledger.values import CallRow, ChunkRow, Claim, Purge, Purged, Record
 from tests.proxy.cli.conftest import Steer
 from tests.support.filled import Filled, FilledPostgres, FilledSqlite, fill
 from tests.support.ledger_data import BASE_US, DAY, LedgerData
@@ -235,6 +237,53 @@ async def test_beside_a_running_sidecar(steer: Steer, tmp_path: Path) -> None:
         await running.close()
 
 
+@pytest.mark.real_time
+@pytest.mark.parametrize("lives", [True, False])
+async def test_a_lease_that_the_clock_has_ended(
+    steer: Steer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lives: bool
+) -> None:
+    """The file's writer is there: it has the time to renew it before its call counts as over."""
+    running = SqliteLedger(tmp_path / "steer.db", time.time)
+    await running.open()
+    loop = asyncio.get_running_loop()
+    waited = []
+
+    def renew() -> None:
+        waited.append(lives)
+        if lives:
+            renewal = running.renew("dead", "here", 60.0, ("first",))
+            asyncio.run_coroutine_threadsafe(renewal, loop).result(10)
+
+    monkeypatch.setattr("steer_proxy.cli.ledger_change._let_renew", renew)
+    try:
+        await running.renew("dead", "here", 0.0, ())
+        assert await running.claim(claim_of("first")) is None
+        url = f"sqlite:///{tmp_path}/steer.db"
+        result = await asyncio.to_thread(
+            steer, "ledger", "resolve", "k", "--rerun", "--database-url", url
+        )
+        assert waited == [lives]
+        assert ("is in use" in result.output) is lives
+        assert (await running.find("s") is None) is not lives
+    finally:
+        await running.close()
+
+
+def test_a_lease_of_a_process_that_is_gone(
+    steer: Steer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is waited for."""
+    monkeypatch.delattr("steer_proxy.cli.ledger_change._let_renew")
+    ledger = FilledSqlite(tmp_path / "steer.db")
+    with closing(sqlite3.connect(ledger.path)) as connection, connection:
+        connection.execute("DELETE FROM owners")
+        connection.execute("INSERT INTO owners VALUES ('last', 'here', '1', 0, 1)")
+        sent = f"SET idem_state = 'sent', owner_id = 'last' WHERE id = '{ORDER_2}'"
+        connection.execute(f"UPDATE requests {sent}")
+    url = f"sqlite:///{ledger.path}"
+    assert steer("ledger", "resolve", ORDER_2, "--rerun", "--database-url", url).exit_code == 0
+
+
 def test_a_free_key_that_was_refused_before(steer: Steer, tmp_path: Path) -> None:
     """A duplicate that was refused has the key in its row, and is not what is meant."""
     ledger = FilledSqlite(tmp_path / "steer.db")
@@ -276,6 +325,33 @@ def test_what_would_go_and_what_goes(run: Run, ledger: Filled) -> None:
         (key, 1) for key in ("order-1", "order-2", "order-3", "order-4", "order-5", "order-7")
     ]
     assert run("purge", "--before", "2026-03-05").stdout.startswith("Removed 0 calls, 0 attempts,")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_purge_that_is_interrupted(
+    steer: Steer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    """It tells what has gone by then."""
+    ledger = FilledSqlite(tmp_path / "steer.db")
+    purge = SqliteLedger.purge
+
+    async def in_part(self: SqliteLedger, what: Purge) -> Purged:
+        return dataclasses.replace(await purge(self, what), more=True)
+
+    def interrupted(self: Pace, busy: float, *, behind: bool = False) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SqliteLedger, "purge", in_part)
+    monkeypatch.setattr(Pace, "rest", interrupted)
+    how = ("--json",) if as_json else ()
+    url = f"sqlite:///{ledger.path}"
+    result = steer("ledger", "purge", "--before", "2026-03-05", *how, "--database-url", url)
+    assert result.exit_code == 130
+    if as_json:
+        assert json.loads(result.stdout)["requests"] == 33
+    else:
+        assert result.stdout.startswith("Removed 33 calls, 18 attempts,")
+    assert "interrupted" in result.stderr
 
 
 @pytest.mark.real_time

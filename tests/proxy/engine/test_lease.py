@@ -114,6 +114,26 @@ async def test_who_was_asleep_judges_nobody_at_first() -> None:
         assert not books.keeper.judged(LAPSED).lapsed
 
 
+@pytest.mark.parametrize("step", [20.0, 3600.0])
+async def test_a_ledger_whose_clock_is_set_makes_nobody_dead(step: float) -> None:
+    """Its leases are all over at once: whoever lives has renewed his before others are judged."""
+    async with keeping(shared=True) as books:
+        await books.memory.renew("other", "there", LEASE, ())
+        await books.memory.claim(held_by(books, "other"))
+        await asyncio.sleep(RENEW + 2.5)  # in the middle between two renewals
+        books.memory._wall = lambda: books.clock.wall() + step
+        seen = []
+        for _ in range(200):
+            found = await books.memory.find("scope")
+            assert found is not None
+            assert found.lapsed
+            seen.append(books.keeper.judged(found).lapsed)
+            await asyncio.sleep(0.1)
+        assert seen.index(True) == pytest.approx((RENEW + 2.5 + AGAIN) * 10, abs=30)
+        assert seen[0] is False
+        assert all(seen[seen.index(True) :])
+
+
 async def test_a_ledger_of_ones_own_is_judged_at_once() -> None:
     """Nobody else can be alive in it; and what nobody runs is not judged by a lease at all."""
     async with keeping() as books:
