@@ -122,9 +122,9 @@ def test_certificates(tmp_path: Path) -> None:
     ("soft", "hard", "level", "remedy"),
     [
         (None, None, OK, ""),
-        (8256, 8256, OK, ""),
-        (8255, None, WARNING, "ulimit -n 8256,"),
-        (1024, 1_048_576, WARNING, "ulimit -n 8256,"),
+        (8288, 8288, OK, ""),
+        (8287, None, WARNING, "ulimit -n 8288,"),
+        (1024, 1_048_576, WARNING, "ulimit -n 8288,"),
         (1024, 4096, WARNING, "raise the hard limit (4096)"),
     ],
 )
