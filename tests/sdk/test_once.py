@@ -5,6 +5,7 @@ import contextlib
 import copy
 import datetime as dt
 import gc
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -567,7 +568,7 @@ def test_two_loops_at_a_time_are_refused() -> None:
     assert work.made == 1
 
 
-def _unheard_loop() -> asyncio.AbstractEventLoop:
+def unheard_loop() -> asyncio.AbstractEventLoop:
     """An event loop that does not tell of the tasks it loses, which is what a test is about."""
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda *_: None)
@@ -576,11 +577,28 @@ def _unheard_loop() -> asyncio.AbstractEventLoop:
 
 def left_behind(begun: Any) -> None:
     """Begin something in a loop that then ends without a word: nothing of it is cancelled."""
-    loop = _unheard_loop()
+    loop = unheard_loop()
     task = loop.create_task(begun)
     loop.run_until_complete(asyncio.sleep(0.01))
     assert not task.done()
     loop.close()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python has no eager tasks before 3.12")
+def test_a_task_that_begins_at_once() -> None:
+    """A tool may fail before its task is known to who began it."""
+
+    async def fail(*_: object) -> Any:
+        raise ValueError("no")
+
+    async def eagerly() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009 - see above
+        once = once_of(IdempotencyManager())
+        with pytest.raises(ValueError, match="no"):
+            await asyncio.wait_for(once.run(asking(), fail), 5.0)
+
+    asyncio.run(eagerly())
 
 
 def test_a_run_left_behind_by_its_loop_is_uncertain() -> None:
@@ -633,7 +651,7 @@ def test_closing_after_a_loop_that_left_runs_behind() -> None:
 def test_a_tool_that_ends_the_program_leaves_nobody_waiting() -> None:
     """Where the loop goes on all the same, as in a notebook, who waits is told."""
     manager = IdempotencyManager()
-    loop = _unheard_loop()
+    loop = unheard_loop()
     work = Worker(SystemExit(3), seconds=0.01)
     runs = [loop.create_task(once_of(manager).run(asking(), work)) for _ in range(2)]
     with pytest.raises(SystemExit):

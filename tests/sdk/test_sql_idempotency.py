@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import hashlib
 import json
 import os
 import signal
@@ -37,13 +38,15 @@ from steer_proxy.ledger import batcher, migrate
 from steer_proxy.ledger.memory import MemoryLedger
 from steer_proxy.ledger.values import CallRow
 from tests.sdk.stubs import Scripted, lasting, reliable, unwell
-from tests.sdk.test_once import Told, Worker, asking
+from tests.sdk.test_once import Told, Worker, asking, unheard_loop
 from tests.support.books import a_clock
 from tests.support.faulty_ledger import FaultyLedger
 from tests.support.postgres import Server
 from tests.support.sidecar import configure, running
 
 ROOT = Path(__file__).parents[2]
+
+EMPTY_DIGEST = hashlib.sha256().hexdigest()
 
 
 @pytest.fixture
@@ -320,6 +323,51 @@ async def test_results_can_be_encrypted(url: str, tmp_path: Path) -> None:
     assert work.made == 1
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [
+            "UPDATE requests SET idem_live = NULL WHERE idem_key = 'mine'",
+            """UPDATE requests SET idem_scope = mine.idem_scope, idem_fp = mine.idem_fp
+            FROM (SELECT * FROM requests WHERE idem_key = 'mine') AS mine
+            WHERE requests.idem_key = 'theirs'""",
+        ],
+        [f"UPDATE requests SET resp_chunks = 0, resp_bytes = 0, resp_sha256 = '{EMPTY_DIGEST}'"],
+    ],
+    ids=["whose", "cut short"],
+)
+async def test_who_has_no_key_cannot_change_a_record(
+    url: str, tmp_path: Path, changes: list[str]
+) -> None:
+    """Whoever writes the database gives nobody the result of another key, nor a part of one."""
+    ring, work = (("k1", b"1" * 32),), Worker()
+    async with IdempotencyManager(database_url=url, encryption=ring) as manager:
+        for name in ("mine", "theirs"):
+            await once_of(manager).run(asking(key=name), work)
+    with contextlib.closing(sqlite3.connect(tmp_path / "steer.db")) as connection, connection:
+        for change in changes:
+            connection.execute(change)
+    async with IdempotencyManager(database_url=url, encryption=ring) as manager:
+        with pytest.raises(ResultNotStoredError, match="its record is not what it was"):
+            await once_of(manager).run(asking(key="mine"), work)
+    assert work.made == 2
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_closed_while_it_opens(url: str, tmp_path: Path, turns: int) -> None:
+    """Whoever gave up at whatever moment, nothing stays open."""
+    manager = IdempotencyManager(database_url=url)
+    run = asyncio.ensure_future(once_of(manager).run(asking(), Worker()))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    run.cancel()
+    await manager.close()
+    await asyncio.wait((run,))
+    assert len(asyncio.all_tasks()) == 1
+    async with IdempotencyManager(database_url=url) as other:
+        await once_of(other).run(asking(), Worker())
+
+
 async def test_get_and_store_by_hand(url: str) -> None:
     """Values come back as they were; of a run, its record."""
     async with IdempotencyManager(database_url=url) as manager:
@@ -494,7 +542,7 @@ async def use_and_close(manager: IdempotencyManager, use: Callable[[], Any]) -> 
 def test_closing_after_a_loop_that_left_a_run_behind(url: str, tmp_path: Path) -> None:
     """The file is let go of; what ran is uncertain."""
     manager, work = IdempotencyManager(database_url=url), Worker(seconds=100.0)
-    loop = asyncio.new_event_loop()
+    loop = unheard_loop()
     run = loop.create_task(once_of(manager).run(asking(), work))
     loop.run_until_complete(work.begun())
     assert not run.done()

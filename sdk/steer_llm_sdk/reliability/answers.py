@@ -10,11 +10,11 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from steer_proxy.ledger.protocol import Ledger
 from steer_proxy.ledger.sealing import MAX_CHUNK, Sealer, Unreadable
-from steer_proxy.ledger.values import ChunkRow
+from steer_proxy.ledger.values import ChunkRow, StoredAnswer
 
 #: The status of a run that gave a result, for those who look at the ledger's rows.
 STATUS: Final = 200
@@ -26,9 +26,16 @@ AT_ONCE: Final = 64 * 1024
 PAGE: Final = 16
 
 _TYPE: Final = "application/json"
-_HEAD: Final = json.dumps(
-    {"reason": "OK", "fields": [["Content-Type", _TYPE]], "own": [], "content_type": _TYPE}
-)
+_HEAD: Final = {
+    "reason": "OK",
+    "fields": [["Content-Type", _TYPE]],
+    "own": [],
+    "content_type": _TYPE,
+}
+
+
+#: The scope and the fingerprint of the key that an answer was given to.
+Whose: TypeAlias = tuple[str, str]
 
 
 class Damaged(Exception):
@@ -44,24 +51,33 @@ class Sealed(NamedTuple):
     chunks: tuple[ChunkRow, ...]
 
 
-async def seal(sealer: Sealer, row: str, text: str, at_us: int) -> Sealed:
+async def seal(sealer: Sealer, row: str, whose: Whose, text: str, at_us: int) -> Sealed:
     """Cut, compress and encrypt a result for the record with this id."""
     data = text.encode()
     if len(data) <= AT_ONCE:
-        return _seal(sealer, row, data, at_us)
-    return await asyncio.to_thread(_seal, sealer, row, data, at_us)
+        return _seal(sealer, row, whose, data, at_us)
+    return await asyncio.to_thread(_seal, sealer, row, whose, data, at_us)
 
 
-def _seal(sealer: Sealer, row: str, data: bytes, at_us: int) -> Sealed:
+def _seal(sealer: Sealer, row: str, whose: Whose, data: bytes, at_us: int) -> Sealed:
     chunks = tuple(
         sealer.seal(row, seq, start, at_us, data[start : start + MAX_CHUNK])
         for seq, start in enumerate(range(0, len(data), MAX_CHUNK))
     )
     digest = hashlib.sha256(data).hexdigest()
-    return Sealed(sealer.seal_head(row, _HEAD), len(data), digest, chunks)
+    vouched = _vouched(whose, STATUS, len(data), len(chunks), digest)
+    head = _HEAD if sealer.key_id is None else {**_HEAD, **vouched}
+    return Sealed(sealer.seal_head(row, json.dumps(head)), len(data), digest, chunks)
 
 
-async def read(ledger: Ledger, sealer: Sealer, row: str) -> str | None:
+def _vouched(
+    whose: Whose, status: int, size: int, chunks: int, digest: str | None
+) -> dict[str, list[object]]:
+    """What an encrypted head says of its record, which somebody may have changed."""
+    return {"whose": list(whose), "whole": [status, size, chunks, digest]}
+
+
+async def read(ledger: Ledger, sealer: Sealer, row: str, whose: Whose) -> str | None:
     """The result that a completed record holds; None when it is no longer there.
 
     Raises:
@@ -71,6 +87,8 @@ async def read(ledger: Ledger, sealer: Sealer, row: str) -> str | None:
     stored = await ledger.answer(row)
     if stored is None:
         return None
+    if stored.keyring_id is not None:
+        _compare(sealer, stored, whose)
     rows: list[ChunkRow] = []
     while len(rows) < stored.chunks:
         page = await ledger.chunks(row, len(rows) - 1, PAGE)
@@ -84,6 +102,16 @@ async def read(ledger: Ledger, sealer: Sealer, row: str) -> str | None:
     if len(data) != stored.bytes or hashlib.sha256(data).hexdigest() != stored.sha256:
         raise Damaged("its bytes are not those that were stored")
     return data.decode()
+
+
+def _compare(sealer: Sealer, stored: StoredAnswer, whose: Whose) -> None:
+    try:
+        head = json.loads(sealer.open_head(stored.id, stored.headers, stored.keyring_id))
+    except (Unreadable, ValueError) as error:
+        raise Damaged(str(error)) from None
+    vouched = _vouched(whose, stored.status, stored.bytes, stored.chunks, stored.sha256)
+    if any(head.get(name) != value for name, value in vouched.items()):
+        raise Damaged("its record is not what it was")
 
 
 def _open(sealer: Sealer, rows: Sequence[ChunkRow], keyring_id: str | None) -> bytes:

@@ -115,10 +115,12 @@ class SqlOnce:
         opened, secret = await self._reach(None)
         ledger = opened.books.ledger
         try:
-            record = await ledger.find(self._scope(secret, key))
+            scope = self._scope(secret, key)
+            record = await ledger.find(scope)
             if record is None or record.state is not State.COMPLETED or record.expired:
                 return None
-            text = await answers.read(ledger, opened.books.sealer, record.id)
+            whose = (scope, record.fingerprint)
+            text = await answers.read(ledger, opened.books.sealer, record.id, whose)
         except (LedgerUnavailable, answers.Damaged) as error:
             raise StoreUnavailableError(f"the ledger cannot be read: {error}") from error
         return None if text is None else (record.fingerprint, json.loads(text))

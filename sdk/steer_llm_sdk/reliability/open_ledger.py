@@ -145,6 +145,9 @@ class Lifetime:
         Raises:
             StoreUnavailableError: another running loop has it.
         """
+        opening = self._opening
+        if opening is not None and opening.get_loop() is asyncio.get_running_loop():
+            await asyncio.wait((opening,))  # it may be about to begin
         async with self._lock():
             opened = self._open
             if opened is not None and all(each is user for each in self._users):

@@ -110,7 +110,9 @@ class FoundRecord:
 
     async def _stored(self, record: Record, *, replayed: bool) -> Done:
         try:
-            text = await answers.read(self._books.ledger, self._books.sealer, record.id)
+            text = await answers.read(
+                self._books.ledger, self._books.sealer, record.id, self._run.whose
+            )
         except answers.Damaged as error:
             raise ResultNotStoredError(
                 f"the tool was run for the idempotency key {self._key!r}, and its result is "

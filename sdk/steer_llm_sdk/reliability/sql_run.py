@@ -138,7 +138,7 @@ class Execution:
             self._books.log(told)
             return done._replace(stored=False)
         sealer = self._books.sealer
-        sealed = await answers.seal(sealer, owned.ref.id, text, row.now_us())
+        sealed = await answers.seal(sealer, owned.ref.id, self._run.whose, text, row.now_us())
         finish = Finish(
             owned.ref,
             State.COMPLETED,

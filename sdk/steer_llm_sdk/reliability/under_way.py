@@ -50,11 +50,14 @@ class Run:
         "joiners",
         "lost",
         "number",
+        "place",
         "print",
         "task",
     )
 
-    def __init__(self, print_: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, place: str, print_: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.place = place
+        """Where its store keeps its key."""
         self.print = print_
         self.number = next(_numbers)
         self.future: asyncio.Future[Done] = loop.create_future()
@@ -66,6 +69,11 @@ class Run:
         self.lost = False
         """Another process has taken the key over."""
         self.task: asyncio.Task[None] | None = None
+
+    @property
+    def whose(self) -> tuple[str, str]:
+        """The scope and the fingerprint of its record, where its store is a ledger."""
+        return self.place, self.print
 
     @property
     def left_behind(self) -> bool:
@@ -160,7 +168,7 @@ class Runs:
                     raise self._goes_on(key)
         first = run is None
         if run is None:
-            run = running[place] = Run(print_, asyncio.get_running_loop())
+            run = running[place] = Run(place, print_, asyncio.get_running_loop())
             run.task = asyncio.create_task(self._run(place, run, carry_out))
         elif run.joiners >= MAX_JOINERS:
             raise KeyInProgressError(f"{MAX_JOINERS} runs wait for the key {key!r} already")
@@ -189,6 +197,7 @@ class Runs:
         )
 
     async def _run(self, place: str, run: Run, carry_out: CarryOut) -> None:
+        run.task = asyncio.current_task()  # an eager one runs before it is returned
         _WITHIN.set((*_WITHIN.get(), run.number))  # of this task alone, and those it begins
         try:
             done = await carry_out(run)
