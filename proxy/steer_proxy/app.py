@@ -125,7 +125,7 @@ class Sidecar:
             )
             listen, admin, limits = self.config.listen, self.config.admin, self.config.limits
             pages = HealthPages(Guard.of_admin(admin), self._why_unready, self.books)
-            self._pages = Server(pages.handle, _briefly(limits))
+            self._pages = Server(pages.handle, _briefly(limits), gives_way=True)
             room = open_files.room(limits.max_connections)
             self._calls = Server(self.gateway.handle, limits, self.gateway.speaks, room)
             # First, since a migration may take its time: the process is alive meanwhile.

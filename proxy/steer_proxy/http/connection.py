@@ -129,6 +129,16 @@ class Connection(RequestHandler):
             or (transport is not None and transport.get_write_buffer_size() > 0)
         )
 
+    def give_way(self) -> bool:
+        """Close, if that is news and takes nothing from anybody who has asked for something."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return False
+        if self._request_in_progress or self._messages:
+            return False
+        transport.close()
+        return True
+
     # --- the connection's life
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

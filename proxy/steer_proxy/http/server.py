@@ -56,12 +56,19 @@ class Server(web.Server):
     """Makes a `Connection` for each caller, up to a number, and admits messages."""
 
     def __init__(
-        self, handler: Handler, limits: Limits, speaks: Speaks = _plain, most: int | None = None
+        self,
+        handler: Handler,
+        limits: Limits,
+        speaks: Speaks = _plain,
+        most: int | None = None,
+        *,
+        gives_way: bool = False,
     ) -> None:
         """`speaks` tells the shape of refusals; `most` connections are open at once, or as many as
-        the limits say."""
+        the limits say. Where it `gives_way`, one that is not served makes room for a new one."""
         self.limits: Final = limits
         self._most = limits.max_connections if most is None else most
+        self._gives_way = gives_way
         self._handler = handler
         self._speaks = speaks
         super().__init__(
@@ -85,8 +92,10 @@ class Server(web.Server):
         )
 
     def full(self) -> bool:
-        """Whether as many connections are open as may."""
-        return len(self._connections) >= self._most
+        """Whether as many connections are open as may, and none makes room."""
+        if len(self._connections) < self._most:
+            return False
+        return not (self._gives_way and any(each.give_way() for each in self._open()))
 
     @property
     def busy(self) -> int:

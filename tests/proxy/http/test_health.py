@@ -65,14 +65,29 @@ async def test_while_calls_cannot_be_served(tmp_path: Path) -> None:
 
 
 async def test_who_lingers_at_the_admin_port(tmp_path: Path) -> None:
-    """No more than have room there keep files from calls, nor probes out for long."""
+    """No more than have room there keep files from calls, and probes find room at once."""
     async with stage(tmp_path) as world, contextlib.AsyncExitStack() as stack:
-        for _ in range(open_files.ADMIN_CONNECTIONS):
-            caller = await stack.enter_async_context(dialled(world.admin_port))
-            caller.send(get("/healthz")[:-2])
-        assert (await ask(world.admin_port, get("/healthz"))).status == 503
-        await asyncio.sleep(ADMIN_PATIENCE + 0.1)
-        assert (await ask(world.admin_port, get("/healthz"))).status == 200
+        crowd = [
+            await stack.enter_async_context(dialled(world.admin_port))
+            for _ in range(open_files.ADMIN_CONNECTIONS)
+        ]
+        for index, caller in enumerate(crowd):
+            # Half a head, nothing at all, or a whole request whose connection stays.
+            caller.send((get("/healthz")[:-2], b"", get("/healthz"))[index % 3])
+        assert (await crowd[2].reply()).status == 200
+        for _ in range(2 * len(crowd)):
+            assert (await ask(world.admin_port, get("/healthz"))).status == 200
+        assert await crowd[0].reader.read() == b""
+        assert await crowd[1].reader.read() == b""
+
+
+async def test_requests_to_the_admin_port_come_soon(tmp_path: Path) -> None:
+    """Or not at all."""
+    async with stage(tmp_path) as world, dialled(world.admin_port) as caller:
+        caller.send(get("/healthz")[:-2])
+        began = asyncio.get_running_loop().time()
+        await caller.rest()
+        assert asyncio.get_running_loop().time() - began <= ADMIN_PATIENCE + 0.1
 
 
 async def test_before_the_data_port_listens(
