@@ -55,7 +55,7 @@ async def relay_plain(
                     await ends.take(chunk)
                 await caller.write(chunk)
                 if witness is not None:
-                    witness.feed(chunk)
+                    await witness.feed(chunk)
                 if counts:
                     tail = chunk if len(chunk) >= GLIMPSE else answer.tail + chunk
                     answer.tail = tail[-GLIMPSE:]
