@@ -130,13 +130,13 @@ class HttpSender:
         trace.body = None  # what follows is no body
         return HttpAnswer(SUCCESS, response, whole=False, trace=trace)
 
-    def _reader(self, content_type: str) -> StreamReader | None:
+    def _reader(self, content_type: str, coding: str) -> StreamReader | None:
         if self._call.method == "HEAD":
             return None
         return self._call.dialect.read_stream(
             self._call.facts,
             content_type,
-            keep_text=self._keep_text,
+            keep_text=self._keep_text and not coding,  # what is coded is not resumed
             strip_usage=bool(self._call.usage_options),
         )
 
@@ -169,8 +169,8 @@ class HttpSender:
         """An answer that is good so far; a stream's first token is due by `first_token`."""
         content_type = response.headers.get("Content-Type", "")
         # A redirect's body is no stream, whatever its type.
-        reader = self._reader(content_type) if response.status < 300 else None
         coding = content_coding(response.headers)
+        reader = self._reader(content_type, coding) if response.status < 300 else None
         trace.reader = reader
         if reader is not None and not coding:
             response.arm_sooner(first_token, Failure.FIRST_TOKEN_TIMEOUT, deadline)
@@ -201,10 +201,14 @@ class HttpSender:
             limit = 0
         held = await _read_up_to(response, limit, witness)
         whole = response.exhausted
+        verdict = SUCCESS
         if whole and witness is not None and witness.cut:
-            raise UpstreamError(Failure.TRUNCATED)
+            # Nothing of it has reached the caller. A coded stream may have said why it ended.
+            if trace.reader is None or trace.reader.error is None:
+                raise UpstreamError(Failure.TRUNCATED)
+            verdict = trace.reader.error
         return HttpAnswer(
-            SUCCESS,
+            verdict,
             response,
             held=held,
             whole=whole,
