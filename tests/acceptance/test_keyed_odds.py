@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from tests.provider import (
     Reset,
     Send,
     WaitUntilClosed,
+    bytes_answer,
     faults,
 )
 from tests.provider.steps import Framing
@@ -371,6 +373,33 @@ async def test_a_compressed_stream_is_given_as_it_is(tmp_path: Path, coding: Any
         counts = [row.tokens_out for row in ledger.calls.values() if row.idem_role == "owner"]
         assert len(counts) == 1
         assert counts[0]
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+async def test_a_compressed_stream_of_nothing_but_an_error_was_not_run(
+    tmp_path: Path, coding: str
+) -> None:
+    """Its error event says so, whatever it is packed in: the call is made again."""
+    event = b'data: {"error":{"message":"Slow down.","code":"rate_limit_exceeded"}}\n\n'
+    body = gzip.compress(event) if coding == "gzip" else event
+    fields = (("Content-Encoding", coding),)
+    async with world(tmp_path, fallback=False) as parties:
+        parties.primary.then(bytes_answer(200, body, fields, "text/event-stream"))
+        reply = await parties.ask(stream=True, headers=key())
+        assert reply.status == 200
+        assert reply.text == parties.primary.text
+
+
+async def test_the_model_of_a_compressed_stream_is_known(tmp_path: Path) -> None:
+    """Also where it counts nothing."""
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.compressed("gzip", unasked=True))
+        await parties.ask(stream=True)
+        await asyncio.sleep(1.0)
+        ledger = parties.steer.sidecar.books.ledger
+        assert isinstance(ledger, MemoryLedger)
+        (row,) = ledger.calls.values()
+        assert row.model_answered
 
 
 NAMED = ["", "none", "utf-8", "identity, Identity"]

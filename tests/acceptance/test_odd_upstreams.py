@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from asyncio import StreamReader as Reader
 from asyncio import StreamWriter as Writer
 from pathlib import Path
+
+import pytest
 
 from tests.support.handmade import (
     END,
@@ -149,6 +152,70 @@ async def test_nothing_is_written_into_half_an_event(tmp_path: Path) -> None:
             data, _ = await caller.rest()
         assert data.endswith(b"Z\r\n")
         assert b"steer_stream_broken" not in data
+
+
+GZIP_HEAD = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
+
+
+@pytest.mark.parametrize("fields", [(), ("Idempotency-Key: order-1",)], ids=["", "keyed"])
+@pytest.mark.parametrize(
+    "begun",
+    [
+        pytest.param(
+            STREAM_HEAD + chunk(delta("hi")) + chunk(delta("Z" * 2_500_000)[:1_500_000]), id="torn"
+        ),
+        # Stored, not packed: what is written then ends as an event does.
+        pytest.param(GZIP_HEAD + chunk(gzip.compress(delta("hi"), 0)[:-8]), id="coded"),
+    ],
+)
+async def test_a_drain_writes_nothing_into_half_an_event(
+    tmp_path: Path, begun: bytes, fields: tuple[str, ...]
+) -> None:
+    """Nor into what is compressed: it would be taken for the rest of it."""
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(begun)
+        await asyncio.sleep(1000)
+
+    async with (
+        handmade(talk) as port,
+        before(tmp_path, port) as steer,
+        dialled(steer.sidecar.port) as caller,
+    ):
+        caller.send(chat(*fields, stream=True))
+        await caller.head()
+        draining = asyncio.create_task(steer.sidecar.drain(5.0))
+        data, _ = await caller.rest()
+        assert await draining is False
+    assert data
+    assert b"steer_draining" not in data
+
+
+async def test_a_torn_event_is_not_resumed(tmp_path: Path) -> None:
+    """What somebody else says would be taken for the rest of half an event."""
+    count = 0
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        nonlocal count
+        count += 1
+        await read_request(reader)
+        writer.write(STREAM_HEAD + chunk(delta("hi")))
+        if count == 1:
+            writer.write(chunk(delta("Z" * 2_500_000)[:1_500_000]))
+            await asyncio.sleep(1)
+            reset(writer)
+
+    async with (
+        handmade(talk) as port,
+        before(tmp_path, port, port, route={"on_break": "resume"}) as steer,
+        dialled(steer.sidecar.port) as caller,
+    ):
+        caller.send(chat(stream=True))
+        await caller.head()
+        data, _ = await caller.rest()
+    assert data.endswith(b"Z\r\n")
+    assert count == 1
 
 
 async def test_broken_framing_is_noticed_at_once(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from steer_proxy.http.call import Call
 from steer_proxy.http.outbound import Outbound
 from steer_proxy.http.response import UpstreamError, UpstreamResponse
 from steer_proxy.http.wire import Wire
-from steer_proxy.http.witness import StreamEnd, Witness, content_coding, seen_through
+from steer_proxy.http.witness import Judge, StreamEnd, Witness, content_coding, seen_through
 
 #: How much of a failing answer is looked at to classify it, in bytes, after decoding.
 LOOKED_AT: Final = 64 * 1024
@@ -130,13 +130,13 @@ class HttpSender:
         trace.body = None  # what follows is no body
         return HttpAnswer(SUCCESS, response, whole=False, trace=trace)
 
-    def _reader(self, content_type: str) -> StreamReader | None:
+    def _reader(self, content_type: str, coding: str) -> StreamReader | None:
         if self._call.method == "HEAD":
             return None
         return self._call.dialect.read_stream(
             self._call.facts,
             content_type,
-            keep_text=self._keep_text,
+            keep_text=self._keep_text and not coding,  # what is coded is not resumed
             strip_usage=bool(self._call.usage_options),
         )
 
@@ -169,8 +169,8 @@ class HttpSender:
         """An answer that is good so far; a stream's first token is due by `first_token`."""
         content_type = response.headers.get("Content-Type", "")
         # A redirect's body is no stream, whatever its type.
-        reader = self._reader(content_type) if response.status < 300 else None
         coding = content_coding(response.headers)
+        reader = self._reader(content_type, coding) if response.status < 300 else None
         trace.reader = reader
         if reader is not None and not coding:
             response.arm_sooner(first_token, Failure.FIRST_TOKEN_TIMEOUT, deadline)
@@ -178,9 +178,8 @@ class HttpSender:
         response.arm(deadline, Failure.DEADLINE)
         # What is coded can be relayed only as it comes, and judged when it has ended.
         json_end = self._json_end(response, content_type)
-        witness = json_end if reader is None else StreamEnd(reader)
-        if witness is not None:
-            witness = seen_through(coding, witness)
+        judge = json_end if reader is None else StreamEnd(reader)
+        witness = None if judge is None else seen_through(coding, judge)
         return await self._plain(response, content_type, witness, trace)
 
     def _classified(self, response: UpstreamResponse, held: bytes) -> Verdict:
@@ -202,10 +201,14 @@ class HttpSender:
             limit = 0
         held = await _read_up_to(response, limit, witness)
         whole = response.exhausted
+        verdict = SUCCESS
         if whole and witness is not None and witness.cut:
-            raise UpstreamError(Failure.TRUNCATED)
+            # Nothing of it has reached the caller. A coded stream may have said why it ended.
+            if trace.reader is None or trace.reader.error is None:
+                raise UpstreamError(Failure.TRUNCATED)
+            verdict = trace.reader.error
         return HttpAnswer(
-            SUCCESS,
+            verdict,
             response,
             held=held,
             whole=whole,
@@ -214,7 +217,7 @@ class HttpSender:
             witness=witness,
         )
 
-    def _json_end(self, response: UpstreamResponse, content_type: str) -> Witness | None:
+    def _json_end(self, response: UpstreamResponse, content_type: str) -> Judge | None:
         """What tells the end of an answer that ends where its connection does; None for others."""
         headers, call = response.headers, self._call
         if "Content-Length" in headers or "Transfer-Encoding" in headers:
@@ -338,18 +341,18 @@ async def _read_up_to(
 ) -> bytes:
     """The body, or as much of it as came before more than `limit` bytes were held.
 
-    What tells its end is fed bit by bit: 1 MiB at once could hold up all others for 60 ms.
+    What tells its end is fed as they come.
     """
     chunk = response.read_ready()
     if witness is not None:
-        witness.feed(chunk)
+        await witness.feed(chunk)
     if response.ended or limit == 0:
         return chunk
     chunks = [chunk]
     size = len(chunk)
     while size <= limit and (chunk := await response.read()):
         if witness is not None:
-            witness.feed(chunk)
+            await witness.feed(chunk)
         chunks.append(chunk)
         size += len(chunk)
     return b"".join(chunks)

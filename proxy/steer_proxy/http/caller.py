@@ -23,6 +23,9 @@ _LENGTH: Final = b"content-length"
 #: Bytes written between two looks at whether the caller keeps up.
 WRITE_AHEAD: Final = 64 * 1024
 
+#: How many of its last bytes tell whether an answer ends where an event does.
+_TAIL: Final = 4
+
 
 class CallerResponse(StreamResponse):
     """A response whose head is written as given.
@@ -53,6 +56,8 @@ class CallerResponse(StreamResponse):
         self._own = own
         self._rest = body
         self._given = 0
+        #: The last bytes that were given: whether they end an event.
+        self.tail = b""
         #: The loop time at which a duplicate was given its first bytes, for its row.
         self.began: float | None = None
         self._announced = length
@@ -137,6 +142,8 @@ class CallerResponse(StreamResponse):
                 await self.write(data[start : start + WRITE_AHEAD])
             return
         self._given += len(data)
+        if data:
+            self.tail = data[-_TAIL:]
         writer = self._payload_writer
         if not isinstance(writer, StreamWriter) or not writer.chunked or writer._headers_buf:  # noqa: SLF001
             await super().write(data)

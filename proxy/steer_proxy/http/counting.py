@@ -38,7 +38,8 @@ def count(call: Call, answer: HttpAnswer) -> None:
         return
     if call.facts.model_in is _NOWHERE or answer.status == 101:
         return
-    trace.model, trace.usage = _read(call, answer)
+    model, trace.usage = _read(call, answer)
+    trace.model = model or trace.model  # a coded stream's reader may have told the model alone
 
 
 def is_encoded(answer: HttpAnswer) -> bool:

@@ -27,7 +27,7 @@ from steer_proxy.http.journal import Journal
 from steer_proxy.http.outlet import Outlet, Response
 from steer_proxy.http.progress import CallProgress
 from steer_proxy.http.relay import Broken, relay_plain, relay_stream
-from steer_proxy.http.replies import answer_head, own_lines, tell
+from steer_proxy.http.replies import answer_head, between_events, own_lines, tell
 from steer_proxy.http.response import UpstreamError, UpstreamResponse
 from steer_proxy.http.resume import Joint, NotTheSame, Sent
 from steer_proxy.http.websocket import Tunnel
@@ -218,7 +218,8 @@ class Delivery(Generic[R]):
         except Broken as broken:
             answer.broken = True
             await answer.discard()
-            if sent is None or not await self._resume(response, settled, answer, sent):
+            torn = reader is not None and reader.torn
+            if sent is None or torn or not await self._resume(response, settled, answer, sent):
                 await self._break(response, answer, broken.verdict)
             # Of a failing answer the head has said what it is, however its body ends.
             return broken.verdict if answer.verdict.ok else answer.verdict
@@ -249,8 +250,10 @@ class Delivery(Generic[R]):
         self._progress.until = asyncio.get_running_loop().time() + LAST_WORDS
         self._services.overdue_later()
         # What came behind half an event would be taken for the rest of it.
-        if answer.reader is not None and not answer.reader.torn:
-            event = answer.reader.error_event or self._call.dialect.error_event(
+        reader = answer.reader
+        between = between_events(answer.content_type, response.tail)
+        if reader is not None and not reader.torn and between:
+            event = reader.error_event or self._call.dialect.error_event(
                 self._call.facts,
                 answer.content_type,
                 "steer_stream_broken",

@@ -312,7 +312,7 @@ class Gateway:
             return told
         # A tunnel has said goodbye by itself.
         if progress.tunnel is None and call is not None and not response.ended:
-            event = parting_event(call, response.media_type, DRAINING.problem)
+            event = parting_event(call, response.media_type, response.tail, DRAINING.problem)
             if event:
                 await response.write(event)
         abandon(request)

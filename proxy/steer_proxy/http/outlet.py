@@ -15,12 +15,17 @@ from steer_proxy.http.caller import CallerResponse
 from steer_proxy.http.problems import problem_lines, problem_response
 from steer_proxy.http.recorded import RecordedResponse
 from steer_proxy.http.recording import RecordedHead, Recording
+from steer_proxy.http.witness import content_coding
 
 
 class Response(Protocol):
     """What a delivery writes to."""
 
     media_type: str
+
+    @property
+    def tail(self) -> bytes:
+        """The last bytes that were written."""
 
     async def prepare(self, request: BaseRequest) -> object:
         """Begin it: the answer comes in parts."""
@@ -72,7 +77,7 @@ class ToCaller:
             fields,
             own,
             body=body,
-            content_type=answer.content_type,
+            content_type=_plain_type(answer),
         )
 
     def problem(
@@ -83,6 +88,13 @@ class ToCaller:
 
 
 TO_CALLER: Final = ToCaller()
+
+
+def _plain_type(answer: HttpAnswer) -> str:
+    """What an event of our own may be written into; "" where a coding hides the answer's."""
+    response = answer.response
+    coded = response is not None and content_coding(response.headers)
+    return "" if coded else answer.content_type
 
 
 class ToRecording:
@@ -106,7 +118,7 @@ class ToRecording:
                 answer.reason,
                 tuple(fields),
                 tuple(own),
-                answer.content_type,
+                _plain_type(answer),
             ),
             body=body,
             reader=answer.reader,

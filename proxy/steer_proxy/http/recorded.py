@@ -55,6 +55,11 @@ class RecordedResponse:
         """The body that was given with the response."""
         return self._rest
 
+    @property
+    def tail(self) -> bytes:
+        """The last bytes that were written."""
+        return self._recording.tail
+
     def close_connection(self) -> None:
         """A recording has no connection."""
 

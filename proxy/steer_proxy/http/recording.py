@@ -23,6 +23,9 @@ WINDOW: Final = 1024 * 1024
 #: How long the slowest reader may hold up such an answer, in seconds: then it is dropped.
 PATIENCE: Final = 30.0
 
+#: How many of its last bytes tell whether an answer ends where an event does.
+_TAIL: Final = 4
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedHead:
@@ -65,6 +68,7 @@ class Recording:
         self._pieces: deque[bytes] = deque()
         self._first = 0  # the number of the first piece that is still here
         self._start = 0  # its offset
+        self._tail = b""  # the last bytes of what is not here any more
         self._news: list[asyncio.Future[None]] = []
         self._room: asyncio.Future[None] | None = None
 
@@ -124,6 +128,11 @@ class Recording:
         ]
 
     @property
+    def tail(self) -> bytes:
+        """The last bytes of the answer so far."""
+        return self._pieces[-1][-_TAIL:] if self._pieces else self._tail
+
+    @property
     def count(self) -> int:
         """How many pieces there have been."""
         return self._first + len(self._pieces)
@@ -138,7 +147,9 @@ class Recording:
         """Drop the pieces that every reader has had."""
         needed = min((reader.next for reader in self.readers), default=self.count)
         while self._pieces and self._first < needed and self._start < self.released:
-            size = len(self._pieces.popleft())
+            piece = self._pieces.popleft()
+            self._tail = piece[-_TAIL:]
+            size = len(piece)
             self._start += size
             self._first += 1
             self._free(size)

@@ -55,7 +55,7 @@ async def relay_plain(
                     await ends.take(chunk)
                 await caller.write(chunk)
                 if witness is not None:
-                    witness.feed(chunk)
+                    await witness.feed(chunk)
                 if counts:
                     tail = chunk if len(chunk) >= GLIMPSE else answer.tail + chunk
                     answer.tail = tail[-GLIMPSE:]
@@ -64,10 +64,22 @@ async def relay_plain(
         except UpstreamError as error:
             raise Broken(failed(error.failure)) from error
         if witness is not None and witness.cut:
-            raise Broken(failed(Failure.TRUNCATED))
+            return _told(answer)
     if ends is not None:
         ends.put(answer)
     return answer.verdict
+
+
+def _told(answer: HttpAnswer) -> Verdict:
+    """What a coded stream has said of its failure, in an error event that the caller has.
+
+    Raises:
+        Broken: where it says nothing of it, and was cut.
+    """
+    reader = answer.trace.reader
+    if reader is None or reader.error is None:
+        raise Broken(failed(Failure.TRUNCATED))
+    return reader.error
 
 
 async def relay_stream(

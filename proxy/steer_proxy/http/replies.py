@@ -7,6 +7,7 @@ from typing import Final
 
 from steer_policies.config import DialectName
 from steer_policies.deadline import retry_count
+from steer_policies.dialects.sse import is_event_stream
 from steer_policies.headers import NO_NAMES, Field, response_fields
 from steer_policies.outcome import Verdict
 from steer_policies.plan import Plan
@@ -22,6 +23,10 @@ from steer_proxy.http.problems import advice
 LOGGER: Final = logging.getLogger("steer.call")
 
 _LENGTH: Final = frozenset({"content-length"})
+
+#: An empty line, with whichever line ends, as the last bytes of a stream.
+_EVENT_ENDS: Final = (b"\n\n", b"\n\r\n", b"\r\r\n", b"\n\r", b"\r\r")
+
 _STATUS: Final = frozenset({"idempotency-status", "idempotent-replayed"})
 _SWITCHING: Final = frozenset(
     {
@@ -43,12 +48,22 @@ def personal_lines(call: Call) -> list[bytes]:
     ]
 
 
-def parting_event(call: Call, content_type: str, problem: Problem) -> bytes:
+def between_events(content_type: str, tail: bytes) -> bool:
+    """Whether a stream whose last bytes so far are `tail` may be told something more: what comes
+    behind half an event would be taken for the rest of it."""
+    if is_event_stream(content_type):
+        return not tail or tail.endswith(_EVENT_ENDS)
+    return tail.rstrip().endswith(b"}")  # an array of objects
+
+
+def parting_event(call: Call, content_type: str, tail: bytes, problem: Problem) -> bytes:
     """What tells of a problem in the middle of an answer that is then broken off.
 
-    Nothing but in a stream that the dialect reads: it could take the place of what is missing, and
-    make a whole answer of it where a length was promised.
+    Nothing but in a stream that the dialect reads, whose last bytes so far are `tail`: it could
+    take the place of what is missing, and make a whole answer of it where a length was promised.
     """
+    if not between_events(content_type, tail):
+        return b""
     if call.dialect.read_stream(call.facts, content_type) is None:
         return b""
     return call.dialect.error_event(call.facts, content_type, problem.code, problem.message)

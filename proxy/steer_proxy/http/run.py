@@ -125,7 +125,8 @@ class Run:
             recording.put(response.body)
             recording.end()
             return
-        recording.put(parting_event(self.call, recording.head.content_type, problem))
+        kind = recording.head.content_type
+        recording.put(parting_event(self.call, kind, recording.tail, problem))
         recording.end(broken=True)
 
 

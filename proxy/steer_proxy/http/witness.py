@@ -6,6 +6,7 @@ connection's end is the body's, any end will do.
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Iterator
 from typing import Final, Protocol
@@ -24,14 +25,17 @@ _UNDONE: Final = frozenset({"gzip", "x-gzip", "deflate"})
 #: Let zlib see which of its two formats it is given.
 _BY_ITSELF: Final = zlib.MAX_WBITS | 32
 
-#: How many decoded bytes are looked at at once, and of one read; what grows beyond that is no
-#: stream of a model's, and to look at it would hold up everybody else.
-_PIECE: Final = 64 * 1024
-_MOST: Final = 8 * 1024 * 1024
+#: How many decoded bytes are looked at between two turns of the event loop: of the shortest events
+#: there are, that many take some 25 ms.
+TURN: Final = 16 * 1024
+
+#: How many are looked at in all. What grows beyond that is no stream of a model's, and a few
+#: kilobytes of it could keep the process busy for minutes.
+MAX_SEEN: Final = 64 * 1024 * 1024
 
 
-class Witness(Protocol):
-    """Is fed an answer's bytes as they come."""
+class Judge(Protocol):
+    """Is fed the text of an answer."""
 
     @property
     def cut(self) -> bool:
@@ -49,11 +53,9 @@ def content_coding(headers: CIMultiDictProxy[str]) -> str:
     return ",".join(name for name in map(str.strip, names) if name not in _NO_CODINGS)
 
 
-def seen_through(coding: str, witness: Witness) -> Witness | None:
+def seen_through(coding: str, judge: Judge) -> Witness | None:
     """The witness of what a coding hides; None where it cannot be undone here."""
-    if not coding:
-        return witness
-    return _Undoing(witness) if coding in _UNDONE else None
+    return Witness(judge, coding) if not coding or coding in _UNDONE else None
 
 
 class StreamEnd:
@@ -75,46 +77,62 @@ class StreamEnd:
         self._reader.feed(data)
 
 
-class _Undoing:
-    """Decodes a copy of gzip or deflate; what cannot be decoded is not judged."""
+class Witness:
+    """Is fed an answer's bytes as they come, and gives a judge their text, without holding up the
+    event loop. What cannot be decoded, or has no end, is not judged."""
 
-    __slots__ = ("_decoder", "_judged", "_witness")
+    __slots__ = ("_decoder", "_judge", "_judged", "_left", "_turn")
 
-    def __init__(self, witness: Witness) -> None:
-        self._witness = witness
-        self._decoder = zlib.decompressobj(wbits=_BY_ITSELF)
+    def __init__(self, judge: Judge, coding: str) -> None:
+        self._judge = judge
+        self._decoder = zlib.decompressobj(wbits=_BY_ITSELF) if coding else None
         self._judged = True
+        self._left = MAX_SEEN
+        self._turn = TURN
 
     @property
     def cut(self) -> bool:
-        """Whether the decoded text cannot be all of it."""
-        return self._judged and self._witness.cut
+        """Whether the text cannot be all of it; to be asked at its end."""
+        return self._judged and self._judge.cut
 
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes as they came."""
+    async def feed(self, data: bytes) -> None:
+        """Take the next bytes as they came; everybody else has a turn now and then."""
         if not self._judged:
             return
-        left = _MOST
         try:
-            for plain in self._decoded(data):
-                self._witness.feed(plain)
-                left -= len(plain)
-                if left < 0:
-                    self._judged = False
-                    return
+            for plain in self._pieces(data):
+                # Reads that need not wait leave nobody a turn either: it is theirs together.
+                if len(plain) > self._turn:
+                    self._turn = TURN
+                    await asyncio.sleep(0)
+                self._turn -= len(plain)
+                self._judge.feed(plain)
         except zlib.error:
             self._judged = False
 
-    def _decoded(self, data: bytes) -> Iterator[bytes]:
-        """The plain text, piece by piece; a body may be several compressed ones in a row."""
+    def _pieces(self, data: bytes) -> Iterator[bytes]:
+        """The text, piece by piece, as long as it is to be judged."""
+        if self._decoder is None:
+            for start in range(0, len(data), TURN):
+                yield data[start : start + TURN]
+            return
+        for plain in self._decoded(data, self._decoder):
+            self._left -= len(plain)
+            if self._left < 0:
+                self._judged = False
+                return
+            yield plain
+
+    def _decoded(self, data: bytes, decoder: zlib._Decompress) -> Iterator[bytes]:
+        """The text; a body may be several compressed ones in a row."""
         while True:
-            plain = self._decoder.decompress(data, _PIECE)
+            plain = decoder.decompress(data, TURN)
             if plain:
                 yield plain
-            if self._decoder.eof:
-                data = self._decoder.unused_data
-                self._decoder = zlib.decompressobj(wbits=_BY_ITSELF)
+            if decoder.eof:
+                data = decoder.unused_data
+                decoder = self._decoder = zlib.decompressobj(wbits=_BY_ITSELF)
             else:
-                data = self._decoder.unconsumed_tail
-            if not data and len(plain) < _PIECE:
+                data = decoder.unconsumed_tail
+            if not data and len(plain) < TURN:
                 return

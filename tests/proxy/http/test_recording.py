@@ -250,3 +250,17 @@ def test_memory_comes_back_to_nothing(
         assert recording.pieces() == []
 
     asyncio.run(run())
+
+
+async def test_its_last_bytes_are_known() -> None:
+    """Also of an answer that is not kept, and when its end is taken back."""
+    recording, _ = made(most=10)
+    assert recording.tail == b""
+    await put(recording, b"data: one\n\n", b"data: two\n\n")
+    recording.forget()
+    assert recording.pieces() == []
+    assert recording.tail == b"wo\n\n"
+    await recording.write(b"data: half")
+    assert recording.tail == b"half"
+    recording.withdraw()
+    assert recording.tail == b"wo\n\n"

@@ -20,7 +20,7 @@ from steer_proxy.engine.config import Config
 from steer_proxy.engine.hold import Hold
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.call import Call
-from steer_proxy.http.replies import answer_head, own_lines, tell
+from steer_proxy.http.replies import answer_head, between_events, own_lines, tell
 from tests.support.calls import TRACE, make_call
 from tests.support.sidecar import configure
 
@@ -242,3 +242,29 @@ class TestTelling:
             "request-1 /chat/chat/completions: truncated in 1.00 s [home ok 200]",
             "request-1 /chat/chat/completions: steer_upstream_unreachable in 1.00 s [home connect]",
         ]
+
+
+@pytest.mark.parametrize(
+    ("tail", "between"),
+    [
+        (b"", True),
+        (b"{}\n\n", True),
+        (b"\r\n\r\n", True),
+        (b"}\n\r\n", True),
+        (b"{}\r\r", True),
+        (b": {}", False),
+        (b"{}\r\n", False),
+        (b'"}}\n', False),
+    ],
+)
+def test_where_an_event_may_follow(tail: bytes, between: bool) -> None:
+    """Behind an empty line, with whichever line ends."""
+    assert between_events("text/event-stream; charset=utf-8", tail) is between
+
+
+@pytest.mark.parametrize(
+    ("tail", "between"), [(b"", False), (b"[", False), (b'"hel', False), (b'"}\n}', True)]
+)
+def test_where_an_element_may_follow(tail: bytes, between: bool) -> None:
+    """In an array one must have gone before."""
+    assert between_events("application/json", tail) is between
