@@ -28,6 +28,7 @@ from steer_proxy.ledger.values import (
     CallRow,
     Finish,
     Purge,
+    Purged,
     Ref,
 )
 from tests.ledger_contract.make import call, chunks, claim, ref
@@ -726,6 +727,34 @@ async def test_a_process_with_a_wrong_clock_purges_nothing(postgres_url: str) ->
             kept = ("requests", "attempts", "breaker_events", "owners")
             assert [name for name in kept if await subject.rows(name)] == tables
             wrong = Purge(now + 60 * day, age_us=0)
+
+
+async def test_a_server_with_a_wrong_clock_frees_no_key(postgres_url: str) -> None:
+    """A key whose time is over only by the server's clock, 25 hours ahead, keeps its answer."""
+    async with opened(postgres_url) as subject:
+        right, wish, later = subject.ledger, claim(subject, sent=True), claim(subject)
+        assert await right.claim(wish) is None
+        row = ended(subject, wish.row)
+        done = Finish(ref(wish), State.COMPLETED, row, chunks(wish, b"answer"))
+        assert await right.finish(done)
+        await subject.advance(25 * 3_600)
+        behind = PostgresLedger(Postgres(postgres_url), lambda: time.time() - 25 * 3_600)
+        purge = Purge(subject.now_us() - 86_400_000_000)
+        try:
+            found = await behind.find("scope-1")
+            assert found is not None
+            assert not found.expired
+            followed = (await behind.follow(wish.row.id, -1, 1)).record
+            assert followed is not None
+            assert not followed.expired
+            assert await behind.purge(purge) == Purged()
+            assert await behind.take_over(later, found) == found
+        finally:
+            await behind.close()
+        found = await right.find("scope-1")
+        assert found is not None
+        assert found.expired
+        assert (await right.purge(purge)).keys == 1
 
 
 async def test_a_purge_waits_for_nobody(postgres_url: str) -> None:

@@ -23,8 +23,8 @@ NOWHERE = "postgresql://u:hunter2@127.0.0.1:1/d"
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home without certificates, and an environment without options."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("MODE", "ROOTCERT", "CRL", "CERT", "KEY"):
-        monkeypatch.delenv(f"PGSSL{name}", raising=False)
+    for name in ("SSLMODE", "SSLROOTCERT", "SSLCRL", "SSLCERT", "SSLKEY", "SERVICE", "HOST"):
+        monkeypatch.delenv(f"PG{name}", raising=False)
     return tmp_path
 
 
@@ -43,6 +43,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("?sslcert=/none.crt", "sslcert=/none.crt cannot be read"),
         ("?sslmode=require&sslcert=/dev/null&sslkey=/none", "sslkey=/none cannot be read"),
         ("?sslmode=require&sslcrl=/none.crl", "sslcrl=/none.crl cannot be read"),
+        ("?sslkey=/none", None),
+        ("?service=s&sslmode=verify-full", None),
+        ("?servicefile=/none&sslcert=/none.crt", None),
     ],
 )
 def test_files(options: str, problem: str | None) -> None:
@@ -60,6 +63,38 @@ def test_places_of_libpq(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tls_problem(NOWHERE + "?sslmode=verify-full") is None
     monkeypatch.setenv("PGSSLROOTCERT", "/none.crt")
     assert "sslrootcert=/none.crt" in str(tls_problem(NOWHERE + "?sslmode=verify-full"))
+
+
+@pytest.mark.parametrize(
+    ("url", "environment", "refused"),
+    [
+        ("postgresql:///d?host=/run/postgresql", {}, False),
+        ("postgresql://%2Frun%2Fpostgresql/d", {}, False),
+        ("postgresql://u:p@/d", {"PGHOST": "/run/postgresql"}, False),
+        ("postgresql:///d?host=/run/postgresql&sslmode=prefer", {}, True),
+        ("postgresql:///d?host=/run/postgresql", {"PGSSLMODE": "prefer"}, True),
+        ("postgresql:///d?host=/run/postgresql,localhost", {}, True),
+        ("postgresql://u@h/d?host=/run/postgresql", {}, True),
+        ("postgresql:///d", {}, True),
+    ],
+)
+def test_no_files_for_sockets(
+    monkeypatch: pytest.MonkeyPatch, url: str, environment: dict[str, str], refused: bool
+) -> None:
+    """TLS is not for Unix sockets, unless it is asked for."""
+    monkeypatch.setenv("PGSSLCERT", "/none.crt")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (tls_problem(url) is not None) is refused
+
+
+def test_no_key_without_a_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver reads a key for a certificate alone, and what a service has is its to find."""
+    monkeypatch.setenv("PGSSLKEY", "/none")
+    assert tls_problem(NOWHERE) is None
+    assert tls_problem(NOWHERE + "?sslcert=/dev/null") is not None
+    monkeypatch.setenv("PGSERVICE", "s")
+    assert tls_problem(NOWHERE + "?sslcert=/dev/null") is None
 
 
 async def test_a_ledger_says_so() -> None:

@@ -28,4 +28,4 @@ def open_ledger(url: str, wall: Callable[[], float]) -> Ledger:
         case Postgres() as address:
             from steer_proxy.ledger.postgres import PostgresLedger
 
-            return PostgresLedger(address)
+            return PostgresLedger(address, wall)

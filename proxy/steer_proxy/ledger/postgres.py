@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -58,9 +59,10 @@ if TYPE_CHECKING:
 
 
 class PostgresLedger:
-    """A ledger in a PostgreSQL database."""
+    """A ledger in a PostgreSQL database; `wall` gives Unix seconds."""
 
-    def __init__(self, address: Postgres) -> None:
+    def __init__(self, address: Postgres, wall: Callable[[], float] = time.time) -> None:
+        self._wall = wall
         self._pool = Pool(address.dsn, self._greet, pooled=not address.prepared)
         self._news = News(self._pool)
         self._secret: bytes | None = None
@@ -165,6 +167,7 @@ class PostgresLedger:
             "old_owner": found.owner_id,
             "old_state": found.state.value,
             "old_now_us": found.now_us,
+            "wall_us": self._wall_us(),
         }
         arguments = sql.TAKE_OVER.arguments({**named(row), **old})
         for _ in range(2):
@@ -233,7 +236,7 @@ class PostgresLedger:
 
     async def find(self, scope: str) -> Record | None:
         """See the protocol."""
-        rows = await self._fetch(sql.FIND, scope=scope)
+        rows = await self._fetch(sql.FIND, scope=scope, wall_us=self._wall_us())
         return _record(rows[0]) if rows else None
 
     async def answer(self, id: str, first: int = 0) -> StoredAnswer | None:  # noqa: A002
@@ -260,7 +263,8 @@ class PostgresLedger:
 
     async def follow(self, id: str, after: int, limit: int) -> Following:  # noqa: A002
         """See the protocol. One statement."""
-        rows = await self._fetch(sql.FOLLOW, id=id, after=after, limit=limit)
+        wall_us = self._wall_us()
+        rows = await self._fetch(sql.FOLLOW, id=id, after=after, limit=limit, wall_us=wall_us)
         if not rows:
             return Following(None, None, None)
         head = rows[0]
@@ -301,9 +305,12 @@ class PostgresLedger:
 
     async def purge(self, purge: Purge) -> Purged:
         """See the protocol. Some short statements."""
-        return await purge_slice(self._fetch, purge)
+        return await purge_slice(self._fetch, purge, self._wall_us())
 
     # --- Inside ---------------------------------------------------------------------------------
+
+    def _wall_us(self) -> int:
+        return int(self._wall() * MICROSECONDS)
 
     async def _greet(self, connection: Connection) -> None:
         """Look at the ledger that a new connection leads to."""

@@ -21,10 +21,11 @@ class Fetch(Protocol):
         ...
 
 
-async def purge_slice(fetch: Fetch, purge: Purge) -> Purged:
-    """Remove a slice, by some short statements, each of one kind of rows."""
+async def purge_slice(fetch: Fetch, purge: Purge, wall_us: int) -> Purged:
+    """Remove a slice, by some short statements, each of one kind of rows; keys expire by `wall_us`,
+    the time of who purges, too."""
     limit, old = purge.limit, {"before_us": purge.before_us, "age_us": purge.age_us}
-    (expired,) = await fetch(sql.EXPIRE, limit=limit)
+    (expired,) = await fetch(sql.EXPIRE, limit=limit, wall_us=wall_us)
     evicted = await _evict(fetch, purge)
     (calls,) = await fetch(sql.PURGE_CALLS, limit=limit, **old)
     others = []

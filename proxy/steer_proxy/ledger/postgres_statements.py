@@ -1,8 +1,10 @@
 """What the ledger asks of PostgreSQL: one autocommit statement for each thing it does.
 
-Time is always the database's: processes need not agree on theirs. Where a statement changes several
-rows, it does so with data-modifying CTEs: they are one transaction without a lock held over a round
-trip. PostgreSQL runs such a CTE before whatever reads from it.
+Time is the database's: processes need not agree on theirs. But what cannot be taken back, that a
+key's time is over or a row is old, must be so by the clock of who asks, too: any one may be wrong.
+Where a statement changes several rows, it does so with data-modifying CTEs: they are one
+transaction without a lock held over a round trip. PostgreSQL runs such a CTE before whatever reads
+from it.
 """
 # ruff: noqa: S608 - columns and states are ours; what comes from outside is a parameter
 
@@ -38,6 +40,12 @@ _ALIVE: Final = f"""EXISTS (
 _JSON: Final = frozenset({"labels"})
 
 
+def _expired(now: str) -> str:
+    """Whether a record's time is over: a database whose clock is a day ahead would free all keys,
+    and have their calls paid twice."""
+    return f"expires_us <= LEAST({now}, :wall_us::bigint)"
+
+
 #: A row that is looked up by its id. `idem_live = 1` would say the same, and offer the planner the
 #: indexes of live rows, which it finds small, and reads from end to end.
 _LIVE: Final = "idem_live IS NOT NULL"
@@ -48,9 +56,10 @@ def _common(text: str) -> str:
     return text.replace(":now", _NOW).replace("AND idem_live = 1", f"AND {_LIVE}")
 
 
-def _timed(text: str) -> str:
+def _look(text: str) -> str:
     """A look at a record that tells the time it was found at."""
-    return text.replace("\nFROM requests", ", :now AS now_us\nFROM requests")
+    told = text.replace("\nFROM requests", ", :now AS now_us\nFROM requests")
+    return told.replace("expires_us <= :now", _expired(_NOW)).replace(":now", _NOW)
 
 
 def _columns(row: type[Row | ChunkRow]) -> str:
@@ -166,7 +175,7 @@ gone AS (
         AND idem_state = :old_state
         AND CASE
             WHEN {_RUNNING} THEN NOT EXISTS (SELECT 1 FROM holder WHERE lease_until_us > {_JUDGED})
-            ELSE idem_state = 'uncertain' OR coalesce(expires_us <= {_NOW}, FALSE)
+            ELSE idem_state = 'uncertain' OR coalesce({_expired(_NOW)}, FALSE)
         END
     RETURNING id
 ),
@@ -177,7 +186,7 @@ ON CONFLICT (idem_scope) WHERE idem_live = 1 DO NOTHING RETURNING id
 """)
 
 #: A key's live record.
-FIND: Final = numbered(_timed(common.FIND).replace(":now", _NOW))
+FIND: Final = numbered(_look(common.FIND))
 
 #: Whether a row is there at all.
 EXISTS: Final = numbered("SELECT 1 FROM requests WHERE id = :id")
@@ -272,7 +281,7 @@ SELECT head.id, head.idem_epoch, head.idem_state, head.idem_fp, head.owner_id, h
     head.upstream, head.keyring_id, head.now_us,
     CASE WHEN row_number() OVER (ORDER BY c.seq) = 1 THEN head.resp_headers END AS resp_headers,
     {", ".join(f"c.{name}" for name in ChunkRow._fields)}
-FROM ({_common(_timed(common.FIND_ROW))}) AS head
+FROM ({_look(common.FIND_ROW)}) AS head
 LEFT JOIN ({common.CHUNKS}) AS c ON TRUE
 ORDER BY c.seq
 """)
@@ -322,7 +331,7 @@ _DROPPED: Final = """(SELECT count(*) FROM dropped) AS chunks,
 EXPIRE: Final = numbered_once(f"""
 WITH over AS (
     SELECT id FROM requests
-    WHERE idem_live = 1 AND expires_us <= {_BEGUN} AND NOT ({_RUNNING} AND {_ALIVE})
+    WHERE idem_live = 1 AND {_expired(_BEGUN)} AND NOT ({_RUNNING} AND {_ALIVE})
     ORDER BY expires_us LIMIT :limit FOR UPDATE SKIP LOCKED
 ),
 freed AS (

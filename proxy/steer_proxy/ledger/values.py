@@ -272,8 +272,9 @@ class Ref:
 @dataclass(frozen=True, slots=True)
 class Record:
     """A key's live record, as found. `lapsed` and `expired` by the ledger's own time (whether a
-    lapse counts, `Bookkeeper.judged` says); from `cost_nusd` on what its row says of the call, for
-    the rows of duplicates."""
+    lapse counts, `Bookkeeper.judged` says), `expired` in a ledger that several share by the time of
+    who looks, too; from `cost_nusd` on what its row says of the call, for the rows of duplicates.
+    """
 
     id: str
     epoch: int
