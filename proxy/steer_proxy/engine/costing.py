@@ -7,7 +7,8 @@ rows are on their way to the ledger.
 A row comes with the provider's own counts, its upstream and its model. A cost is *reported* when it
 follows from such counts and a known price. It is *estimated* when the attempt failed and may have
 been billed all the same: from what was counted until then, else as budgets estimate, from the size
-of the request. Everything else is *unknown*, and its cost NULL, never zero.
+of the request; or when it went well, but its completion was streamed and not counted.
+Everything else is *unknown*, and its cost NULL, never zero.
 """
 
 from __future__ import annotations
@@ -389,7 +390,9 @@ class Tariff:
 
 def _quote(rates: Iterable[Rate], usage: Usage, source: str, *, at_once: bool = False) -> Quote:
     """What it cost. Where the price of something special in it is not known, it is estimated: as if
-    there were only plain tokens."""
+    there were only plain tokens. So it is where a completion came that nobody counted."""
+    if usage.output is None and usage.streamed:
+        usage, source = usage._replace(output=usage.streamed), _ESTIMATED
     cost = _cost(rates, usage, at_once=at_once)
     if cost is None and usage.special is not None:
         cost, source = _cost(rates, usage._replace(special=None), at_once=at_once), _ESTIMATED

@@ -387,6 +387,25 @@ def test_what_is_not_counted_of_waste_is_estimated(
     assert tariff.quote(sale, "home", "gpt-4o", usage, wasted=True) == (cost, "estimated")
 
 
+@pytest.mark.parametrize(
+    ("usage", "cost", "source"),
+    [
+        pytest.param(Usage(800, streamed=30), 800 * 2_500 + 30 * 10_000, "estimated", id="came"),
+        pytest.param(Usage(800, streamed=0), 800 * 2_500, "reported", id="nothing came"),
+        pytest.param(Usage(800, None, 7), 800 * 2_500 + 7 * 10_000, "reported", id="counted"),
+    ],
+)
+def test_a_good_stream_that_did_not_count_its_completion(
+    config: Config, usage: Usage, cost: int, source: str
+) -> None:
+    """It had one, which is not free: by what came, and no report of the provider's."""
+    costing = Costing(config)
+    tariff = costing.tariff(config.revision)
+    sale = Sale("route", "chat.completions", 4000, None)
+    assert tariff.quote(sale, "home", "gpt-4o", usage) == (cost, source)
+    assert costing.at_once(config.revision, "home", "gpt-4o", None, usage) == (cost, source)
+
+
 def test_waste_without_a_size_is_not_known(config: Config) -> None:
     """As far as it was counted it is, though."""
     tariff = Costing(config).tariff(config.revision)
