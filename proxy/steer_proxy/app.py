@@ -157,6 +157,7 @@ class Sidecar:
             sealer=sealer,
             references={key.id: key.secret.reference for key in database.encryption},
             price=costing.priced,
+            forget=costing.forget,
             redact=redact,
         )
 

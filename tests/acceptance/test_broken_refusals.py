@@ -175,3 +175,29 @@ async def test_an_earlier_attempt_may_have_been_executed_all_the_same(tmp_path: 
         ((row, attempts),) = await logged(parties)
         assert [each.executed for each in attempts] == ["maybe", "no"]
         assert row.idem_state == "uncertain"
+
+
+@pytest.mark.parametrize("keyed", [True, False], ids=["keyed", "without a key"])
+async def test_a_whole_refusal_is_told_before_one_that_broke(
+    tmp_path: Path, *, keyed: bool
+) -> None:
+    """The provider's own words came first, and the ends of its later ones never."""
+    thrice = {"retry": {"max_attempts": 3}}
+    cut = faults.status(500) | faults.cut_after(bytes=20, how="close")
+    async with world(tmp_path, fallback=False, route=thrice) as parties:
+        parties.primary.then(faults.status(500), cut, cut)
+        reply = await parties.ask(headers=key() if keyed else {})
+        assert len(parties.primary.attempts) == 3
+        assert (reply.status, reply.cut) == (500, False)
+        assert reply.json["error"].get("code") != "steer_upstream_broken"
+
+
+async def test_a_fallbacks_whole_refusal_is_told_before_a_broken_one(tmp_path: Path) -> None:
+    """Though the primary's would stand for all, had it come."""
+    async with world(tmp_path) as parties:
+        cut = faults.cut_after(bytes=20, how="close")
+        parties.primary.always(faults.status(500) | cut)
+        parties.fallback.always(faults.status(500))
+        reply = await parties.ask()
+        assert (reply.status, reply.headers["X-Steer-Upstream"]) == (500, "fallback")
+        assert reply.json["error"].get("code") != "steer_upstream_broken"

@@ -33,6 +33,10 @@ class Answer(Protocol):
     def status(self) -> int | None:
         """The HTTP status; None when no answer head came."""
 
+    @property
+    def broken(self) -> bool:
+        """Whether it was cut, and little more than its status can be told."""
+
     async def discard(self) -> None:
         """Let go of everything it holds. Idempotent."""
 

@@ -47,7 +47,8 @@ class Bookkeeper:
 
     `start` opens the ledger, `stop` writes what waits and closes it; `async with` does both.
     `references` says, for messages, where each of the sealer's keys is kept. `price` puts costs on
-    rows that lack them before they are written, in a thread; `redact` see `Redaction`.
+    rows that lack them before they are written, in a thread; `forget` hears of those that will not
+    be priced again; `redact` see `Redaction`.
 
     Attributes:
         owner: this process's id among the ledger's owners.
@@ -57,7 +58,7 @@ class Bookkeeper:
         on_lost: is told those of them that the ledger does not have as its own any more.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it keeps a ledger with, each by name
         self,
         ledger: Ledger,
         terms: LedgerTerms,
@@ -67,6 +68,7 @@ class Bookkeeper:
         sealer: Sealer | None = None,
         references: Mapping[str, str] | None = None,
         price: Price | None = None,
+        forget: Callable[[Sequence[CallRow]], None] | None = None,
         redact: Redact | None = None,
     ) -> None:
         self.ledger: Final = ledger
@@ -92,7 +94,7 @@ class Bookkeeper:
             on_lost=lambda lost: self.on_lost(lost),  # noqa: PLW0108
             admit=self._keys.ensure,
         )
-        self._queue = LogQueue(ledger, clock, self._reach, terms.queue, self._prepare)
+        self._queue = LogQueue(ledger, clock, self._reach, terms.queue, self._prepare, forget)
         self._purger = Purger(ledger, terms, clock)
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -109,7 +109,7 @@ class Best(Generic[A]):
     candidate: Candidate | None = None
     retry_at: float | None = None
     uncertain: bool = False
-    _rank: int = field(default=0)
+    _merit: tuple[bool, int] = field(default=(False, 0))
 
     async def offer(
         self, answer: A, candidate: Candidate, policy: UpstreamPolicy, index: int, now: float
@@ -117,11 +117,13 @@ class Best(Generic[A]):
         """Keep an answer if it is at least as good as the one held; discard the other."""
         verdict = answer.verdict
         rank = 0 if answer.status is None else _rank(verdict.failure, policy, index)
-        if rank == 0 or rank < self._rank:
+        # Of one that was cut only the status can be told: it stands back behind any whole one.
+        merit = (not answer.broken, rank)
+        if rank == 0 or merit < self._merit:
             await answer.discard()
             return
         await self.discard()
-        self.answer, self.candidate, self._rank = answer, candidate, rank
+        self.answer, self.candidate, self._merit = answer, candidate, merit
         self.retry_at = None if verdict.hint is None else now + verdict.hint.seconds
 
     async def discard(self) -> None:

@@ -1,17 +1,20 @@
 """What calls cost, put on their rows.
 
 A price that was looked up before is put on when a row is made: that takes a microsecond. A first
-look-up takes its time, and happens off the hot path, when rows are on their way to the ledger.
+look-up takes its time, as does most of what is billed apart, and both happen off the hot path, when
+rows are on their way to the ledger.
 
 A row comes with the provider's own counts, its upstream and its model. A cost is *reported* when it
 follows from such counts and a known price. It is *estimated* when the attempt failed and may have
 been billed all the same: from what was counted until then, else as budgets estimate, from the size
-of the request. Everything else is *unknown*, and its cost NULL, never zero.
+of the request; or when it went well, but its completion was streamed and not counted.
+Everything else is *unknown*, and its cost NULL, never zero.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
@@ -23,15 +26,16 @@ from steer_policies.config import ModelFacts
 from steer_policies.dialects.base import Usage
 from steer_policies.outcome import Executed
 from steer_proxy.engine.config import Config
-from steer_proxy.engine.prices import MAX_REMEMBERED, GenaiPrices, Rate
+from steer_proxy.engine.prices import MAX_REMEMBERED, GenaiPrices, Rate, TakesTime
 from steer_proxy.ledger.values import NANO_USD, AttemptRow, Batch, CallRow, only_attempt
 
 #: Configuration revisions whose prices are remembered: rows are priced about a second after their
 #: call, so the one before the newest is as far back as they usually reach.
 MAX_REVISIONS: Final = 4
 
-#: Calls of which more is remembered than their rows say, until those are priced: a second or so.
-MAX_UNTOLD: Final = 4096
+#: Calls of which more is remembered than their rows say, until those are written, beside as many as
+#: the log's queue holds: those with a key, which are written by themselves.
+MAX_UNTOLD: Final = 1024
 
 #: The largest cost that is believed, in nano-dollars: nine million dollars. An absurd count must
 #: not cost a row, as no column holds more than 2^63, nor make sums of columns overflow.
@@ -97,7 +101,9 @@ class Costing:
     def __init__(self, config: Config) -> None:
         self._tables: dict[str, Tariff] = {}
         self._newest: Tariff
-        self._untold: dict[str, Untold] = {}
+        # Of this kind, since a thread may look while the first is taken out: it takes no iterator.
+        self._untold: OrderedDict[str, Untold] = OrderedDict()
+        self._most_untold = MAX_UNTOLD + config.ledger.queue  # which a reload leaves as it is
         self.reconfigure(config)
 
     def reconfigure(self, config: Config) -> None:
@@ -117,9 +123,15 @@ class Costing:
         }
         if bound is None and not more:
             return
-        while len(self._untold) >= MAX_UNTOLD:
-            del self._untold[next(iter(self._untold))]
+        while len(self._untold) >= self._most_untold:
+            self._untold.popitem(last=False)
         self._untold[call] = Untold(bound, more)
+
+    def forget(self, calls: Iterable[CallRow]) -> None:
+        """These rows are written, or never will be. Not before: they may be priced again."""
+        if self._untold:
+            for call in calls:
+                self._untold.pop(call.id, None)
 
     def priced(self, batch: Batch) -> Batch:
         """The batch with its costs. For a thread: the first look at prices takes 140 ms.
@@ -139,16 +151,19 @@ class Costing:
     async def price_call(
         self, call: CallRow, attempts: Sequence[AttemptRow]
     ) -> tuple[CallRow, list[AttemptRow]]:
-        """A call's rows with their costs, for who writes them now: quick but for the first."""
+        """A call's rows with their costs, for who writes them now. Those that have none yet take
+        their time."""
         if is_priced(call):
             return call, list(attempts)
-        prices = self.tariff(call.config_rev).prices
         was_run = call.attempt_started_us is not None or any(
             attempt.executed != Executed.NO for attempt in attempts
         )
-        if was_run and not prices.loaded:
-            await asyncio.to_thread(prices.load)
-        return self._price(call, attempts)
+        if was_run:
+            found = await asyncio.to_thread(self._price, call, attempts)
+        else:
+            found = self._price(call, attempts)
+        self.forget([call])
+        return found
 
     def tariff(self, revision: str | None) -> Tariff:
         """The prices of a configuration's revision, or of the newest one where it is forgotten."""
@@ -162,11 +177,15 @@ class Costing:
         answered: str | None,
         counted: Usage,
     ) -> Quote | None:
-        """The quote of an attempt that went well, where its like was priced before; else None."""
+        """The quote of an attempt that went well, where its like was priced before; else None.
+
+        Raises:
+            TakesTime: when it is to be told off the loop.
+        """
         rates = self._tables.get(revision, self._newest).rates.get((upstream, model, answered))
         if rates is None or counted.input is None:
             return None
-        return _quote(rates, counted, _REPORTED)
+        return _quote(rates, counted, _REPORTED, at_once=True)
 
     def _price(
         self, call: CallRow, attempts: Sequence[AttemptRow]
@@ -281,8 +300,13 @@ class Tariff:
         *,
         never_run: bool = False,
         wasted: bool = False,
+        at_once: bool = False,
     ) -> Quote:
-        """What an attempt cost that asked an upstream for a model."""
+        """What an attempt cost that asked an upstream for a model.
+
+        Raises:
+            TakesTime: only when it is to be told `at_once`, which it cannot.
+        """
         if never_run or sale.operation in FREE:
             # It has provably cost nothing, whatever the price.
             return 0, None
@@ -297,8 +321,11 @@ class Tariff:
         if usage is None:
             # Without a model, it is nothing that is sold by tokens.
             return None, None if model is None else _UNKNOWN
-        rates = self._rates(upstream, model, None if wasted else sale.answered)
-        return _quote(rates, usage, source)
+        answered = None if wasted else sale.answered
+        if at_once and not self.knows(upstream, model, answered):
+            raise TakesTime
+        rates = self._rates(upstream, model, answered)
+        return _quote(rates, usage, source, at_once=at_once)
 
     def _rates(self, upstream: str, model: str | None, answered: str | None) -> tuple[Rate, ...]:
         """What may price an attempt, remembered."""
@@ -361,19 +388,21 @@ class Tariff:
         return counted
 
 
-def _quote(rates: Iterable[Rate], usage: Usage, source: str) -> Quote:
+def _quote(rates: Iterable[Rate], usage: Usage, source: str, *, at_once: bool = False) -> Quote:
     """What it cost. Where the price of something special in it is not known, it is estimated: as if
-    there were only plain tokens."""
-    cost = _cost(rates, usage)
+    there were only plain tokens. So it is where a completion came that nobody counted."""
+    if usage.output is None and usage.streamed:
+        usage, source = usage._replace(output=usage.streamed), _ESTIMATED
+    cost = _cost(rates, usage, at_once=at_once)
     if cost is None and usage.special is not None:
-        cost, source = _cost(rates, usage._replace(special=None)), _ESTIMATED
+        cost, source = _cost(rates, usage._replace(special=None), at_once=at_once), _ESTIMATED
     return _NO_PRICE if cost is None else (cost, source)
 
 
-def _cost(rates: Iterable[Rate], usage: Usage) -> int | None:
+def _cost(rates: Iterable[Rate], usage: Usage, *, at_once: bool) -> int | None:
     """Nano-dollars by the first rate that has a price for all of it; None for an absurd sum."""
     for rate in rates:
-        cost = rate(usage)
+        cost = rate(usage, at_once=at_once)
         if cost is not None:
             cost *= NANO_USD
             return round(cost) if cost <= MAX_COST else None
@@ -385,12 +414,14 @@ def _is_complete(facts: ModelFacts) -> bool:
     return None not in (facts.input_usd_per_mtok, facts.output_usd_per_mtok)
 
 
-def _declared(facts: ModelFacts, usage: Usage) -> float | None:
+def _declared(facts: ModelFacts, usage: Usage, *, at_once: bool = False) -> float | None:  # noqa: ARG001 - a Rate
     """US dollars by prices the configuration declares; they know plain tokens alone."""
     return None if _is_special(usage) else _as_far_as_declared(facts, usage)
 
 
-def _half_declared(facts: ModelFacts, others: Sequence[Rate], usage: Usage) -> float | None:
+def _half_declared(
+    facts: ModelFacts, others: Sequence[Rate], usage: Usage, *, at_once: bool = False
+) -> float | None:
     """US dollars by the only price that is declared, and by another's for the rest."""
     if _is_special(usage):
         return None
@@ -400,11 +431,11 @@ def _half_declared(facts: ModelFacts, others: Sequence[Rate], usage: Usage) -> f
     if by_prompt and not usage.output:
         return known
     for other in others:
-        prompt = other(usage._replace(output=0))
+        prompt = other(usage._replace(output=0), at_once=at_once)
         if prompt is not None and not by_prompt:
             return known + prompt
         # A completion may cost the more, the longer its prompt is.
-        if prompt is not None and (whole := other(usage)) is not None:
+        if prompt is not None and (whole := other(usage, at_once=at_once)) is not None:
             return known + whole - prompt
     return None
 

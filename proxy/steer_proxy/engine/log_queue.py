@@ -58,7 +58,8 @@ Make = Callable[[], tuple[CallRow, Sequence[AttemptRow]]]
 class LogQueue:
     """Rows on their way to the ledger: at most `bound` of them, about in the order they came.
 
-    `prepare` is applied to each batch before it is written. While nothing waits, nothing runs.
+    `prepare` is applied to each batch before it is written, and `done` hears of its calls when it
+    is, or never will be. While nothing waits, nothing runs.
 
     Attributes:
         queued: rows that wait or are being written.
@@ -74,12 +75,14 @@ class LogQueue:
         reach: Reach,
         bound: int,
         prepare: Callable[[Batch], Awaitable[Batch]] | None = None,
+        done: Callable[[Sequence[CallRow]], None] | None = None,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._reach = reach
         self._bound = bound
         self._prepare = prepare
+        self._done = done
         self._items: deque[Item] = deque()
         self._unmade: list[Make] = []
         self._most = BATCH
@@ -213,8 +216,10 @@ class LogQueue:
     async def _write(self, items: list[Item]) -> bool:
         """Write a batch; False when the ledger is away. What was not written waits again."""
         rows, done = self._flying, False
+        calls: Sequence[CallRow] = ()
         try:
             batch = _batch(items)
+            calls = batch.calls
             if self._prepare is not None:
                 batch = await self._prepare(batch)
             await self._ledger.write(batch)
@@ -244,6 +249,8 @@ class LogQueue:
             self._flying = 0
             if done:
                 self.queued -= rows
+                if self._done is not None:
+                    self._done(calls)
             else:
                 self._items.extendleft(reversed(items))
         return True

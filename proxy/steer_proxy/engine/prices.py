@@ -10,10 +10,10 @@ server, a gateway of one's own) has no price unless the configuration declares o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from steer_policies.dialects.base import Special, Usage
 
@@ -36,9 +36,24 @@ _NEEDED: Final = {
     "cache_write_1h_tokens": "cache_write_1h_mtok",
 }
 
-Rate = Callable[[Usage], float | None]
-"""US dollars for what a provider counted, of which either prompt or completion must be known; None
-when the price does not go with the count, or with something special in it."""
+#: What `_Flat` has prices for beside plain tokens.
+_WRITES: Final = frozenset({"cache_write_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens"})
+
+
+class TakesTime(Exception):
+    """Only the package can tell a price: its 75 to 330 us are too many for an event loop."""
+
+
+class Rate(Protocol):
+    """What a model costs, by what was counted."""
+
+    def __call__(self, usage: Usage, *, at_once: bool = False) -> float | None:
+        """US dollars for what a provider counted, of which either prompt or completion must be
+        known; None when the price does not go with the count, or with something special in it.
+
+        Raises:
+            TakesTime: only when it is to be told `at_once`, which it cannot.
+        """
 
 
 class GenaiPrices:
@@ -114,7 +129,7 @@ class GenaiPrices:
 
 class _Price:
     """What one model costs. `_flat` serves where prices do not depend on size or time: asking the
-    package takes 75 us, multiplying nothing."""
+    package takes 75 us, and 330 where something is special; multiplying takes one."""
 
     __slots__ = ("_flat", "_info", "_provider")
 
@@ -123,18 +138,20 @@ class _Price:
         self._info = info
         self._flat = None if info is None else _flat(info)
 
-    def of(self, usage: Usage) -> float | None:
+    def of(self, usage: Usage, *, at_once: bool = False) -> float | None:
         """See `Rate`."""
         special = usage.special
-        if special is None:
-            if self._flat is not None and (cost := self._flat.of(usage)) is not None:
-                return cost
-        elif special.usd is not None and self._provider.id == _CHARGES:
-            return special.usd
-        elif special.unpriced:
-            return None
+        if special is not None:
+            if special.usd is not None and self._provider.id == _CHARGES:
+                return special.usd
+            if special.unpriced:
+                return None
+        if self._flat is not None and (cost := self._flat.of(usage)) is not None:
+            return cost
         if self._info is None:
             return None
+        if at_once:
+            raise TakesTime
         from genai_prices import Usage as Counted
 
         counts = {} if special is None else dict(special.counts)
@@ -174,12 +191,15 @@ class _Price:
 class _Flat(NamedTuple):
     """Dollars per million tokens; None where the price list names no such price.
 
-    They hold for prompts of up to `upto` tokens: longer ones are dearer with some models.
+    They hold for prompts of up to `upto` tokens: longer ones are dearer with some models. `written`
+    is for what goes into the cache, `lasting` for what stays there for an hour.
     """
 
     prompt: float
     cached: float | None
     completion: float | None
+    written: float | None
+    lasting: float | None
     upto: float
 
     def of(self, usage: Usage) -> float | None:
@@ -189,21 +209,59 @@ class _Flat(NamedTuple):
             return None
         if (cached and self.cached is None) or (output and self.completion is None):
             return None
-        total = (prompt - cached) * self.prompt + cached * (self.cached or 0.0)
-        return (total + output * (self.completion or 0.0)) / 1e6
+        total = cached * (self.cached or 0.0) + output * (self.completion or 0.0)
+        plain = prompt - cached
+        if usage.special is not None:
+            counts = dict(usage.special.counts)
+            if usage.special.context or not counts.keys() <= _WRITES:
+                return None
+            written = counts.get("cache_write_tokens", 0)
+            lasting = counts.get("cache_write_1h_tokens", 0)
+            if written > plain or counts.get("cache_write_5m_tokens", 0) + lasting > written:
+                return None
+            if (written and self.written is None) or (lasting and self.lasting is None):
+                return None
+            total += (written - lasting) * (self.written or 0.0) + lasting * (self.lasting or 0.0)
+            plain -= written
+        return (total + plain * self.prompt) / 1e6
+
+
+_FLAT: Final = (
+    "input_mtok",
+    "cache_read_mtok",
+    "output_mtok",
+    "cache_write_mtok",
+    "cache_write_1h_mtok",
+)
 
 
 def _flat(info: types.ModelInfo) -> _Flat | None:
-    listed = info.prices
-    if getattr(listed, "requests_kcount", None) is not None:
+    listed = _lasting(info)
+    if listed is None or getattr(listed, "requests_kcount", None) is not None:
         return None  # each request has a price of its own
     upto = math.inf
     found: list[float | None] = []
-    for name in ("input_mtok", "cache_read_mtok", "output_mtok"):
+    for name in _FLAT:
         price: Any = getattr(listed, name, None)
         if price is not None and not isinstance(price, Decimal):
             upto = min([upto, *(tier.start for tier in price.tiers)])
             price = price.base
         found.append(None if price is None else float(price))
-    prompt, cached, completion = found
-    return None if prompt is None else _Flat(prompt, cached, completion, upto)
+    prompt, cached, completion, written, lasting = found
+    if getattr(listed, "cache_write_5m_mtok", None) is not None:
+        written = lasting = None  # nobody has one yet
+    return None if prompt is None else _Flat(prompt, cached, completion, written, lasting, upto)
+
+
+def _lasting(info: types.ModelInfo) -> types.ModelPrice | None:
+    """A model's prices, if the list knows of no hour and no coming day with others."""
+    from genai_prices.types import ModelPrice, StartDateConstraint
+
+    if isinstance(info.prices, ModelPrice):
+        return info.prices
+    now = datetime.now(UTC)
+    for each in info.prices:
+        since = each.constraint
+        if since is not None and not (isinstance(since, StartDateConstraint) and since.active(now)):
+            return None
+    return info.get_prices(now)

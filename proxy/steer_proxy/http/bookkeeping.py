@@ -24,6 +24,7 @@ from steer_proxy.engine.attempt import AttemptRecord, Problem
 from steer_proxy.engine.clock import Clock, new_id
 from steer_proxy.engine.conclusion import Settled, Spent
 from steer_proxy.engine.costing import Costing, Sale, Tariff, total
+from steer_proxy.engine.prices import TakesTime
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.call import Call
 from steer_proxy.http.counting import count
@@ -258,14 +259,16 @@ class CallLog:
         if self._costing is None:
             return _NO_PRICE
         revision = call.config.revision
-        quote = self._costing.at_once(revision, only.upstream, only.model, answered, usage)
-        if quote is None:
-            tariff = self._costing.tariff(revision)
-            if not tariff.knows(only.upstream, only.model, answered):
-                self._costing.remember(row, None, {only.number: usage})
-                return _NO_PRICE
-            sale = Sale(call.route.name, call.facts.operation, call.size, answered)
-            quote = tariff.quote(sale, only.upstream, only.model, usage)
+        try:
+            quote = self._costing.at_once(revision, only.upstream, only.model, answered, usage)
+            if quote is None:
+                sale = Sale(call.route.name, call.facts.operation, call.size, answered)
+                quote = self._costing.tariff(revision).quote(
+                    sale, only.upstream, only.model, usage, at_once=True
+                )
+        except TakesTime:
+            self._costing.remember(row, None, {only.number: usage})
+            return _NO_PRICE
         cost, source = quote
         return cost, source, 0
 
@@ -279,17 +282,17 @@ class CallLog:
         """A row for each attempt `of` a call, and what they cost together, as `_price` has it."""
         if not records:  # it was served by another call, or never made
             return [], *(_NO_PRICE if self._costing is None else _NO_COST)
-        tariff = None
-        if self._costing is not None:
-            tariff = self._costing.tariff(call.config.revision)
-            if not all(tariff.knows(each.upstream, each.model, answered) for each in records):
-                counted = {each.number: each.trace.usage for each in records}
-                self._costing.remember(of[0], call.facts.max_tokens, counted)
-                tariff = None
         facts = call.facts
         sale = Sale(call.route.name, facts.operation, call.size, answered, facts.max_tokens)
-        attempts = [self._attempt(call, each, of, tariff, sale) for each in records]
-        return attempts, *(_NO_PRICE if tariff is None else total(attempts))
+        if self._costing is not None:
+            tariff = self._costing.tariff(call.config.revision)
+            try:
+                attempts = [self._attempt(call, each, of, tariff, sale) for each in records]
+                return attempts, *total(attempts)
+            except TakesTime:
+                counted = {each.number: each.trace.usage for each in records}
+                self._costing.remember(of[0], facts.max_tokens, counted)
+        return [self._attempt(call, each, of, None, sale) for each in records], *_NO_PRICE
 
     def _told(
         self, call: Call, record: AttemptRecord, of: tuple[int, str | None]
@@ -339,6 +342,7 @@ class CallLog:
                 usage,
                 never_run=executed is Executed.NO,
                 wasted=wasted,
+                at_once=True,
             )
         return AttemptRow._make(
             (

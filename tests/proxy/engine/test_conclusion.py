@@ -15,11 +15,19 @@ from steer_proxy.engine.conclusion import Best, Reason, Refusal, Spent, conclude
 class FailedAnswer:
     """An answer as the engine sees it."""
 
-    def __init__(self, failure: Failure, status: int | None, hint: float | None = None) -> None:
+    def __init__(
+        self,
+        failure: Failure,
+        status: int | None,
+        hint: float | None = None,
+        *,
+        broken: bool = False,
+    ) -> None:
         given = None if hint is None else RetryHint(hint, HintSource.RETRY_AFTER)
         self.verdict: Verdict = failed(failure, hint=given)
         self.lesson: Verdict | None = self.verdict
         self.status = status
+        self.broken = broken
         self.discarded = False
 
     async def discard(self) -> None:
@@ -78,6 +86,32 @@ async def test_the_latest_of_equals_is_kept() -> None:
     settled = conclude(best, Spent(), [], 103.0)
     assert settled.retry_after == pytest.approx(6.0)
     assert settled.sdk_retry is False
+
+
+async def test_a_whole_answer_is_kept_before_one_that_was_cut() -> None:
+    """The provider's own words say more than a status, whoever's and whenever they came."""
+
+    def answers() -> tuple[FailedAnswer, FailedAnswer]:
+        return FailedAnswer(Failure.OVERLOADED, 500), FailedAnswer(
+            Failure.OVERLOADED, 500, broken=True
+        )
+
+    whole, cut = answers()
+    assert (await best_of((whole, HOME, 0), (cut, HOME, 0))).answer is whole
+    assert cut.discarded
+    assert not whole.discarded
+    whole, cut = answers()
+    assert (await best_of((cut, HOME, 0), (whole, OTHER, 1))).answer is whole
+    assert cut.discarded
+    assert not whole.discarded
+
+
+async def test_an_answer_that_was_cut_is_better_than_none() -> None:
+    """Unless nobody may see it."""
+    cut = FailedAnswer(Failure.OVERLOADED, 500, broken=True)
+    hidden, headless = FailedAnswer(Failure.CREDENTIAL, 401), FailedAnswer(Failure.RESET, None)
+    best = await best_of((cut, HOME, 0), (hidden, OTHER, 1), (headless, OTHER, 1))
+    assert best.answer is cut
 
 
 async def test_an_attempt_without_a_head_is_no_answer() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from steer_proxy.engine.costing import (
     CostSource,
     Sale,
 )
-from steer_proxy.engine.prices import MAX_REMEMBERED, _Price
+from steer_proxy.engine.prices import MAX_REMEMBERED, TakesTime, _Price
 from steer_proxy.ledger.values import AttemptRow, Batch, BreakerEventRow, CallRow
 from tests.support.sidecar import configure
 
@@ -167,7 +169,7 @@ WRITTEN = (("cache_write_tokens", 1000), ("cache_write_1h_tokens", 400))
 
 
 @pytest.mark.parametrize(
-    ("upstream", "model", "usage", "cost", "source"),
+    ("upstream", "model", "usage", "cost", "source", "slow"),
     [
         # claude-sonnet-4-5: 3 dollars, 3.75 to write to the cache, 6 for an hour, 15 out;
         # gpt-audio: 32 in and 64 out, of text 2.50 and 10.
@@ -177,6 +179,7 @@ WRITTEN = (("cache_write_tokens", 1000), ("cache_write_1h_tokens", 400))
             Usage(2000, 0, 100, special=Special(WRITTEN)),
             1000 * 3_000 + 600 * 3_750 + 400 * 6_000 + 100 * 15_000,
             "reported",
+            False,
             id="written to the cache",
         ),
         pytest.param(
@@ -185,6 +188,7 @@ WRITTEN = (("cache_write_tokens", 1000), ("cache_write_1h_tokens", 400))
             Usage(1000, None, 100, special=Special((("web_searches", 3),))),
             1000 * 3_000 + 100 * 15_000 + 30_000_000,
             "reported",
+            True,
             id="searches",
         ),
         pytest.param(
@@ -193,6 +197,7 @@ WRITTEN = (("cache_write_tokens", 1000), ("cache_write_1h_tokens", 400))
             Usage(1000, None, 100, special=Special((("web_searches", 3),))),
             375_000,
             "estimated",
+            True,
             id="searches without a price",
         ),
         pytest.param(
@@ -201,6 +206,7 @@ WRITTEN = (("cache_write_tokens", 1000), ("cache_write_1h_tokens", 400))
             Usage(1000, None, 100, special=Special(unpriced=True)),
             4_500_000,
             "estimated",
+            False,
             id="no price",
         ),
         pytest.param(
@@ -214,6 +220,7 @@ WRITTEN = (("cache_write_tokens", 1000), ("cache_write_1h_tokens", 400))
             ),
             100 * 2_500 + 900 * 32_000 + 100 * 10_000 + 400 * 64_000,
             "reported",
+            True,
             id="audio",
         ),
         pytest.param(
@@ -222,6 +229,7 @@ WRITTEN = (("cache_write_tokens", 1000), ("cache_write_1h_tokens", 400))
             Usage(1000, None, 500, special=Special((("input_audio_tokens", 1900),))),
             7_500_000,
             "estimated",
+            True,
             id="contradiction",
         ),
         pytest.param(
@@ -230,6 +238,7 @@ WRITTEN = (("cache_write_tokens", 1000), ("cache_write_1h_tokens", 400))
             Usage(1000, None, 100, special=Special(context=(("service_tier", "unheard of"),))),
             WHOLE,
             "estimated",
+            True,
             id="tier without a price",
         ),
         pytest.param(
@@ -238,6 +247,7 @@ WRITTEN = (("cache_write_tokens", 1000), ("cache_write_1h_tokens", 400))
             Usage(1000, None, 500, special=Special(usd=0.0042)),
             4_200_000,
             "reported",
+            False,
             id="charged",
         ),
         pytest.param(
@@ -246,15 +256,17 @@ WRITTEN = (("cache_write_tokens", 1000), ("cache_write_1h_tokens", 400))
             Usage(1000, None, 500, special=Special(usd=0.0042)),
             4_200_000,
             "reported",
+            False,
             id="charged, and not listed",
         ),
-        pytest.param("router", "not/listed", Usage(1000), None, "unknown", id="not listed"),
+        pytest.param("router", "not/listed", Usage(1000), None, "unknown", False, id="not listed"),
         pytest.param(
             "home",
             "gpt-4o",
             Usage(1000, None, 100, special=Special(usd=0.0042)),
             WHOLE,
             "reported",
+            False,
             id="what no list is needed for",
         ),
         pytest.param(
@@ -263,6 +275,7 @@ WRITTEN = (("cache_write_tokens", 1000), ("cache_write_1h_tokens", 400))
             Usage(1000, None, 100, special=Special(usd=0.0042)),
             2_400_000,
             "reported",
+            False,
             id="declared",
         ),
         pytest.param(
@@ -271,21 +284,39 @@ WRITTEN = (("cache_write_tokens", 1000), ("cache_write_1h_tokens", 400))
             Usage(1000, None, 100, special=Special(WRITTEN)),
             2_400_000,
             "estimated",
+            False,
             id="declared for plain tokens",
         ),
-        pytest.param("home", "gpt-4o", Usage(output=9), None, "unknown", id="completion alone"),
+        pytest.param(
+            "home", "gpt-4o", Usage(output=9), None, "unknown", False, id="completion alone"
+        ),
     ],
 )
 def test_what_is_billed_apart(
-    config: Config, upstream: str, model: str, usage: Usage, cost: int | None, source: str
+    config: Config,
+    upstream: str,
+    model: str,
+    usage: Usage,
+    cost: int | None,
+    source: str,
+    *,
+    slow: bool,
 ) -> None:
-    """By the list's own prices for it; where there are none, the rest is a mere estimate."""
+    """By the list's own prices for it; where there are none, the rest is a mere estimate. What only
+    the package can tell is told off the loop."""
     costing = Costing(config)
     tariff = costing.tariff(config.revision)
     sale = Sale("route", "chat.completions", 4000, None)
     assert tariff.quote(sale, upstream, model, usage) == (cost, source)
+    if slow:
+        with pytest.raises(TakesTime):
+            costing.at_once(config.revision, upstream, model, None, usage)
+        with pytest.raises(TakesTime):
+            tariff.quote(sale, upstream, model, usage, at_once=True)
+        return
     at_once = costing.at_once(config.revision, upstream, model, None, usage)
     assert at_once == (None if usage.input is None else (cost, source))
+    assert tariff.quote(sale, upstream, model, usage, at_once=True) == (cost, source)
 
 
 def test_a_tier_is_priced_where_the_list_knows_it() -> None:
@@ -322,10 +353,19 @@ def test_what_rows_do_not_say_is_remembered(config: Config) -> None:
     assert costing.priced(batch).calls == [row]
     costing.remember("plain", None, {1: Usage(5)})
     assert list(costing._untold) == ["c"]
-    for number in range(MAX_UNTOLD):
+
+
+def test_what_is_written_is_forgotten(config: Config) -> None:
+    """And what is not, once there is more of it than the log's queue can hold."""
+    costing = Costing(config)
+    most = MAX_UNTOLD + config.ledger.queue
+    for number in range(most + 1):
         costing.remember(str(number), 1, {})
-    assert len(costing._untold) == MAX_UNTOLD
-    assert "c" not in costing._untold
+    assert len(costing._untold) == most
+    assert "0" not in costing._untold
+    costing.forget([CallRow("1", "r"), CallRow("unheard of", "r")])
+    assert len(costing._untold) == most - 1
+    assert "1" not in costing._untold
 
 
 @pytest.mark.parametrize(
@@ -345,6 +385,25 @@ def test_what_is_not_counted_of_waste_is_estimated(
     sale = Sale("route", "chat.completions", 4000, None, bound)
     tariff = Costing(config).tariff(config.revision)
     assert tariff.quote(sale, "home", "gpt-4o", usage, wasted=True) == (cost, "estimated")
+
+
+@pytest.mark.parametrize(
+    ("usage", "cost", "source"),
+    [
+        pytest.param(Usage(800, streamed=30), 800 * 2_500 + 30 * 10_000, "estimated", id="came"),
+        pytest.param(Usage(800, streamed=0), 800 * 2_500, "reported", id="nothing came"),
+        pytest.param(Usage(800, None, 7), 800 * 2_500 + 7 * 10_000, "reported", id="counted"),
+    ],
+)
+def test_a_good_stream_that_did_not_count_its_completion(
+    config: Config, usage: Usage, cost: int, source: str
+) -> None:
+    """It had one, which is not free: by what came, and no report of the provider's."""
+    costing = Costing(config)
+    tariff = costing.tariff(config.revision)
+    sale = Sale("route", "chat.completions", 4000, None)
+    assert tariff.quote(sale, "home", "gpt-4o", usage) == (cost, source)
+    assert costing.at_once(config.revision, "home", "gpt-4o", None, usage) == (cost, source)
 
 
 def test_waste_without_a_size_is_not_known(config: Config) -> None:
@@ -501,6 +560,34 @@ async def test_a_call_that_is_written_now(config: Config) -> None:
     assert await costing.price_call(row, [attempt]) == (row, [attempt])
 
 
+async def test_what_takes_its_time_is_priced_in_a_thread(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that is written now is, too; and what was remembered for it is forgotten."""
+    from genai_prices.types import ModelInfo
+
+    threads = set()
+    calc_price = ModelInfo.calc_price
+
+    def watched(*args: Any, **more: Any) -> Any:
+        threads.add(threading.get_ident())
+        return calc_price(*args, **more)
+
+    monkeypatch.setattr(ModelInfo, "calc_price", watched)
+    costing = Costing(config)
+    costing.tariff(None).quote(Sale(None, None, 1, None), "claude", "claude-sonnet-4-5", Usage(1))
+    searched = Usage(1000, None, 100, special=Special((("web_searches", 3),)))
+    costing.remember("c", None, {1: searched})
+    asked = OK._replace(upstream="claude", model="claude-sonnet-4-5")
+    row, _ = await costing.price_call(
+        CALL._replace(model_answered=None), [asked._replace(**COUNTED)]
+    )
+    assert (row.cost_nusd, row.cost_source) == (34_500_000, "reported")
+    assert threads
+    assert threading.get_ident() not in threads
+    assert not costing._untold
+
+
 def test_rows_are_priced_by_their_own_revision(config: Config) -> None:
     """A reload does not change what a call before it cost, for a while."""
     costing = Costing(config)
@@ -517,6 +604,11 @@ def test_rows_are_priced_by_their_own_revision(config: Config) -> None:
     assert len(costing._tables) == MAX_REVISIONS
 
 
+LASTING = (
+    ("cache_write_tokens", 1000),
+    ("cache_write_1h_tokens", 400),
+    ("cache_write_5m_tokens", 600),
+)
 USAGES = (
     Usage(1000, None, 500),
     Usage(1000, 400, 500, 10),
@@ -524,6 +616,10 @@ USAGES = (
     Usage(1000),
     Usage(1000, 1000, None),
     Usage(1_000_000, 3, 7),
+    Usage(2000, 300, 100, special=Special(LASTING[:1])),
+    Usage(2000, 300, 100, special=Special(LASTING)),
+    Usage(1200, 300, 100, special=Special(LASTING)),
+    Usage(2000, 300, 100, special=Special(LASTING[1:])),
 )
 
 
@@ -545,6 +641,47 @@ def test_the_short_cut_is_what_the_package_says() -> None:
                     assert quick == pytest.approx(price.of(usage), rel=1e-12), info.id
                     compared += 1
     assert compared > 1000
+
+
+@pytest.mark.parametrize("special", [None, Special(LASTING[:1]), Special(LASTING)])
+def test_writing_to_anthropics_cache_takes_no_time(special: Special | None) -> None:
+    """Whatever the model, as long as it has one: it is what most of its calls do."""
+    from genai_prices.data_snapshot import get_snapshot
+
+    provider = get_snapshot().find_provider(None, "anthropic", None)
+    assert len(provider.models) > 10
+    for info in provider.models:
+        if info.get_prices(datetime.now(UTC)).cache_write_mtok is None:
+            continue  # older than the cache
+        usage = Usage(2000, 300, 100, special=special)
+        price = _Price(provider, info)
+        quick = price.of(usage, at_once=True)
+        price._flat = None
+        assert quick == pytest.approx(price.of(usage), rel=1e-12), info.id
+
+
+def test_prices_that_depend_on_time_have_no_short_cut() -> None:
+    """Those by the hour, and those that end on a coming day; a day that has come is no matter."""
+    from genai_prices.data_snapshot import get_snapshot
+    from genai_prices.types import (
+        ConditionalPrice,
+        ModelPrice,
+        StartDateConstraint,
+        TimeOfDateConstraint,
+    )
+
+    provider = get_snapshot().find_provider(None, "openai", None)
+    found = provider.find_model("gpt-4o")
+    assert found is not None
+
+    def flat(constraint: Any) -> Any:
+        cheap = ConditionalPrice(prices=ModelPrice(input_mtok=Decimal(1)))
+        dear = ConditionalPrice(constraint, prices=ModelPrice(input_mtok=Decimal(2)))
+        return _Price(provider, replace(found, prices=[cheap, dear]))._flat
+
+    assert flat(StartDateConstraint(date(2020, 1, 1))).prompt == 2.0
+    assert flat(StartDateConstraint(date.max)) is None
+    assert flat(TimeOfDateConstraint(time(0), time(12))) is None
 
 
 def test_prices_load_only_when_something_is_priced(tmp_path: Path) -> None:

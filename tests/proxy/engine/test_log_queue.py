@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -147,6 +147,24 @@ async def test_while_the_ledger_is_away() -> None:
         books.keeper.log(a_call("b"))
         await asyncio.sleep(LONGEST_PAUSE)
         assert books.calls == ["a", "b"]
+
+
+async def test_who_remembers_more_of_a_call_may_forget_it_when_it_is_written() -> None:
+    """Or never will be; and not before, as it may be priced again."""
+    forgotten: list[str] = []
+
+    def forget(calls: Sequence[CallRow]) -> None:
+        forgotten.extend(call.id for call in calls)
+
+    async with keeping(forget=forget) as books:
+        books.ledger.fail("write")
+        books.keeper.log(a_call("a"), [an_attempt("a")])
+        books.keeper.log_attempts([an_attempt("keyed")])
+        await asyncio.sleep(600.0)
+        assert forgotten == []
+        books.ledger.up()
+        await asyncio.sleep(LONGEST_PAUSE)
+        assert forgotten == ["a"]
 
 
 async def test_many_rows_do_not_shorten_the_pause() -> None:

@@ -23,7 +23,7 @@ from steer_proxy.engine.attempt import Problem, Terms
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.conclusion import Settled, Spent
 from steer_proxy.engine.config import Config
-from steer_proxy.engine.costing import Costing
+from steer_proxy.engine.costing import Costing, Sale
 from steer_proxy.engine.exchange import Exchange
 from steer_proxy.engine.registry import Registry
 from steer_proxy.http.addresses import Addresses
@@ -37,7 +37,7 @@ from steer_proxy.http.journal import LIGHT, Journal
 from steer_proxy.http.outbound import Outbound
 from steer_proxy.http.relay import Broken, relay_plain, relay_stream
 from steer_proxy.http.wire import Wire
-from steer_proxy.ledger.values import AttemptRow, CallRow
+from steer_proxy.ledger.values import AttemptRow, Batch, CallRow
 from tests.provider import Provider, faults
 from tests.provider.answers import bytes_answer, json_answer
 from tests.provider.steps import Pause
@@ -591,6 +591,37 @@ async def test_a_stream_that_breaks(tmp_path: Path) -> None:
         assert (attempt.executed, attempt.wasted, row.ambiguous) == ("maybe", 1, 1)
         assert attempt.tokens_in
         assert row.first_token_us is not None
+
+
+@pytest.mark.parametrize(
+    ("special", "retried", "cost"),
+    [
+        pytest.param({"cache_creation_input_tokens": 1000}, False, 8_250_000, id="flat"),
+        pytest.param({"server_tool_use": {"web_search_requests": 3}}, False, None, id="only"),
+        pytest.param({"server_tool_use": {"web_search_requests": 3}}, True, None, id="of several"),
+    ],
+)
+async def test_only_what_is_quick_is_priced_at_once(
+    tmp_path: Path, special: dict[str, Any], cost: int | None, *, retried: bool
+) -> None:
+    """The rest on its way to the ledger, by all that was counted."""
+    async with bench(tmp_path, "anthropic") as parties:
+        home = parties.config.upstreams["primary"]
+        listed = replace(home, base_url="https://api.anthropic.com")
+        config = replace(parties.config, upstreams={"primary": listed})
+        costing = Costing(config)
+        parties.log = CallLog("here", parties.clock, lambda: SECRET, costing)
+        sale = Sale(None, None, 1, None)
+        costing.tariff(None).quote(sale, "primary", "claude-sonnet-4-5", Usage(1))
+        usage = {"input_tokens": 1000, "output_tokens": 100, **special}
+        answer = json_answer(200, {"model": "claude-sonnet-4-5", "usage": usage})
+        first = [faults.status(503)] if retried else []
+        parties.primary.then(*first, answer)
+        _, path, body = _messages()
+        row, attempts = await parties.written(parties.call(path, body))
+        assert (row.cost_nusd, row.wasted_nusd) == (cost, None if cost is None else 0)
+        priced = costing.priced(Batch([row], list(attempts))).calls[0]
+        assert (priced.cost_nusd, priced.cost_source) == (cost or 34_500_000, "reported")
 
 
 async def test_a_caller_that_leaves_in_the_middle(tmp_path: Path) -> None:
