@@ -19,10 +19,11 @@ from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.secret import SecretUnavailable
 from steer_proxy.http.answer import HELD_COMPLETE, HELD_PLAIN, HELD_PRELUDE, HttpAnswer
 from steer_proxy.http.call import Call
+from steer_proxy.http.coding import UNDONE, content_coding, decoder
 from steer_proxy.http.outbound import Outbound
 from steer_proxy.http.response import UpstreamError, UpstreamResponse
 from steer_proxy.http.wire import Wire
-from steer_proxy.http.witness import Judge, StreamEnd, Witness, content_coding, seen_through
+from steer_proxy.http.witness import Judge, StreamEnd, Witness, seen_through
 
 #: How much of a failing answer is looked at to classify it, in bytes, after decoding.
 LOOKED_AT: Final = 64 * 1024
@@ -183,7 +184,7 @@ class HttpSender:
         return await self._plain(response, content_type, witness, trace)
 
     def _classified(self, response: UpstreamResponse, held: bytes) -> Verdict:
-        seen = _decoded(held, response.headers.get("Content-Encoding", ""))
+        seen = _decoded(held, content_coding(response.headers))
         return self._call.dialect.classify(
             self._call.facts, response.status, response.headers, seen, self._clock.wall()
         )
@@ -358,12 +359,11 @@ async def _read_up_to(
     return b"".join(chunks)
 
 
-def _decoded(body: bytes, encoding: str) -> bytes:
+def _decoded(body: bytes, coding: str) -> bytes:
     """The beginning of a body without its content coding, as far as that is known and cheap."""
-    if encoding.lower() not in {"gzip", "x-gzip", "deflate"}:
+    if coding not in UNDONE:
         return body[:LOOKED_AT]
-    decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
     try:
-        return decoder.decompress(body, LOOKED_AT)
+        return decoder().decompress(body, LOOKED_AT)
     except zlib.error:
         return b""

@@ -10,6 +10,7 @@ from steer_policies.dialects.base import Usage, Where
 from steer_policies.dialects.glimpse import GLIMPSE, glimpse
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.call import Call
+from steer_proxy.http.coding import UNDONE, content_coding, decoder
 
 #: An answer up to this many bytes is parsed whole for its usage, a larger one only looked at near
 #: its ends: parsing takes about 3 us per KiB.
@@ -27,8 +28,6 @@ _STEP: Final = 256 * 1024
 
 _NOWHERE: Final = Where.NOWHERE
 _JSON_BEGINS: Final = b"{[ \n\r\t"
-_CODINGS: Final = ("gzip", "x-gzip", "deflate")
-_ANY: Final = zlib.MAX_WBITS | 32
 
 
 def count(call: Call, answer: HttpAnswer) -> None:
@@ -52,7 +51,7 @@ class Ends:
     """Both ends of a compressed answer, decoded as it comes."""
 
     def __init__(self) -> None:
-        self._decoder = zlib.decompressobj(wbits=_ANY)
+        self._decoder = decoder()
         self._left = MAX_UNPACKED
         self._head = self._tail = b""
 
@@ -89,7 +88,7 @@ def ends_of(call: Call, answer: HttpAnswer) -> Ends | None:
         return None
     if call.facts.model_in is _NOWHERE or "json" not in answer.content_type:
         return None
-    return Ends() if response.headers.get("Content-Encoding", "").lower() in _CODINGS else None
+    return Ends() if content_coding(response.headers) in UNDONE else None
 
 
 async def unpack(call: Call, answer: HttpAnswer) -> None:
@@ -115,9 +114,9 @@ def _decoded(body: bytes) -> bytes:
     """A small gzip or deflate body without its coding; b"" for any other."""
     if len(body) > MAX_ENCODED:
         return b""
-    decoder = zlib.decompressobj(wbits=_ANY)
+    undoing = decoder()
     try:
-        plain = decoder.decompress(body, MAX_DECODED)
+        plain = undoing.decompress(body, MAX_DECODED)
     except zlib.error:
         return b""
-    return plain if decoder.eof else b""
+    return plain if undoing.eof else b""

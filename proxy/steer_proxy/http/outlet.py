@@ -12,10 +12,10 @@ from steer_policies.headers import Field
 from steer_proxy.engine.attempt import Problem
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.caller import CallerResponse
+from steer_proxy.http.coding import content_coding
 from steer_proxy.http.problems import problem_lines, problem_response
 from steer_proxy.http.recorded import RecordedResponse
 from steer_proxy.http.recording import RecordedHead, Recording
-from steer_proxy.http.witness import content_coding
 
 
 class Response(Protocol):

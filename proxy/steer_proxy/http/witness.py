@@ -9,21 +9,14 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Iterator
-from typing import Final, Protocol
-
-from multidict import CIMultiDictProxy
+from typing import TYPE_CHECKING, Final, Protocol
 
 from steer_policies.dialects.base import Progress, StreamReader
+from steer_proxy.http.coding import UNDONE
+from steer_proxy.http.coding import decoder as new_decoder
 
-#: Names that stand for no coding: RFC 9110 (section 8.4.1) has only `identity`; servers that mean
-#: to say nothing, or the charset, write the others.
-_NO_CODINGS: Final = frozenset({"", "identity", "none", "utf-8", "utf8", "us-ascii", "iso-8859-1"})
-
-#: The codings that can be undone; `x-gzip` is the same as `gzip`.
-_UNDONE: Final = frozenset({"gzip", "x-gzip", "deflate"})
-
-#: Let zlib see which of its two formats it is given.
-_BY_ITSELF: Final = zlib.MAX_WBITS | 32
+if TYPE_CHECKING:
+    from steer_proxy.http.coding import Decoder
 
 #: How many decoded bytes are looked at between two turns of the event loop: of the shortest events
 #: there are, that many take some 25 ms.
@@ -45,17 +38,9 @@ class Judge(Protocol):
         """Take the next bytes."""
 
 
-def content_coding(headers: CIMultiDictProxy[str]) -> str:
-    """The coding of an answer's body, lower-case; "" for none, several separated by commas."""
-    if "Content-Encoding" not in headers:
-        return ""
-    names = ",".join(headers.getall("Content-Encoding")).lower().split(",")
-    return ",".join(name for name in map(str.strip, names) if name not in _NO_CODINGS)
-
-
 def seen_through(coding: str, judge: Judge) -> Witness | None:
     """The witness of what a coding hides; None where it cannot be undone here."""
-    return Witness(judge, coding) if not coding or coding in _UNDONE else None
+    return Witness(judge, coding) if not coding or coding in UNDONE else None
 
 
 class StreamEnd:
@@ -85,7 +70,7 @@ class Witness:
 
     def __init__(self, judge: Judge, coding: str) -> None:
         self._judge = judge
-        self._decoder = zlib.decompressobj(wbits=_BY_ITSELF) if coding else None
+        self._decoder = new_decoder() if coding else None
         self._judged = True
         self._left = MAX_SEEN
         self._turn = TURN
@@ -123,7 +108,7 @@ class Witness:
                 return
             yield plain
 
-    def _decoded(self, data: bytes, decoder: zlib._Decompress) -> Iterator[bytes]:
+    def _decoded(self, data: bytes, decoder: Decoder) -> Iterator[bytes]:
         """The text; a body may be several compressed ones in a row."""
         while True:
             plain = decoder.decompress(data, TURN)
@@ -131,7 +116,7 @@ class Witness:
                 yield plain
             if decoder.eof:
                 data = decoder.unused_data
-                decoder = self._decoder = zlib.decompressobj(wbits=_BY_ITSELF)
+                decoder = self._decoder = new_decoder()
             else:
                 data = decoder.unconsumed_tail
             if not data and len(plain) < TURN:

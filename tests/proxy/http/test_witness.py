@@ -11,12 +11,12 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from steer_policies.dialects.json_end import JsonEnd
 from steer_policies.dialects.openai_stream import TypedReader
+from steer_proxy.http.coding import content_coding
 from steer_proxy.http.witness import (
     MAX_SEEN,
     TURN,
     StreamEnd,
     Witness,
-    content_coding,
     seen_through,
 )
 from tests.policies.dialects.streams import RESPONSE
