@@ -11,7 +11,7 @@ import pytest
 from steer_policies.idempotency import MOVES, Role, State
 from steer_policies.outcome import Executed, Outcome
 from steer_policies.retry import WaitSource
-from steer_proxy.engine.costing import CostSource
+from steer_proxy.engine.tariff import CostSource
 from steer_proxy.ledger.address import Sqlite
 from steer_proxy.ledger.reading import reading
 from steer_proxy.ledger.reports import Filters, sums

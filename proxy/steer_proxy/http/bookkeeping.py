@@ -8,10 +8,7 @@ their prices are known, else later (`engine.costing`).
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from steer_policies.config import DialectName
@@ -19,12 +16,12 @@ from steer_policies.deadline import retry_count
 from steer_policies.dialects.base import Usage
 from steer_policies.outcome import Executed, Verdict
 from steer_policies.plan import Plan
-from steer_policies.shown_path import shown_path
 from steer_proxy.engine.attempt import AttemptRecord, Problem
 from steer_proxy.engine.clock import Clock, new_id
 from steer_proxy.engine.conclusion import Settled, Spent
-from steer_proxy.engine.costing import Costing, Sale, Tariff, total
+from steer_proxy.engine.costing import Costing, total
 from steer_proxy.engine.prices import TakesTime
+from steer_proxy.engine.tariff import Sale, Tariff
 from steer_proxy.http.answer import HttpAnswer
 from steer_proxy.http.call import Call
 from steer_proxy.http.counting import count
@@ -38,15 +35,8 @@ from steer_proxy.http.endings import (
     served_by,
 )
 from steer_proxy.http.marks import Marks
+from steer_proxy.http.texts import labels, name_of, path_of, storable
 from steer_proxy.ledger.values import MICROSECONDS, AttemptRow, CallRow
-
-#: Bounds of what a row takes from a caller: its labels as JSON, and its path, in characters.
-MAX_LABELS: Final = 4 * 1024
-MAX_PATH: Final = 1024
-MAX_NAME: Final = 256
-
-#: Paths and names of models that are remembered as they are written: they are few, as a rule.
-MAX_TEXTS: Final = 256
 
 _TOOLS: Final = DialectName.HTTP
 _NOT_COUNTED: Final = Usage()
@@ -57,8 +47,6 @@ _NO_ATTEMPT: Final[tuple[Any, ...]] = (None,) * (len(CallRow._fields) - _ATTEMPT
 _row: Final = tuple.__new__  # what `_make` is, but for a call and a check of the length
 _NO_PRICE: Final = (None, None, None)
 _NO_COST: Final = (0, None, 0)
-_EXPONENT: Final = re.compile(r"(e[+-])0")  # JSON has no need of a zero that Python writes there
-_NUL: Final = "\\u0000"  # as JSON writes it; PostgreSQL's JSONB cannot hold it
 
 Moment = tuple[float, float]
 """A moment as loop time, and as Unix time, in seconds."""
@@ -140,7 +128,7 @@ class CallLog:
         model, usage, first_token = None, _NOT_COUNTED, None
         if served is not None:
             trace = served.trace
-            model, usage = _name(trace.model), trace.usage or _NOT_COUNTED
+            model, usage = name_of(trace.model), trace.usage or _NOT_COUNTED
             if trace.first_token is not None:
                 # The caller could not have it before the commit.
                 first_token = max(trace.first_token, served.started + served.seconds)
@@ -215,8 +203,8 @@ class CallLog:
             instance=self._instance,
             route=route,
             dialect=dialect,
-            method=_storable(method, 32),
-            path=_path("/", path.partition("?")[0], dialect == _TOOLS),
+            method=storable(method, 32),
+            path=path_of("/", path.partition("?")[0], dialect == _TOOLS),
             started_us=started_us,
             ended_us=started_us + int(elapsed * MICROSECONDS),
             duration_us=int(elapsed * MICROSECONDS),
@@ -241,14 +229,14 @@ class CallLog:
             self._instance,
             config.revision,
             mark,
-            _labels(call.steering.metadata, config.ledger.labels),
+            labels(call.steering.metadata, config.ledger.labels),
             call.route.name,
             call.dialect.name._value_,
             facts.operation,
             call.method,
-            _path(call.route.path, call.path, call.dialect.name is _TOOLS),
+            path_of(call.route.path, call.path, call.dialect.name is _TOOLS),
             int(facts.stream),
-            _name(facts.model),
+            name_of(facts.model),
         )
 
     def _price(
@@ -304,7 +292,7 @@ class CallLog:
         started, ended, reused = record.started, trace.ended, trace.reused
         connected, headed, first_token = trace.connected, trace.headed, trace.first_token
         return (
-            _name(record.model),
+            name_of(record.model),
             self._marks.used(call, record.upstream, mark),
             trace.request_id,
             started_us + int((started - call.accepted_at) * MICROSECONDS),
@@ -370,55 +358,3 @@ class CallLog:
 
 def _since(start: float, moment: float) -> int:
     return max(0, int((moment - start) * MICROSECONDS))
-
-
-@lru_cache(MAX_TEXTS)
-def _path(
-    prefix: str,
-    path: str,
-    strict: bool,  # noqa: FBT001 - a key of the cache
-) -> str:
-    """The path that a call asked for, by its route's and the rest, without credentials."""
-    whole = path if prefix == "/" else prefix + path
-    return _storable(shown_path(whole, strict=strict), MAX_PATH)
-
-
-def _storable(text: str, most: int) -> str:
-    """Foreign text as every database takes it: no NUL, no halves of characters, bounded."""
-    if text.isascii() and text.isprintable():
-        return text[:most]
-    return text[:most].encode("ascii", "backslashreplace").decode().replace("\0", "")[:most]
-
-
-@lru_cache(MAX_TEXTS)
-def _name(text: str | None) -> str | None:
-    """A model's name, as every database takes it."""
-    return None if text is None else _storable(text, MAX_NAME)
-
-
-def _labels(metadata: Mapping[str, Any], allowed: Sequence[str]) -> str | None:
-    """The allowed keys of a call's metadata as JSON: plain values, as many as fit."""
-    if not metadata or not allowed:
-        return None
-    labels: dict[str, Any] = {}
-    size = 2
-    for name in allowed:
-        value = metadata.get(name)
-        if not isinstance(value, (str, int, float, bool)):
-            continue
-        if isinstance(value, (int, float)) and not _is_plain(value):
-            value = _EXPONENT.sub(r"\1", json.dumps(value))
-        member = json.dumps({name: value})
-        if _NUL not in member and size + len(member) <= MAX_LABELS:
-            labels[name] = value
-            size += len(member)
-    return json.dumps(labels) if labels else None
-
-
-def _is_plain(value: float) -> bool:
-    """Whether both databases give a number back as JSON writes it. SQLite keeps 64 bits of a whole
-    one and 15 digits of another, PostgreSQL writes all digits in place of an exponent: what they
-    would tell differently is kept as text."""
-    if isinstance(value, int):
-        return -(2**63) <= value < 2**63
-    return "e" not in repr(value) and float(f"{value:.15g}") == value

@@ -15,15 +15,9 @@ import pytest
 
 from steer_policies.dialects.base import Special, Usage
 from steer_proxy.engine.config import Config
-from steer_proxy.engine.costing import (
-    MAX_COST,
-    MAX_REVISIONS,
-    MAX_UNTOLD,
-    Costing,
-    CostSource,
-    Sale,
-)
+from steer_proxy.engine.costing import MAX_REVISIONS, MAX_UNTOLD, Costing
 from steer_proxy.engine.prices import MAX_REMEMBERED, TakesTime, _Price
+from steer_proxy.engine.tariff import MAX_COST, CostSource, Sale
 from steer_proxy.ledger.values import AttemptRow, Batch, BreakerEventRow, CallRow
 from tests.support.sidecar import configure
 

@@ -23,19 +23,21 @@ from steer_proxy.engine.attempt import Problem, Terms
 from steer_proxy.engine.clock import Clock
 from steer_proxy.engine.conclusion import Settled, Spent
 from steer_proxy.engine.config import Config
-from steer_proxy.engine.costing import Costing, Sale
+from steer_proxy.engine.costing import Costing
 from steer_proxy.engine.exchange import Exchange
 from steer_proxy.engine.registry import Registry
+from steer_proxy.engine.tariff import Sale
 from steer_proxy.http.addresses import Addresses
 from steer_proxy.http.answer import HELD_PLAIN, HttpAnswer
 from steer_proxy.http.attempt import HttpSender
-from steer_proxy.http.bookkeeping import MAX_LABELS, CallLog
+from steer_proxy.http.bookkeeping import CallLog
 from steer_proxy.http.call import Call
 from steer_proxy.http.counting import MAX_ENCODED, PARSED_WHOLE, ends_of, unpack
 from steer_proxy.http.intake import credential_number
 from steer_proxy.http.journal import LIGHT, Journal
 from steer_proxy.http.outbound import Outbound
 from steer_proxy.http.relay import Broken, relay_plain, relay_stream
+from steer_proxy.http.texts import MAX_LABELS
 from steer_proxy.http.wire import Wire
 from steer_proxy.ledger.values import AttemptRow, Batch, CallRow
 from tests.provider import Provider, faults
