@@ -65,8 +65,9 @@ torture: $(VENV)/.dev ## Kill and pause sidecars under load (ARGS="--seconds 600
 bench: $(VENV)/.dev ## Measure what the sidecar costs
 	@$(BIN)/python -m bench $(ARGS)
 
-schema: $(VENV)/.dev ## Write the JSON Schema of the configuration
+schema: $(VENV)/.dev ## Write what is made of the code: the settings' JSON Schema, new files' SQL
 	@$(BIN)/python -m steer_proxy.settings
+	@$(BIN)/python -m steer_proxy.ledger
 
 requirements: $(VENV)/.dev ## Lock requirements/*.in anew (UPGRADE=1: to the newest versions)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and \

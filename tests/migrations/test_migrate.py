@@ -15,7 +15,8 @@ from typing import Final
 import asyncpg
 import pytest
 
-from steer_proxy.ledger import migrate
+from steer_proxy.ledger import migrate, sqlite_new
+from steer_proxy.ledger.__main__ import main
 from steer_proxy.ledger.migrate import HEAD, REVISIONS, WRITER, Standing, State
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
 from steer_proxy.ledger.schema import NAMES
@@ -41,14 +42,14 @@ def test_the_constants_are_the_scripts() -> None:
     assert tuple(each.revision for each in scripts.walk_revisions())[::-1] == REVISIONS
 
 
-def test_alembic_is_imported_only_when_there_is_something_to_do(sqlite_place: SqlitePlace) -> None:
-    """Neither importing the ledger nor opening a current one loads Alembic or SQLAlchemy."""
-    migrate.upgrade(sqlite_place.url)
+def test_neither_a_new_file_nor_a_current_one_needs_alembic(sqlite_place: SqlitePlace) -> None:
+    """Importing the ledger, making one and opening one load neither Alembic nor SQLAlchemy."""
     code = f"""
 import sys
 from steer_proxy.ledger import migrate, protocol, values
-migrate.upgrade({sqlite_place.url!r})
-assert migrate.current({sqlite_place.url!r}).standing == "current"
+for _ in range(2):
+    migrate.upgrade({sqlite_place.url!r})
+    assert migrate.current({sqlite_place.url!r}).standing == "current"
 print(sorted({{"alembic", "sqlalchemy", "asyncpg"}} & set(sys.modules)))
 """
     paths = ":".join(str(ROOT / name) for name in ("policies", "proxy"))
@@ -60,6 +61,42 @@ print(sorted({{"alembic", "sqlalchemy", "asyncpg"}} & set(sys.modules)))
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_sql_of_a_new_file_is_current() -> None:
+    """`make schema` was run after the last change of a revision."""
+    assert sqlite_new.REVISION == HEAD
+    made = sqlite_new.written(migrate.rendered("sqlite", None, HEAD))
+    assert sqlite_new.TEXT.read_text("utf-8") == made
+
+
+def test_a_new_file_is_what_the_revisions_make(sqlite_place: SqlitePlace) -> None:
+    """Each table, index and view of it, and the rows they begin with."""
+
+    def told(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
+        schema = connection.execute("SELECT type, name, sql FROM sqlite_master ORDER BY name")
+        rows = [(kind, name, " ".join((sql or "").split())) for kind, name, sql in schema]
+        facts = connection.execute("SELECT name FROM steer_meta ORDER BY name")
+        revision = connection.execute("SELECT version_num FROM alembic_version")
+        return [*rows, *facts, *revision]
+
+    migrate.upgrade(sqlite_place.url)
+    with closing(sqlite3.connect(sqlite_place.path)) as new, closing(sqlite3.connect("")) as old:
+        for statement in migrate.rendered("sqlite", None, HEAD):
+            old.execute(statement)
+        assert told(new) == told(old)
+
+
+def test_the_sql_of_a_new_file_is_written_where_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or to its place in the package."""
+    text = sqlite_new.TEXT.read_text("utf-8")
+    main([str(tmp_path / "asked.sql")])
+    assert (tmp_path / "asked.sql").read_text("utf-8") == text
+    monkeypatch.setattr(sqlite_new, "TEXT", tmp_path / "place.sql")
+    main([])
+    assert (tmp_path / "place.sql").read_text("utf-8") == text
 
 
 def test_the_sql_can_be_printed() -> None:

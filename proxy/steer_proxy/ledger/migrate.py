@@ -2,8 +2,8 @@
 
 Alembic turns the revisions in `migrations/` into SQL; the ledger's own drivers run that in one
 transaction, which a second upgrader waits for. Alembic and SQLAlchemy are imported only when there
-is something to do: a ledger at the newest revision is recognised without them (`schema`, whose
-names are also this module's).
+is something to change: a ledger at the newest revision is recognised without them (`schema`, whose
+names are also this module's), and what makes a new SQLite file one is written down (`sqlite_new`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from steer_proxy.ledger import sqlite_new
 from steer_proxy.ledger.address import Memory, Postgres, Sqlite, parse_address
 from steer_proxy.ledger.postgres_tls import tls_problem
 from steer_proxy.ledger.protocol import LedgerUnavailable, LedgerUnusable
@@ -50,6 +51,7 @@ __all__ = [
     "downgrade",
     "is_empty",
     "postgres_state",
+    "rendered",
     "scripts",
     "sqlite_state",
     "state_of",
@@ -352,13 +354,21 @@ class _Collected(io.StringIO):
 
 
 def _statements(dialect: str, start: str | None, end: str) -> list[str]:
-    """The SQL that leads from one revision to another, the change of `alembic_version` included."""
+    """The SQL that leads from one revision to another."""
+    LOGGER.info("the ledger's schema goes from %s to %s", start or "nothing", end)
+    if (dialect, start, end) == ("sqlite", None, sqlite_new.REVISION):
+        return sqlite_new.statements()
+    return rendered(dialect, start, end)
+
+
+def rendered(dialect: str, start: str | None, end: str) -> list[str]:
+    """The SQL that leads from one revision to another by the revisions themselves, the change of
+    `alembic_version` included."""
     # Ahead of the import, which tells of its plugins: our one line says it all.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from alembic import command
     from alembic.config import Config
 
-    LOGGER.info("the ledger's schema goes from %s to %s", start or "nothing", end)
     collected = _Collected()
     config = Config(output_buffer=collected)
     config.set_main_option("script_location", str(scripts()).replace("%", "%%"))
