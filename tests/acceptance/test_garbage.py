@@ -1,4 +1,5 @@
-"""What a call held is free when it is over: nothing waits for Python's collector of cycles.
+"""What a call held is free when it is over: nothing waits for Python's collector of cycles. And
+what it needs no more is free as soon as that.
 
 Else bodies and answers would stay for thousands of calls, and the collector would stop the process
 to find them.
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from steer_proxy.http.call import Call
 from steer_proxy.ledger.memory import MemoryLedger
 from tests.acceptance.test_adoption import hang_up, sdk
 from tests.acceptance.test_keyed import begin, drop, key
@@ -326,3 +328,31 @@ async def test_a_ledger_that_is_away(tmp_path: Path, route: Mapping[str, Any]) -
 
     async with world(tmp_path, ledger=ledger, route=route, upstream={"breaker": BREAKER}) as given:
         await nothing_left(given, away)
+
+
+@pytest.mark.parametrize("headers", [{}, sdk(0), key("held")], ids=["plain", "adoptable", "keyed"])
+async def test_a_parsed_prompt_is_not_kept_while_its_answer_comes(
+    tmp_path: Path, headers: dict[str, str]
+) -> None:
+    """It is many times as large as the body: neither who makes the call has it, nor who waits."""
+    async with world(tmp_path) as parties:
+        parties.primary.always(faults.at_event(1, Pause(5.0)))
+        asked = [asyncio.create_task(parties.ask(stream=True, headers=headers)) for _ in range(3)]
+        await asyncio.sleep(2.0)
+        calls = [each for each in gc.get_objects() if isinstance(each, Call)]
+        assert len(calls) >= len(asked)
+        assert [each for each in calls if each.json is not None] == []
+        assert {reply.status for reply in await asyncio.gather(*asked)} == {200}
+
+
+async def test_a_prompt_that_is_rewritten_is_parsed_once(tmp_path: Path) -> None:
+    """For as long as another attempt may need it, and by whoever makes it alone."""
+    candidates = [{"upstream": "primary", "options": {"temperature": 0.5}}]
+    for headers in ({}, sdk(0), key("held")):
+        async with world(tmp_path, route={"candidates": candidates}) as parties:
+            parties.primary.always(faults.slow_first_token(3.0))
+            asked = asyncio.create_task(parties.ask(stream=True, headers=headers))
+            await asyncio.sleep(2.0)
+            calls = [each for each in gc.get_objects() if isinstance(each, Call)]
+            assert len([each for each in calls if each.json is not None]) <= 1
+            assert (await asked).status == 200

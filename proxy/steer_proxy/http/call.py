@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
+from typing import Any, Final
 
 from multidict import CIMultiDictProxy
 
@@ -71,3 +72,10 @@ class Call:
     until: float | None = None
     served_from: str | None = None
     says: Sequence[bytes] = ()
+
+    def copy(self) -> Call:
+        """Another one with the same values: `dataclasses.replace` takes five times as long."""
+        return Call(*_VALUES(self))
+
+
+_VALUES: Final = attrgetter(*(each.name for each in fields(Call)))

@@ -74,6 +74,18 @@ class Delivery(Generic[R]):
     `verdict` is that of the whole answer, once `deliver` is through.
     """
 
+    __slots__ = (
+        "_addresses",
+        "_call",
+        "_made",
+        "_outlet",
+        "_progress",
+        "_request",
+        "_resumed",
+        "_services",
+        "verdict",
+    )
+
     def __init__(
         self,
         services: Services,
@@ -133,14 +145,13 @@ class Delivery(Generic[R]):
             problem = _broken_off(answer.status, settled)
             own = own_lines(call, made, settled, personal=outlet.personal)
             return outlet.problem(call.dialect, problem, own, close=closing), answer.verdict
-        fields, own = answer_head(call, made, settled, answer, personal=outlet.personal)
         if answer.status == 101 and answer.response is not None:
-            response = self._shown(outlet.answer(answer, fields, own, b""))
+            response = self._begun(settled, answer, b"")
             return response, await self._tunnel(response, settled, answer.response)
         verdict = answer.verdict
         given = answer.whole and (answer.reader is None or answer.finished or not verdict.ok)
         body = answer.held if given else b""
-        response = self._shown(outlet.answer(answer, fields, own, body))
+        response = self._begun(settled, answer, body)
         if closing:
             response.close_connection()
         if not given:
@@ -154,8 +165,11 @@ class Delivery(Generic[R]):
             await response.write_eof()
         return response, verdict
 
-    def _shown(self, response: R) -> R:
-        """Let the caller's response be seen by who may have to end it early."""
+    def _begun(self, settled: Settled[HttpAnswer], answer: HttpAnswer, body: bytes) -> R:
+        """The response with an upstream's head, seen by who may have to end it early."""
+        personal = self._outlet.personal
+        fields, own = answer_head(self._call, self._made, settled, answer, personal=personal)
+        response = self._outlet.answer(answer, fields, own, body)
         if isinstance(response, CallerResponse):
             self._progress.response = response
         return response

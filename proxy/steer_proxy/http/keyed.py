@@ -8,7 +8,6 @@ again, a call that another process makes is followed, one that may have been mad
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from functools import partial
 from typing import Final
@@ -140,7 +139,8 @@ class KeyedCalls:
                 self._unprotected.add(identity.scope)
         elif run.joiners >= MAX_JOINERS:
             raise problems.IN_PROGRESS.refusal(call)
-        call.body.close()  # the run has its own
+        call.body.close()  # the run has its own, and it may take long
+        call.json = None
         run.joiners += 1
         try:
             resolution = await self._resolved(progress, run, call, first=first)
@@ -192,7 +192,7 @@ class KeyedCalls:
         self, request: BaseRequest, call: Call, identity: Identity, addresses: Addresses
     ) -> Run:
         # The run keeps the body: its callers may be gone long before it is done.
-        own = dataclasses.replace(call)
+        own = call.copy()
         call.body = EMPTY
         policy = call.route.policy.idempotency
         run = Run(

@@ -9,7 +9,6 @@ paid again, and a call that takes longer than the SDK's patience comes to an end
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -49,8 +48,10 @@ class Orphan:
     def adopted_by(self, call: Call) -> Call:
         """The call in whose name the exchange goes on; the request's body stays the first one's."""
         call.body.close()
-        call.body = EMPTY
-        return dataclasses.replace(call, body=self.call.body, served_from=self.call.id)
+        kept = call.copy()
+        kept.body, kept.served_from = self.call.body, self.call.id
+        call.body, call.json = EMPTY, None
+        return kept
 
 
 class Log(Protocol):
@@ -185,6 +186,7 @@ async def give_up(task: Exchanged) -> Settled[HttpAnswer] | None:
 
 def keep_body(call: Call) -> Call:
     """The call as its exchange keeps it, with the body, which its handler then leaves alone."""
-    kept = dataclasses.replace(call, silence=None)
-    call.body = EMPTY
+    kept = call.copy()
+    kept.silence = None
+    call.body, call.json = EMPTY, None
     return kept

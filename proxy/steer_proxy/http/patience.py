@@ -64,20 +64,16 @@ class Patience:
         """Serve a call whose SDK may give up waiting and come again: then its attempt goes on."""
         orphan = await self._orphans.adopt(call)
         if orphan is None:
-            made, spent = await self._services.prepare(call), Spent()
-            kept, digest = keep_body(call), None
-            kept.until = call.accepted_at + made.timeouts.total
-            deadline = deadline_of(call, made.timeouts.total)
-            exchange = self._services.exchange(kept, made, addresses, deadline, spent)
-            task = asyncio.create_task(exchange.run())
+            orphan = await self._begun(call, addresses)
         else:
-            made, spent, task = orphan.made, orphan.spent, orphan.task
-            kept, digest = orphan.adopted_by(call), orphan.digest
-            deadline = deadline_of(call, made.timeouts.total)
-        progress.made, progress.spent = made, spent
+            kept = orphan.adopted_by(call)
+            orphan = Orphan(kept, orphan.made, orphan.task, orphan.spent, digest=orphan.digest)
+        kept, made = orphan.call, orphan.made
+        progress.made, progress.spent = made, orphan.spent
         try:
-            waited_for = Orphan(kept, made, task, spent, digest=digest)
-            settled = await self._wait(progress, call, waited_for, deadline)
+            deadline = deadline_of(call, made.timeouts.total)
+            settled = await self._wait(progress, call, orphan, deadline)
+            del orphan  # and with it the exchange: a stream may last an hour
             _bear_silence(kept, settled, call.silence)
             progress.told = True
             delivery = Delivery(self._services, request, progress, kept, made, addresses, TO_CALLER)
@@ -85,6 +81,15 @@ class Patience:
         finally:
             if not progress.left:
                 kept.body.close()
+
+    async def _begun(self, call: Call, addresses: Addresses) -> Orphan:
+        """The call's own exchange, which may outlive its caller."""
+        made, spent = await self._services.prepare(call), Spent()
+        kept = keep_body(call)
+        kept.until = call.accepted_at + made.timeouts.total
+        deadline = deadline_of(call, made.timeouts.total)
+        exchange = self._services.exchange(kept, made, addresses, deadline, spent)
+        return Orphan(kept, made, asyncio.create_task(exchange.run()), spent)
 
     async def _wait(
         self, progress: CallProgress, call: Call, orphan: Orphan, deadline: float
