@@ -27,7 +27,7 @@ from bench.client import Connection, Load, Request, close, connect, run_calls
 from bench.measure import provider, scratch
 from bench.payload import JSON_CALL
 from bench.processes import Server, announced, steer
-from bench.report import short
+from bench.report import LOGGED, short
 
 #: Callers at once.
 CALLERS: Final = 64
@@ -410,7 +410,7 @@ def figures(run: Run) -> list[Figure]:
         *_rates("keyed calls, PostgreSQL", run.keyed_postgres, run.bare_again, 600),
         _cost("CPU per keyed call, beside an unkeyed one", run.unkeyed, run.keyed, 2.5),
         _cost("CPU per replay, beside an unkeyed call", run.unkeyed, run.replayed, 1.0),
-        _cost("CPU per unkeyed call, beside one not logged", run.forgotten, run.logged, 1.15),
+        _cost("CPU per unkeyed call, beside one not logged", run.forgotten, run.logged, LOGGED),
         _time(f"time per keyed call, {rows}, beside none", run.keyed_empty, run.keyed_full, 2.0),
         _time(f"time per replay, {rows}, beside none", run.replayed_empty, run.replayed_full, 2.0),
         Figure(

@@ -19,6 +19,12 @@ _MICRO: Final = 1e6
 _KILO: Final = 1 / 1024
 _MEGA: Final = 1 / 2**20
 
+#: What being written down may add to what a call costs.
+LOGGED: Final = 1.15
+
+#: What a call may cost beside the bare pass-through's, which writes nothing down.
+CALL: Final = 1.5 * LOGGED
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -47,7 +53,7 @@ def figures(run: Run) -> list[Figure]:
     together = f"{TOGETHER} callers"
     return [
         _cost("CPU per JSON call, 1 caller", bare.call_alone, steer.call_alone),
-        _cost(f"CPU per JSON call, {together}", bare.call_together, steer.call_together, 1.5),
+        _cost(f"CPU per JSON call, {together}", bare.call_together, steer.call_together, CALL),
         _cost(f"CPU per streamed chunk, {STREAMS} streams", bare.chunk, steer.chunk, 1.3),
         *_added("1 caller", direct.latency_alone, bare.latency_alone, steer.latency_alone),
         *_added(together, direct.latency_together, bare.latency_together, steer.latency_together),
@@ -154,7 +160,7 @@ def show(lines: Sequence[Figure]) -> None:
 def _target(line: Figure) -> str:
     if line.target is None:
         return ""
-    return f"<= {line.target:g} {line.unit}" if line.absolute else f"<= {line.target:g}x"
+    return f"<= {line.target:g} {line.unit}" if line.absolute else f"<= {line.target:.3g}x"
 
 
 def short(value: float) -> str:
