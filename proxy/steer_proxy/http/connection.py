@@ -3,6 +3,8 @@
 What aiohttp does not do, and this does:
 
 - bound the wait for a request's head, its total size, and what a chunked body may waste on framing;
+- bound the wait for a caller that does not read: a closed connection stays as long as something
+  of its last answer is not sent, and a write as long as nobody takes what came before;
 - tell the reader of a body that its framing broke, instead of leaving it to wait;
 - refuse to go on after a message whose end is in doubt. Its parser keeps the last trailer field of
   a chunked request and gives it to the next request on the connection as a header, and it throws
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -51,6 +54,15 @@ MAX_HEADERS: Final = 256
 OVERHEAD: Final = 64 * 1024
 OVERHEAD_PER_BYTE: Final = 16
 
+#: How long a caller may take nothing while more is written for it, in seconds. A stream's own bound
+#: is its route's; this one is for whoever does not read his answers, however small.
+UNREAD: Final = 3600.0
+
+#: How long it may take nothing of the rest of an answer when its connection is closed but for that,
+#: and how long that may take in all, in seconds.
+FAREWELL: Final = 10.0
+FAREWELLS: Final = 600.0
+
 #: How a chunked body ends that has neither trailers nor anything after it (RFC 9112 §7.1).
 _LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
 
@@ -74,15 +86,18 @@ class Connection(RequestHandler):
         "_body",
         "_broken",
         "_chunked",
+        "_farewell",
         "_full",
         "_head_size",
         "_head_timer",
         "_limits",
         "_line",
+        "_outlet",
         "_overhead",
         "_raw_end",
         "_shape",
         "_speaks",
+        "_unread",
         "reusable",
     )
 
@@ -101,6 +116,11 @@ class Connection(RequestHandler):
         self._full = full
         self._speaks = speaks
         self._head_timer: asyncio.TimerHandle | None = None
+        #: The transport until the connection is lost: aiohttp's own forgets it when it closes.
+        self._outlet: asyncio.Transport | None = None
+        #: What ends a wait for a caller that does not read.
+        self._unread: asyncio.TimerHandle | None = None
+        self._farewell: asyncio.TimerHandle | None = None
         #: Bytes that have come of a head that is not complete.
         self._head_size = 0
         #: Those bytes, up to the segment with the end of their first line.
@@ -136,7 +156,10 @@ class Connection(RequestHandler):
             return False
         if self._request_in_progress or self._messages:
             return False
-        transport.close()
+        if transport.get_write_buffer_size() > 0:
+            transport.abort()  # it would wait for who does not read
+        else:
+            transport.close()
         return True
 
     # --- the connection's life
@@ -150,12 +173,16 @@ class Connection(RequestHandler):
             transport.close()
             return
         super().connection_made(transport)
+        self._outlet = self.transport
         self._start_head_timer()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End what is under way."""
         self._stop_head_timer()
-        self._body = None
+        self._body = self._outlet = None
+        for timer in (self._unread, self._farewell):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     async def start(self) -> None:
@@ -165,11 +192,37 @@ class Connection(RequestHandler):
         except asyncio.CancelledError as error:
             # The task keeps it, aiohttp's frame keeps the task, and the last request besides.
             raise bare(error)  # noqa: B904 - itself
+        finally:
+            self._see_off(math.inf, self._loop.time() + FAREWELLS)
+
+    def _see_off(self, before: float, until: float) -> None:
+        """Let the caller have the rest of its last answer, for as long as it takes some of it."""
+        outlet = self._outlet
+        left = 0 if outlet is None else outlet.get_write_buffer_size()
+        if outlet is None or left == 0:
+            return  # the transport ends by itself
+        if left < before and self._loop.time() < until:
+            self._farewell = self._loop.call_later(FAREWELL, self._see_off, left, until)
+        else:
+            outlet.abort()
+
+    def pause_writing(self) -> None:
+        """More is written than the caller takes; it may take its time, but not for ever."""
+        super().pause_writing()
+        if self._outlet is not None:
+            self._unread = self._loop.call_later(UNREAD, self._outlet.abort)
+
+    def resume_writing(self) -> None:
+        """It reads on."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def abort(self) -> asyncio.Task[None] | None:
         """Drop the connection and whatever it does; returns the task that is ending."""
         task = self._task_handler
-        transport = self.transport
+        transport = self._outlet
         self.force_close()
         if transport is not None:
             transport.abort()

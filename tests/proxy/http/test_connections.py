@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import uvloop
 
+from steer_proxy.http.connection import FAREWELL, UNREAD, Connection
 from steer_proxy.http.server import LINGER
 from tests.provider import Answer, Pause
-from tests.support.raw import RawCaller, dialled, get, post, request, stage
+from tests.provider.answers import bytes_answer
+from tests.support.raw import RawCaller, Stage, dialled, get, post, request, stage
 
 #: Seconds; different from each other, so that a test sees which of them held.
 LIMITS = {"head_timeout": 7, "keep_alive": 20, "body_timeout": 11}
@@ -217,3 +222,71 @@ def test_on_uvloop(tmp_path: Path) -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
+
+
+# --- Callers that do not read ---------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def narrow(world: Stage) -> AsyncIterator[tuple[socket.socket, Connection]]:
+    """A caller that reads when it is told to, for whom the kernel keeps hardly anything; and its
+    connection."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as caller:
+        caller.setblocking(False)
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await loop.sock_connect(caller, ("127.0.0.1", world.port))
+        await asyncio.sleep(0.1)
+        (connection,) = world.steer.sidecar._calls.connections
+        assert isinstance(connection, Connection)
+        assert connection.transport is not None
+        ours = connection.transport.get_extra_info("socket")
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        yield caller, connection
+
+
+async def lost(connection: Connection, within: float) -> float:
+    """Seconds until nothing of a connection is left."""
+    began = now()
+    while connection._manager is not None:
+        assert now() - began < within
+        await asyncio.sleep(0.5)
+    return now() - began
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["closed", "kept alive"])
+async def test_the_rest_of_an_answer_that_nobody_reads(tmp_path: Path, closes: bool) -> None:
+    """It keeps its connection for a moment, whoever closed that; else it would for ever."""
+    async with stage(tmp_path, limits=LIMITS) as world, narrow(world) as (caller, connection):
+        world.provider.always(lambda *_: bytes_answer(200, b"x" * 60_000))
+        caller.sendall(get("/tool/x", *(["Connection: close"] if closes else [])))
+        await asyncio.sleep(1.0)
+        assert world.steer.gateway.active == 0
+        waited = await lost(connection, 60.0)
+        expected = FAREWELL if closes else FAREWELL + LIMITS["keep_alive"]
+        assert waited == pytest.approx(expected, abs=2.0)
+
+
+async def test_the_rest_of_an_answer_that_is_read_slowly(tmp_path: Path) -> None:
+    """As long as some of it is taken, the caller gets all of it."""
+    async with stage(tmp_path, limits=LIMITS) as world, narrow(world) as (caller, connection):
+        world.provider.always(lambda *_: bytes_answer(200, b"x" * 60_000))
+        caller.sendall(get("/tool/x", "Connection: close"))
+        await asyncio.sleep(1.0)
+        began, came = now(), b""
+        while data := await asyncio.get_running_loop().sock_recv(caller, 2048):
+            came += data
+            await asyncio.sleep(FAREWELL / 3)
+        assert came.endswith(b"\r\n\r\n" + b"x" * 60_000)
+        assert now() - began > 3 * FAREWELL
+        await lost(connection, 1.0)
+
+
+async def test_a_caller_that_reads_none_of_its_answers(tmp_path: Path) -> None:
+    """It holds them up for as long as it may, and no longer."""
+    async with stage(tmp_path, limits=LIMITS) as world, narrow(world) as (caller, connection):
+        world.provider.always(lambda *_: bytes_answer(200, b"x" * 60_000))
+        caller.sendall(get() * 5)
+        await asyncio.sleep(UNREAD - 10)
+        assert connection.busy
+        assert await lost(connection, 60.0) == pytest.approx(10, abs=2.0)
