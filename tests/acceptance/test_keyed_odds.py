@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import time
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from steer_proxy.http.journal import Journal
 from steer_proxy.ledger.memory import MemoryLedger
 from tests.provider import (
     Answer,
+    Attempt,
     Close,
     Data,
     Event,
@@ -353,6 +355,45 @@ async def test_a_live_answer_that_ends_with_its_head(
             caller.send(post(b"x", "/tool/x", *([KEY] if keyed else [])))
             assert (await caller.head()).status == 200
             assert (await caller.rest())[0] == b""
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br"])
+async def test_the_end_of_a_compressed_stream_waits_for_its_record(
+    tmp_path: Path, coding: str
+) -> None:
+    """An SDK stops at its last event, not at the end of the body: it must not have that before a
+    crash can take it no more. Where nobody can look into it, that is the last part."""
+    ledger = FaultyLedger(MemoryLedger(time.time))
+    go = asyncio.Event()
+    ledger.before("finish", go.wait)
+    async with stage(tmp_path, ledger) as at, dialled(at.port) as caller:
+        packer = zlib.compressobj(wbits=31) if coding == "gzip" else None
+
+        def packed(data: bytes) -> Send:
+            if packer is not None:
+                data = packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)
+            return Send(b"%x\r\n%b\r\n" % (len(data), data))
+
+        def coded(_: Attempt, healthy: Answer) -> Answer:
+            first, last = healthy.events[:3], healthy.events[3:]
+            head = (("Content-Type", "text/event-stream"), ("Content-Encoding", coding))
+            return Answer(
+                (
+                    Head(200, head, "chunked"),
+                    packed(b"".join(each.data for each in first)),
+                    Pause(0.5),
+                    packed(b"".join(each.data for each in last)),
+                    Finish(),
+                )
+            )
+
+        at.provider.always(coded)
+        caller.send(chat(KEY, stream=True))
+        assert (await caller.head()).status == 200
+        assert await caller.chunk()
+        assert await caller.silent(1.5)  # less than the ledger is given
+        go.set()
+        assert [data async for data in caller.chunks()]
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])

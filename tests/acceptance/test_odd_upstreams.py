@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from steer_proxy.http.response import MAX_INTERIM
 from tests.support.handmade import (
     END,
     STREAM_HEAD,
@@ -24,7 +25,7 @@ from tests.support.handmade import (
     read_request,
     reset,
 )
-from tests.support.raw import dialled, post
+from tests.support.raw import ask, dialled, post
 
 
 def now() -> float:
@@ -238,6 +239,42 @@ async def test_broken_framing_is_noticed_at_once(tmp_path: Path) -> None:
         data, _ = await caller.rest()
         assert now() - began < 5
     assert b"steer_stream_broken" in data
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: gzip\r\n",
+        b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+    ],
+)
+async def test_a_coding_in_a_second_line_is_seen(tmp_path: Path, head: bytes) -> None:
+    """It would reach the caller without its name, as if it were the answer."""
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + head + b"\r\n")
+        writer.write(b"7\r\n" + b'{"a":1}' + b"\r\n0\r\n\r\n")
+
+    async with handmade(talk) as port, before(tmp_path, port) as steer:
+        reply = await ask(steer.sidecar.port, chat(), "POST")
+    assert reply.status == 502
+    assert reply.json["error"]["code"] == "steer_upstream_broken"
+
+
+@pytest.mark.parametrize(("interim", "status"), [(MAX_INTERIM, 200), (MAX_INTERIM + 1, 502)])
+async def test_interim_answers_come_to_an_end(tmp_path: Path, interim: int, status: int) -> None:
+    """A flood of them would keep the process from all else until the answer is overdue."""
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" * interim)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    async with handmade(talk) as port, before(tmp_path, port) as steer:
+        reply = await ask(steer.sidecar.port, chat(), "POST")
+    assert reply.status == status
 
 
 async def test_an_error_beside_the_first_content(tmp_path: Path) -> None:

@@ -224,13 +224,19 @@ class Tariff:
 
 
 def _quote(rates: Iterable[Rate], usage: Usage, source: str, *, at_once: bool = False) -> Quote:
-    """What it cost. Where the price of something special in it is not known, it is estimated: as if
-    there were only plain tokens. So it is where a completion came that nobody counted."""
+    """What it cost. Where the price of something special in it is not known, it is estimated:
+    without that, else without its tier, else as if there were only plain tokens. So it is where a
+    completion came that nobody counted."""
     if usage.output is None and usage.streamed:
         usage, source = usage._replace(output=usage.streamed), _ESTIMATED
-    cost = _cost(rates, usage, at_once=at_once)
-    if cost is None and usage.special is not None:
-        cost, source = _cost(rates, usage._replace(special=None), at_once=at_once), _ESTIMATED
+    cost, special = _cost(rates, usage, at_once=at_once), usage.special
+    if cost is None and special is not None:
+        source = _ESTIMATED
+        priced = special._replace(unpriced=False)
+        for less in (priced, priced._replace(context=()), None):
+            cost = _cost(rates, usage._replace(special=less), at_once=at_once)
+            if cost is not None:
+                break
     return _NO_PRICE if cost is None else (cost, source)
 
 

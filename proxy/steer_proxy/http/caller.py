@@ -143,7 +143,7 @@ class CallerResponse(StreamResponse):
             return
         self._given += len(data)
         if data:
-            self.tail = data[-_TAIL:]
+            self.tail = (self.tail + data[-_TAIL:])[-_TAIL:]
         writer = self._payload_writer
         if not isinstance(writer, StreamWriter) or not writer.chunked or writer._headers_buf:  # noqa: SLF001
             await super().write(data)

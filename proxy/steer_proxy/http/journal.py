@@ -245,9 +245,13 @@ def _with_key(row: CallRow, call: Call) -> CallRow:
 
 
 def _unserved(row: CallRow, attempts: Sequence[AttemptRow]) -> tuple[CallRow, Sequence[AttemptRow]]:
-    """Rows of a call whose answer nobody had, without the costs that it would have with that."""
+    """Rows of a call whose answer nobody had, without the costs that it would have with that. What
+    is known of an attempt's own cost stays: its row alone would tell less."""
     wasted = [
-        each._replace(wasted=int(each.executed != Executed.NO), cost_nusd=None, cost_source=None)
+        each._replace(
+            wasted=int(each.executed != Executed.NO),
+            cost_source=None if each.cost_nusd is None else each.cost_source,
+        )
         for each in attempts
     ]
     return row._replace(cost_nusd=None, cost_source=None, wasted_nusd=None), wasted

@@ -110,6 +110,9 @@ class ToRecording:
         self, answer: HttpAnswer, fields: Sequence[Field], own: Sequence[bytes], body: bytes
     ) -> RecordedResponse:
         """The response for a provider's answer."""
+        reader = answer.reader
+        if reader is None and answer.witness is not None:
+            reader = answer.trace.reader  # a coded stream's
         return RecordedResponse(
             self._recording,
             self._began,
@@ -121,7 +124,7 @@ class ToRecording:
                 _plain_type(answer),
             ),
             body=body,
-            reader=answer.reader,
+            reader=reader,
         )
 
     def problem(

@@ -8,6 +8,7 @@ from typing import Final
 from aiohttp.web_request import BaseRequest
 
 from steer_policies.dialects.base import Progress, StreamReader
+from steer_policies.dialects.sse import is_event_stream
 from steer_policies.headers import Field
 from steer_proxy.http.recording import RecordedHead, Recording
 
@@ -18,8 +19,9 @@ _NOT_LOOKED: Final = -1
 class RecordedResponse:
     """Takes what a `CallerResponse` takes, and keeps back the end until the record is committed.
 
-    Of a stream the dialect knows, that is all from the event that finished it on; of an answer
-    whose length is known, its last part; of one that comes whole, everything.
+    Of a stream the dialect knows, that is all from the event that finished it on; of a tool's, its
+    framing alone, as nobody knows which event is the last; of an answer that comes whole,
+    everything; of any other its last part.
     """
 
     def __init__(
@@ -31,12 +33,14 @@ class RecordedResponse:
         body: bytes = b"",
         reader: StreamReader | None = None,
     ) -> None:
-        """`began` is called when the answer goes out before it is whole."""
+        """`began` is called when the answer goes out before it is whole; `reader` has seen what is
+        written when it is, in whatever coding."""
         self._recording = recording
         self._began = began
         self._head = head
         self._rest = body
         self._reader = reader
+        self._live = is_event_stream(head.content_type)
         self._length: int | None = _NOT_LOOKED
         self.media_type = head.content_type
         self.status = head.status
@@ -80,7 +84,8 @@ class RecordedResponse:
         else:
             if self._length == _NOT_LOOKED:
                 self._length = _announced(self._head.fields)
-            all_of_it = self._length is None or recording.size < self._length
+            length = self._length
+            all_of_it = self._live if length is None else recording.size < length
             recording.release(recording.size if all_of_it else before)
 
     async def write_eof(self, data: bytes = b"") -> None:

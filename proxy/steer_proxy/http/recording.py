@@ -130,7 +130,12 @@ class Recording:
     @property
     def tail(self) -> bytes:
         """The last bytes of the answer so far."""
-        return self._pieces[-1][-_TAIL:] if self._pieces else self._tail
+        tail = b""
+        for piece in reversed(self._pieces):
+            tail = piece[-_TAIL:] + tail
+            if len(tail) >= _TAIL:
+                return tail[-_TAIL:]
+        return (self._tail + tail)[-_TAIL:]
 
     @property
     def count(self) -> int:
@@ -148,7 +153,7 @@ class Recording:
         needed = min((reader.next for reader in self.readers), default=self.count)
         while self._pieces and self._first < needed and self._start < self.released:
             piece = self._pieces.popleft()
-            self._tail = piece[-_TAIL:]
+            self._tail = (self._tail + piece[-_TAIL:])[-_TAIL:]
             size = len(piece)
             self._start += size
             self._first += 1

@@ -53,9 +53,9 @@ async def relay_plain(
             while chunk := await response.read():
                 if ends is not None:
                     await ends.take(chunk)
-                await caller.write(chunk)
                 if witness is not None:
-                    await witness.feed(chunk)
+                    await witness.feed(chunk)  # first: what ends a stream is not given out at once
+                await caller.write(chunk)
                 if counts:
                     tail = chunk if len(chunk) >= GLIMPSE else answer.tail + chunk
                     answer.tail = tail[-GLIMPSE:]

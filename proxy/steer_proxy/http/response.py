@@ -29,6 +29,9 @@ _NO_HEADERS: Final = CIMultiDictProxy[str](CIMultiDict())
 
 _INTERIM: Final = range(100, 200)
 
+#: How many interim answers may come before the answer: servers send one or two.
+MAX_INTERIM: Final = 100
+
 
 class UpstreamError(Exception):
     """An exchange with an upstream failed; `failure` names the phase, `code` the cause."""
@@ -131,18 +134,20 @@ class UpstreamResponse:
 
     async def start(self) -> None:
         """Wait for the head, passing over interim answers (RFC 9110 §15.2)."""
-        while True:
+        for _ in range(MAX_INTERIM + 1):
             message, content = await self._protocol.read()
             if message.code not in _INTERIM or message.code == 101:
                 break
+        else:
+            raise UpstreamError(Failure.PROTOCOL, "interim answers without end")
         # aiohttp reads answers leniently; what is wrong with a head must not be passed on.
         values = b"".join([value for _, value in message.raw_headers])
         if b"\n" in values or b"\r" in values or b"\0" in values:
             raise UpstreamError(Failure.PROTOCOL, "a control character in a header")
         if not 100 <= message.code <= 599:
             raise UpstreamError(Failure.PROTOCOL, "a status line that is none")
-        coding = message.headers.get("Transfer-Encoding")
-        if coding is not None and coding.lower() != "chunked":
+        codings = message.headers.getall("Transfer-Encoding", ())
+        if codings and [each.lower() for each in codings] != ["chunked"]:
             raise UpstreamError(Failure.PROTOCOL, "a transfer coding that is not known")
         self._headed = True
         self._due = math.inf

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 #: there are, that many take some 25 ms.
 TURN: Final = 16 * 1024
 
-#: How many are looked at in all. What grows beyond that is no stream of a model's, and a few
-#: kilobytes of it could keep the process busy for minutes.
+#: How many are looked at in all, where each line and each piece count as some more: they take as
+#: long. What grows beyond that is no stream of a model's, and a few kilobytes of it could keep the
+#: process busy for minutes; this many take a second or two.
 MAX_SEEN: Final = 64 * 1024 * 1024
+LINE: Final = 64
+PIECE: Final = 256
 
 
 class Judge(Protocol):
@@ -87,10 +90,11 @@ class Witness:
         try:
             for plain in self._pieces(data):
                 # Reads that need not wait leave nobody a turn either: it is theirs together.
-                if len(plain) > self._turn:
+                cost = len(plain) + PIECE
+                if cost > self._turn:
                     self._turn = TURN
                     await asyncio.sleep(0)
-                self._turn -= len(plain)
+                self._turn -= cost
                 self._judge.feed(plain)
         except zlib.error:
             self._judged = False
@@ -102,7 +106,7 @@ class Witness:
                 yield data[start : start + TURN]
             return
         for plain in self._decoded(data, self._decoder):
-            self._left -= len(plain)
+            self._left -= len(plain) + LINE * plain.count(b"\n") + PIECE
             if self._left < 0:
                 self._judged = False
                 return
@@ -112,8 +116,7 @@ class Witness:
         """The text; a body may be several compressed ones in a row."""
         while True:
             plain = decoder.decompress(data, TURN)
-            if plain:
-                yield plain
+            yield plain
             if decoder.eof:
                 data = decoder.unused_data
                 decoder = self._decoder = new_decoder()

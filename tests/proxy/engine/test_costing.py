@@ -204,6 +204,24 @@ WRITTEN = (("cache_write_tokens", 1000), ("cache_write_1h_tokens", 400))
             id="no price",
         ),
         pytest.param(
+            "claude",
+            "claude-sonnet-4-5",
+            Usage(2000, 0, 100, special=Special(WRITTEN, unpriced=True)),
+            1000 * 3_000 + 600 * 3_750 + 400 * 6_000 + 100 * 15_000,
+            "estimated",
+            False,
+            id="no price, and written to the cache",
+        ),
+        pytest.param(
+            "claude",
+            "claude-sonnet-4-5",
+            Usage(2000, 0, 100, special=Special(WRITTEN, (("speed", "fast"),))),
+            1000 * 3_000 + 600 * 3_750 + 400 * 6_000 + 100 * 15_000,
+            "estimated",
+            True,
+            id="tier without a price, and written to the cache",
+        ),
+        pytest.param(
             "home",
             "gpt-audio",
             Usage(

@@ -260,7 +260,8 @@ async def test_its_last_bytes_are_known() -> None:
     recording.forget()
     assert recording.pieces() == []
     assert recording.tail == b"wo\n\n"
-    await recording.write(b"data: half")
-    assert recording.tail == b"half"
+    await recording.write(b"data: half\r\n\r")
+    await recording.write(b"\n")
+    assert recording.tail == b"\r\n\r\n"
     recording.withdraw()
     assert recording.tail == b"wo\n\n"
