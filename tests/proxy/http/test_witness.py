@@ -13,7 +13,9 @@ from steer_policies.dialects.json_end import JsonEnd
 from steer_policies.dialects.openai_stream import TypedReader
 from steer_proxy.http.coding import content_coding
 from steer_proxy.http.witness import (
+    LINE,
     MAX_SEEN,
+    PIECE,
     TURN,
     StreamEnd,
     Witness,
@@ -138,6 +140,22 @@ async def test_a_long_answer_is_not_judged_however_small_its_reads() -> None:
     for _ in range(80):
         await witness.feed(data)
     assert judge.all <= MAX_SEEN
+
+
+async def test_lines_are_counted_too() -> None:
+    """Empty ones take the longest to look at, and next to nothing to send; so do empty pieces."""
+    judge = Counting()
+    witness = seen_through("gzip", judge)
+    assert witness is not None
+    await witness.feed(gzip.compress(b"\n" * 8_000_000))
+    assert judge.all <= MAX_SEEN / LINE
+    witness = seen_through("gzip", judge)
+    assert witness is not None
+    others = asyncio.create_task(judge.turns())
+    judge.since = 1
+    await witness.feed(gzip.compress(b"") * (TURN // PIECE + 1))
+    others.cancel()
+    assert judge.since == 0
 
 
 def test_a_stream_may_end_without_an_empty_line() -> None:
